@@ -1,0 +1,1 @@
+"""Memory as a Service: the public API server, its client and its command line."""

@@ -1,0 +1,1 @@
+"""Generated from protos/memsvc/v1 by scripts/protos."""

@@ -1,0 +1,1 @@
+"""The worker that holds one MSA model: encode, route, generate."""

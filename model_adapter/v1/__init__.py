@@ -1,0 +1,1 @@
+"""Generated from protos/model_adapter/v1 by scripts/protos."""

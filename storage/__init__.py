@@ -1,0 +1,1 @@
+"""What is durable: records, KV blocks, LMDB, the catalog, archives. No torch, no gRPC."""

@@ -1,0 +1,47 @@
+"""Where things lie in the data folder. All of memsvc's files are under it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class DataFolder:
+    """Layout of one data folder. Holds names only; makes nothing by itself."""
+
+    root: Path
+
+    @property
+    def catalog(self) -> Path:
+        """SQLite catalog, when no other database is configured."""
+        return self.root / "catalog.db"
+
+    @property
+    def server_key(self) -> Path:
+        """Key that API keys and page tokens are signed with; mode 0600."""
+        return self.root / "server.key"
+
+    @property
+    def models(self) -> Path:
+        """Cache of fetched models."""
+        return self.root / "models"
+
+    @property
+    def worker_socket(self) -> Path:
+        """Unix socket of the supervised worker."""
+        return self.root / "worker.sock"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one memsvc process that writes here."""
+        return self.root / "memsvc.lock"
+
+    @property
+    def staging(self) -> Path:
+        """Imports and exports on their way; emptied at start."""
+        return self.root / "staging"
+
+    def tenant(self, tenant: str) -> Path:
+        """LMDB environment of one tenant."""
+        return self.root / "tenants" / tenant

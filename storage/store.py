@@ -1,0 +1,157 @@
+"""The store contract: source documents and KV blocks of one tenant.
+
+One store holds one tenant. Writes are atomic and durable when they return; a
+memory is named by its uid (16 bytes), an encoding by the first 16 bytes of the
+model identity. `tests/storage/contract.py` holds every implementation to this.
+Calls block; callers in an event loop run them in a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NewType, Protocol
+
+from storage.documents import Source
+from storage.layout import Bits, KVBlock, KVLayout
+
+MemoryUid = NewType("MemoryUid", bytes)
+EncodingId = NewType("EncodingId", bytes)
+
+
+class StorageError(Exception):
+    """Root of what a store raises on its own account."""
+
+
+class StorageFullError(StorageError):
+    """Disk or map is full; nothing of the call was written."""
+
+
+class RecordNotFoundError(StorageError, KeyError):
+    """No such record."""
+
+
+class CorruptRecordError(StorageError):
+    """A record's bytes do not match its checksum, key or lengths."""
+
+
+class ForeignRecordError(StorageError):
+    """A record of another format version, model or layout."""
+
+
+@dataclass(frozen=True)
+class StoredDocument:
+    """A source document. text_bytes: UTF-8 bytes of its text."""
+
+    number: int
+    revision: int
+    created_at_us: int
+    source: Source
+
+
+@dataclass(frozen=True, eq=False)
+class RoutingPart:
+    """Routing keys of one document, [L, C, E], copied out of the store."""
+
+    number: int
+    tokens: int
+    routing_key_LCE: Bits
+
+
+@dataclass(frozen=True, eq=False)
+class ContentPart:
+    """Content KV of one document, [L, C, E], copied out of the store.
+
+    key_LCE is None when the layout routes with the content keys.
+    """
+
+    number: int
+    key_LCE: Bits | None
+    value_LCE: Bits
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing `check` found wrong. key: the record's key in hex."""
+
+    key: str
+    problem: str
+
+
+class BlockReader(Protocol):
+    """What a worker may do: read."""
+
+    def get_document(self, memory: MemoryUid, number: int) -> StoredDocument:
+        """Raises RecordNotFoundError, CorruptRecordError."""
+
+    def iter_documents(
+        self, memory: MemoryUid, first: int = 0, last: int | None = None
+    ) -> Iterator[StoredDocument]:
+        """Documents with first <= number <= last, ascending."""
+
+    def block_numbers(
+        self, memory: MemoryUid, encoding: EncodingId, first: int = 0, last: int | None = None
+    ) -> list[int]:
+        """Numbers of the documents that have a block, ascending."""
+
+    def iter_routing(
+        self,
+        memory: MemoryUid,
+        encoding: EncodingId,
+        layout: KVLayout,
+        first: int = 0,
+        last: int | None = None,
+    ) -> Iterator[RoutingPart]:
+        """Routing keys in ascending document number. Raises CorruptRecordError, ForeignRecordError."""
+
+    def get_content(
+        self, memory: MemoryUid, encoding: EncodingId, layout: KVLayout, number: int
+    ) -> ContentPart:
+        """Raises RecordNotFoundError, CorruptRecordError, ForeignRecordError."""
+
+    def close(self) -> None:
+        """Frees the handle; further calls raise StorageError."""
+
+
+class TenantStore(BlockReader, Protocol):
+    """What memsvc, the only writer, may do besides."""
+
+    def put_documents(self, memory: MemoryUid, documents: Sequence[StoredDocument]) -> int:
+        """Writes all or none, replacing what has the same number. Returns stored bytes.
+
+        Raises StorageFullError.
+        """
+
+    def put_blocks(
+        self, memory: MemoryUid, encoding: EncodingId, layout: KVLayout, blocks: Sequence[KVBlock]
+    ) -> int:
+        """Writes all or none, replacing what has the same number. Returns stored bytes.
+
+        Raises LayoutError for a block that does not fit, StorageFullError.
+        """
+
+    def delete_documents(self, memory: MemoryUid, numbers: Sequence[int]) -> None:
+        """Removes texts and the blocks of every encoding. Unknown numbers are no error."""
+
+    def delete_blocks(
+        self, memory: MemoryUid, encoding: EncodingId, numbers: Sequence[int]
+    ) -> None:
+        """Removes blocks alone, so that they are made again. Unknown numbers are no error."""
+
+    def delete_encoding(self, memory: MemoryUid, encoding: EncodingId) -> None:
+        """Removes every block of one encoding."""
+
+    def delete_memory(self, memory: MemoryUid) -> None:
+        """Removes everything under a memory. An unknown one is no error."""
+
+    def memories(self) -> list[MemoryUid]:
+        """Every memory that has a record."""
+
+    def encodings(self, memory: MemoryUid) -> list[EncodingId]:
+        """Every encoding of a memory that has a record."""
+
+    def document_numbers(self, memory: MemoryUid) -> list[int]:
+        """Numbers of the stored documents, ascending; reads no values."""
+
+    def check(self) -> Iterator[Finding]:
+        """Verifies every record; yields nothing when all are sound."""
