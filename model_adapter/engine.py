@@ -103,7 +103,7 @@ class MemoryView(Protocol):
         """
 
     def content(self, layer: int, documents: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values [c, E] of the documents at these positions in numbers_N, in that order."""
+        """Keys and values [c, E] of the documents at these positions in numbers_N, in order."""
 
     def text(self, number: int) -> str:
         """The rendered source text of a document. Raises KeyError for an unknown number."""

@@ -102,7 +102,7 @@ class BlockReader(Protocol):
         first: int = 0,
         last: int | None = None,
     ) -> Iterator[RoutingPart]:
-        """Routing keys in ascending document number. Raises CorruptRecordError, ForeignRecordError."""
+        """Ascending document number. Raises CorruptRecordError, ForeignRecordError."""
 
     def get_content(
         self, memory: MemoryUid, encoding: EncodingId, layout: KVLayout, number: int
