@@ -65,7 +65,9 @@ class Tenant(_message.Message):
     display_name: _builtins.str
     """Empty: none. At most 256 bytes."""
     @_builtins.property
-    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was made."""
+
     def __init__(
         self,
         *,
@@ -96,8 +98,11 @@ class ApiKey(_message.Message):
     display_name: _builtins.str
     """Empty: none. At most 256 bytes."""
     scope: Global___Scope.ValueType
+    """What the key may do."""
     @_builtins.property
-    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was made."""
+
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """Unset: does not expire."""
@@ -156,6 +161,7 @@ class GetTenantRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """"tenants/{tenant}"."""
     def __init__(
         self,
         *,
@@ -202,7 +208,9 @@ class ListTenantsResponse(_message.Message):
     next_page_token: _builtins.str
     """Empty: there is no more."""
     @_builtins.property
-    def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tenant]: ...
+    def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tenant]:
+        """Newest first."""
+
     def __init__(
         self,
         *,
@@ -223,6 +231,7 @@ class DeleteTenantRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """"tenants/{tenant}"."""
     def __init__(
         self,
         *,
@@ -271,7 +280,9 @@ class CreateApiKeyResponse(_message.Message):
     secret: _builtins.str
     """The credential itself. It is stored only as a hash and cannot be shown again."""
     @_builtins.property
-    def api_key(self) -> Global___ApiKey: ...
+    def api_key(self) -> Global___ApiKey:
+        """The key without its secret."""
+
     def __init__(
         self,
         *,
@@ -323,7 +334,9 @@ class ListApiKeysResponse(_message.Message):
     next_page_token: _builtins.str
     """Empty: there is no more."""
     @_builtins.property
-    def api_keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___ApiKey]: ...
+    def api_keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___ApiKey]:
+        """Newest first, without secrets."""
+
     def __init__(
         self,
         *,
@@ -344,6 +357,7 @@ class RevokeApiKeyRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """"tenants/{tenant}/apiKeys/{api_key}"."""
     def __init__(
         self,
         *,
@@ -393,7 +407,9 @@ class TenantUsage(_message.Message):
     name: _builtins.str
     """"tenants/{tenant}"."""
     memories: _builtins.int
+    """Memories held now."""
     documents: _builtins.int
+    """Documents held now."""
     text_bytes: _builtins.int
     """Bytes of source text."""
     block_bytes: _builtins.int
@@ -401,8 +417,11 @@ class TenantUsage(_message.Message):
     queries: _builtins.int
     """Since the tenant was made."""
     question_tokens: _builtins.int
+    """Tokens of all questions, since the tenant was made."""
     answer_tokens: _builtins.int
+    """Tokens of all answers, since the tenant was made."""
     encoded_tokens: _builtins.int
+    """Tokens encoded into blocks, since the tenant was made."""
     def __init__(
         self,
         *,

@@ -81,13 +81,15 @@ class AdminServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def CreateTenant(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Makes an empty tenant.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetTenant(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Reads one tenant.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')

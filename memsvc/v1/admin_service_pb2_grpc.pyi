@@ -36,7 +36,9 @@ class AdminServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AdminServiceAsyncStub: ...
     CreateTenant: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CreateTenantRequest, _admin_service_pb2.Tenant]
+    """Makes an empty tenant."""
     GetTenant: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetTenantRequest, _admin_service_pb2.Tenant]
+    """Reads one tenant."""
     ListTenants: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListTenantsRequest, _admin_service_pb2.ListTenantsResponse]
     """Lists tenants, newest first."""
     DeleteTenant: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteTenantRequest, _empty_pb2.Empty]
@@ -54,7 +56,9 @@ class AdminServiceStub:
 class AdminServiceAsyncStub(AdminServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateTenant: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateTenantRequest, _admin_service_pb2.Tenant]  # type: ignore[assignment]
+    """Makes an empty tenant."""
     GetTenant: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetTenantRequest, _admin_service_pb2.Tenant]  # type: ignore[assignment]
+    """Reads one tenant."""
     ListTenants: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListTenantsRequest, _admin_service_pb2.ListTenantsResponse]  # type: ignore[assignment]
     """Lists tenants, newest first."""
     DeleteTenant: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteTenantRequest, _empty_pb2.Empty]  # type: ignore[assignment]
@@ -74,14 +78,16 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _admin_service_pb2.CreateTenantRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.Tenant, _abc.Awaitable[_admin_service_pb2.Tenant]]: ...
+    ) -> _typing.Union[_admin_service_pb2.Tenant, _abc.Awaitable[_admin_service_pb2.Tenant]]:
+        """Makes an empty tenant."""
 
     @_abc_1.abstractmethod
     def GetTenant(
         self,
         request: _admin_service_pb2.GetTenantRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.Tenant, _abc.Awaitable[_admin_service_pb2.Tenant]]: ...
+    ) -> _typing.Union[_admin_service_pb2.Tenant, _abc.Awaitable[_admin_service_pb2.Tenant]]:
+        """Reads one tenant."""
 
     @_abc_1.abstractmethod
     def ListTenants(

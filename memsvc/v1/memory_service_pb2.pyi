@@ -68,6 +68,7 @@ class GetMemoryRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """"memories/{memory}"."""
     def __init__(
         self,
         *,
@@ -114,7 +115,9 @@ class ListMemoriesResponse(_message.Message):
     next_page_token: _builtins.str
     """Empty: there is no more."""
     @_builtins.property
-    def memories(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Memory]: ...
+    def memories(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Memory]:
+        """Newest first."""
+
     def __init__(
         self,
         *,
@@ -165,6 +168,7 @@ class DeleteMemoryRequest(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     ALLOW_MISSING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """"memories/{memory}"."""
     etag: _builtins.str
     """Empty: delete whatever its etag is."""
     allow_missing: _builtins.bool
@@ -300,9 +304,13 @@ class PutDocumentsRequest(_message.Message):
         title: _builtins.str
         """As in TextSource."""
         @_builtins.property
-        def occurred_at(self) -> _timestamp_pb2.Timestamp: ...
+        def occurred_at(self) -> _timestamp_pb2.Timestamp:
+            """As in TextSource."""
+
         @_builtins.property
-        def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+        def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+            """As in TextSource."""
+
         def __init__(
             self,
             *,
@@ -324,9 +332,13 @@ class PutDocumentsRequest(_message.Message):
     limits; the whole call carries at most 1000 documents and 64 MiB.
     """
     @_builtins.property
-    def header(self) -> Global___PutDocumentsRequest.Header: ...
+    def header(self) -> Global___PutDocumentsRequest.Header:
+        """First message of the stream, and only there."""
+
     @_builtins.property
-    def document_start(self) -> Global___PutDocumentsRequest.DocumentStart: ...
+    def document_start(self) -> Global___PutDocumentsRequest.DocumentStart:
+        """Ends the document before and begins the next."""
+
     def __init__(
         self,
         *,
@@ -351,6 +363,7 @@ class PutDocumentsResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     DOCUMENTS_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
+    """Revision this call made."""
     @_builtins.property
     def documents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the new documents, in order."""
@@ -384,6 +397,7 @@ class ListDocumentsRequest(_message.Message):
     page_token: _builtins.str
     """next_page_token of the call before. Empty: from the start."""
     view: _resources_pb2.DocumentView.ValueType
+    """Unset: BASIC."""
     def __init__(
         self,
         *,
@@ -409,7 +423,9 @@ class ListDocumentsResponse(_message.Message):
     next_page_token: _builtins.str
     """Empty: there is no more."""
     @_builtins.property
-    def documents(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Document]: ...
+    def documents(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Document]:
+        """By ascending number."""
+
     def __init__(
         self,
         *,
@@ -431,7 +447,9 @@ class GetDocumentRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     VIEW_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """"memories/{memory}/documents/{number}"."""
     view: _resources_pb2.DocumentView.ValueType
+    """Unset: FULL."""
     def __init__(
         self,
         *,
@@ -482,6 +500,7 @@ class DeleteDocumentsResponse(_message.Message):
 
     REVISION_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
+    """Revision this call made."""
     def __init__(
         self,
         *,
@@ -515,7 +534,9 @@ class QueryRequest(_message.Message):
     when the call arrives.
     """
     @_builtins.property
-    def options(self) -> Global___GenerationOptions: ...
+    def options(self) -> Global___GenerationOptions:
+        """Unset: every option's default."""
+
     def __init__(
         self,
         *,
@@ -585,15 +606,25 @@ class QueryResponse(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def routing(self) -> Global___Routing: ...
+    def routing(self) -> Global___Routing:
+        """What a round's routing chose."""
+
     @_builtins.property
-    def citation(self) -> Global___Citation: ...
+    def citation(self) -> Global___Citation:
+        """A document put before the model."""
+
     @_builtins.property
-    def text(self) -> Global___TextDelta: ...
+    def text(self) -> Global___TextDelta:
+        """The next piece of the answer."""
+
     @_builtins.property
-    def usage(self) -> Global___Usage: ...
+    def usage(self) -> Global___Usage:
+        """What the answer cost."""
+
     @_builtins.property
-    def done(self) -> Global___Done: ...
+    def done(self) -> Global___Done:
+        """The last event."""
+
     def __init__(
         self,
         *,
@@ -654,6 +685,7 @@ class Citation(_message.Message):
     document: _builtins.str
     """"memories/{memory}/documents/{number}"."""
     number: _builtins.int
+    """The document's number."""
     round: _builtins.int
     """Round that brought it in."""
     @_builtins.property
@@ -712,13 +744,17 @@ class Usage(_message.Message):
     TIME_TO_FIRST_TOKEN_MS_FIELD_NUMBER: _builtins.int
     TOTAL_MS_FIELD_NUMBER: _builtins.int
     question_tokens: _builtins.int
+    """Tokens of the question alone."""
     answer_tokens: _builtins.int
+    """Tokens of the answer."""
     document_tokens: _builtins.int
     """Tokens of document text put in."""
     routed_documents: _builtins.int
     """Memory the routing looked at."""
     routed_chunks: _builtins.int
+    """Chunks of those documents."""
     rounds: _builtins.int
+    """Rounds of routing, from 1."""
     queue_ms: _builtins.float
     """Time in the worker's queue, in milliseconds."""
     page_in_ms: _builtins.float
@@ -726,7 +762,9 @@ class Usage(_message.Message):
     routing_ms: _builtins.float
     """Time in routing products and selection."""
     time_to_first_token_ms: _builtins.float
+    """From arrival at the worker to the first token of the answer."""
     total_ms: _builtins.float
+    """From arrival at the worker to the last token."""
     def __init__(
         self,
         *,
@@ -783,6 +821,7 @@ class Done(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     reason: Global___Done.Reason.ValueType
+    """Why the answer ended."""
     revision: _builtins.int
     """Revision the answer saw."""
     model: _builtins.str
@@ -823,6 +862,7 @@ class RetrieveRequest(_message.Message):
     limit: _builtins.int
     """Documents to return, 1 to 100. 0: 10."""
     view: _resources_pb2.DocumentView.ValueType
+    """How much of each document the reply carries. Unset: FULL."""
     def __init__(
         self,
         *,
@@ -883,6 +923,7 @@ class RankedDocument(_message.Message):
     document: _builtins.str
     """"memories/{memory}/documents/{number}"."""
     number: _builtins.int
+    """The document's number."""
     score: _builtins.float
     """Comparable within one reply only: larger is better."""
     @_builtins.property
@@ -918,9 +959,11 @@ class LayerScore(_message.Message):
     RANK_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
     layer: _builtins.int
+    """Index of the layer within the model, from 0."""
     rank: _builtins.int
     """From 1."""
     score: _builtins.float
+    """The layer's own score of the document: larger is better."""
     def __init__(
         self,
         *,
@@ -942,6 +985,7 @@ class WatchMemoryRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """"memories/{memory}"."""
     def __init__(
         self,
         *,
@@ -963,9 +1007,13 @@ class WatchMemoryResponse(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     ENCODINGS_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
+    """Counts the memory's writes. 0: nothing was ever written."""
     state: _resources_pb2.Memory.State.ValueType
+    """State of the memory."""
     @_builtins.property
-    def encodings(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Encoding]: ...
+    def encodings(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Encoding]:
+        """One per attached model."""
+
     def __init__(
         self,
         *,
@@ -988,6 +1036,7 @@ class ExportMemoryRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     WITHOUT_BLOCKS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """"memories/{memory}"."""
     without_blocks: _builtins.bool
     """True: leave the KV blocks out; the importing side encodes afresh."""
     def __init__(
@@ -1065,7 +1114,9 @@ class ImportMemoryRequest(_message.Message):
     data: _builtins.bytes
     """At most 2 MiB."""
     @_builtins.property
-    def header(self) -> Global___ImportMemoryRequest.Header: ...
+    def header(self) -> Global___ImportMemoryRequest.Header:
+        """First message of the stream, and only there."""
+
     def __init__(
         self,
         *,
@@ -1094,7 +1145,9 @@ class ImportMemoryResponse(_message.Message):
     documents_to_encode: _builtins.int
     """Documents that are encoded afresh."""
     @_builtins.property
-    def memory(self) -> _resources_pb2.Memory: ...
+    def memory(self) -> _resources_pb2.Memory:
+        """The memory made."""
+
     def __init__(
         self,
         *,
@@ -1143,7 +1196,9 @@ class ListModelsResponse(_message.Message):
     next_page_token: _builtins.str
     """Empty: there is no more."""
     @_builtins.property
-    def models(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Model]: ...
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Model]:
+        """By name."""
+
     def __init__(
         self,
         *,

@@ -41,6 +41,7 @@ class MemoryServiceStub:
     CreateMemory: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.CreateMemoryRequest, _resources_pb2.Memory]
     """Creates an empty memory."""
     GetMemory: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.GetMemoryRequest, _resources_pb2.Memory]
+    """Reads one memory."""
     ListMemories: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.ListMemoriesRequest, _memory_service_pb2.ListMemoriesResponse]
     """Lists the tenant's memories, newest first."""
     UpdateMemory: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.UpdateMemoryRequest, _resources_pb2.Memory]
@@ -58,6 +59,7 @@ class MemoryServiceStub:
     ListDocuments: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.ListDocumentsRequest, _memory_service_pb2.ListDocumentsResponse]
     """Lists documents by ascending number."""
     GetDocument: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.GetDocumentRequest, _resources_pb2.Document]
+    """Reads one document."""
     DeleteDocuments: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.DeleteDocumentsRequest, _memory_service_pb2.DeleteDocumentsResponse]
     """Deletes documents: all those named, or none."""
     Query: _grpc.UnaryStreamMultiCallable[_memory_service_pb2.QueryRequest, _memory_service_pb2.QueryResponse]
@@ -79,6 +81,7 @@ class MemoryServiceStub:
     archive was received and verified.
     """
     ListModels: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.ListModelsRequest, _memory_service_pb2.ListModelsResponse]
+    """Lists the models that workers serve or have served, by name."""
 
 @_typing.type_check_only
 class MemoryServiceAsyncStub(MemoryServiceStub):
@@ -86,6 +89,7 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     CreateMemory: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.CreateMemoryRequest, _resources_pb2.Memory]  # type: ignore[assignment]
     """Creates an empty memory."""
     GetMemory: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.GetMemoryRequest, _resources_pb2.Memory]  # type: ignore[assignment]
+    """Reads one memory."""
     ListMemories: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ListMemoriesRequest, _memory_service_pb2.ListMemoriesResponse]  # type: ignore[assignment]
     """Lists the tenant's memories, newest first."""
     UpdateMemory: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.UpdateMemoryRequest, _resources_pb2.Memory]  # type: ignore[assignment]
@@ -103,6 +107,7 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     ListDocuments: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ListDocumentsRequest, _memory_service_pb2.ListDocumentsResponse]  # type: ignore[assignment]
     """Lists documents by ascending number."""
     GetDocument: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.GetDocumentRequest, _resources_pb2.Document]  # type: ignore[assignment]
+    """Reads one document."""
     DeleteDocuments: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.DeleteDocumentsRequest, _memory_service_pb2.DeleteDocumentsResponse]  # type: ignore[assignment]
     """Deletes documents: all those named, or none."""
     Query: _aio.UnaryStreamMultiCallable[_memory_service_pb2.QueryRequest, _memory_service_pb2.QueryResponse]  # type: ignore[assignment]
@@ -124,6 +129,7 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     archive was received and verified.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ListModelsRequest, _memory_service_pb2.ListModelsResponse]  # type: ignore[assignment]
+    """Lists the models that workers serve or have served, by name."""
 
 class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -139,7 +145,8 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _memory_service_pb2.GetMemoryRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_resources_pb2.Memory, _abc.Awaitable[_resources_pb2.Memory]]: ...
+    ) -> _typing.Union[_resources_pb2.Memory, _abc.Awaitable[_resources_pb2.Memory]]:
+        """Reads one memory."""
 
     @_abc_1.abstractmethod
     def ListMemories(
@@ -198,7 +205,8 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _memory_service_pb2.GetDocumentRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_resources_pb2.Document, _abc.Awaitable[_resources_pb2.Document]]: ...
+    ) -> _typing.Union[_resources_pb2.Document, _abc.Awaitable[_resources_pb2.Document]]:
+        """Reads one document."""
 
     @_abc_1.abstractmethod
     def DeleteDocuments(
@@ -261,6 +269,7 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _memory_service_pb2.ListModelsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_memory_service_pb2.ListModelsResponse, _abc.Awaitable[_memory_service_pb2.ListModelsResponse]]: ...
+    ) -> _typing.Union[_memory_service_pb2.ListModelsResponse, _abc.Awaitable[_memory_service_pb2.ListModelsResponse]]:
+        """Lists the models that workers serve or have served, by name."""
 
 def add_MemoryServiceServicer_to_server(servicer: MemoryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -34,9 +34,13 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     ROLE_UNSPECIFIED: _Role.ValueType  # 0
     """Refused in a request."""
     USER: _Role.ValueType  # 1
+    """The person whose memory it is, or another human."""
     ASSISTANT: _Role.ValueType  # 2
+    """The application's model."""
     SYSTEM: _Role.ValueType  # 3
+    """The application itself."""
     TOOL: _Role.ValueType  # 4
+    """The result of a tool call."""
 
 class Role(_Role, metaclass=_RoleEnumTypeWrapper):
     """Who speaks in a turn."""
@@ -44,9 +48,13 @@ class Role(_Role, metaclass=_RoleEnumTypeWrapper):
 ROLE_UNSPECIFIED: Role.ValueType  # 0
 """Refused in a request."""
 USER: Role.ValueType  # 1
+"""The person whose memory it is, or another human."""
 ASSISTANT: Role.ValueType  # 2
+"""The application's model."""
 SYSTEM: Role.ValueType  # 3
+"""The application itself."""
 TOOL: Role.ValueType  # 4
+"""The result of a tool call."""
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
 class _DocumentView:
@@ -146,6 +154,7 @@ class Memory(_message.Message):
     display_name: _builtins.str
     """For people. Empty: none. At most 256 bytes."""
     state: Global___Memory.State.ValueType
+    """Where the memory stands in its life."""
     revision: _builtins.int
     """Counts the memory's writes. 0: nothing was ever written."""
     document_count: _builtins.int
@@ -173,9 +182,13 @@ class Memory(_message.Message):
         """One per attached model. Empty until a model has been seen."""
 
     @_builtins.property
-    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was made."""
+
     @_builtins.property
-    def update_time(self) -> _timestamp_pb2.Timestamp: ...
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """When it last changed."""
+
     def __init__(
         self,
         *,
@@ -242,6 +255,7 @@ class PackingPolicy(_message.Message):
     WINDOW_TURNS_FIELD_NUMBER: _builtins.int
     MAX_DOCUMENT_BYTES_FIELD_NUMBER: _builtins.int
     mode: Global___PackingPolicy.Mode.ValueType
+    """Unset: the server's default."""
     window_turns: _builtins.int
     """WINDOW only, 2 to 64. 0: 4."""
     max_document_bytes: _builtins.int
@@ -306,9 +320,11 @@ class Encoding(_message.Message):
     model: _builtins.str
     """"models/{model}"."""
     state: Global___Encoding.State.ValueType
+    """Whether documents wait."""
     encoded_revision: _builtins.int
     """Every document added at or before this revision is encoded."""
     encoded_documents: _builtins.int
+    """Documents that have a block."""
     pending_documents: _builtins.int
     """Documents that still wait."""
     tokens: _builtins.int
@@ -375,6 +391,7 @@ class Turn(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     role: Global___Role.ValueType
+    """Who speaks."""
     text: _builtins.str
     """What was said. 1 to 262144 bytes of UTF-8 without control characters other
     than tab, line feed and carriage return.
@@ -495,11 +512,17 @@ class Document(_message.Message):
     text_bytes: _builtins.int
     """Bytes of the source text."""
     @_builtins.property
-    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was appended; see Turn.occurred_at for when it was said."""
+
     @_builtins.property
-    def conversation(self) -> Global___Conversation: ...
+    def conversation(self) -> Global___Conversation:
+        """Set for appended turns."""
+
     @_builtins.property
-    def text(self) -> Global___TextSource: ...
+    def text(self) -> Global___TextSource:
+        """Set for a text that was put."""
+
     def __init__(
         self,
         *,
@@ -529,7 +552,9 @@ class Conversation(_message.Message):
 
     TURNS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def turns(self) -> _containers.RepeatedCompositeFieldContainer[Global___Turn]: ...
+    def turns(self) -> _containers.RepeatedCompositeFieldContainer[Global___Turn]:
+        """At least one."""
+
     def __init__(
         self,
         *,
@@ -580,7 +605,9 @@ class Model(_message.Message):
     name: _builtins.str
     """"models/{model}"."""
     display_name: _builtins.str
+    """For people."""
     state: Global___Model.State.ValueType
+    """Whether a worker serves it."""
     identity: _builtins.str
     """Hash over weights, config, tokenizer, template, KV layout and block
     format: 64 hex digits. Blocks are valid for one identity only.
@@ -588,9 +615,13 @@ class Model(_message.Message):
     default_model: _builtins.bool
     """The model used when a request names none."""
     @_builtins.property
-    def layout(self) -> Global___KVLayout: ...
+    def layout(self) -> Global___KVLayout:
+        """Shape of its stored KV."""
+
     @_builtins.property
-    def limits(self) -> Global___ModelLimits: ...
+    def limits(self) -> Global___ModelLimits:
+        """What it takes."""
+
     def __init__(
         self,
         *,
@@ -623,7 +654,9 @@ class KVLayout(_message.Message):
     DTYPE_FIELD_NUMBER: _builtins.int
     SEPARATE_ROUTING_KEYS_FIELD_NUMBER: _builtins.int
     kv_heads: _builtins.int
+    """Key-value heads per layer."""
     head_dim: _builtins.int
+    """Values per head."""
     pool_tokens: _builtins.int
     """Consecutive tokens mean-pooled into one chunk."""
     dtype: _builtins.str

@@ -58,18 +58,27 @@ class GetInfoResponse(_message.Message):
     model_id: _builtins.str
     """Last part of the model's resource name."""
     display_name: _builtins.str
+    """For people."""
     identity: _builtins.str
     """64 hex digits; see memsvc.v1.Model.identity."""
     max_document_tokens: _builtins.int
+    """Longest document, in tokens."""
     max_question_tokens: _builtins.int
+    """Longest question, in tokens."""
     max_answer_tokens: _builtins.int
+    """Most tokens of one answer."""
     device: _builtins.str
     """Where it runs and in what precision, e.g. "cpu" and "bf16"."""
     compute_dtype: _builtins.str
+    """Precision of the arithmetic."""
     @_builtins.property
-    def layout(self) -> Global___KVLayout: ...
+    def layout(self) -> Global___KVLayout:
+        """Shape of the blocks it makes."""
+
     @_builtins.property
-    def residency(self) -> Global___ResidencyInfo: ...
+    def residency(self) -> Global___ResidencyInfo:
+        """What it holds now."""
+
     def __init__(
         self,
         *,
@@ -104,12 +113,19 @@ class ResidencyInfo(_message.Message):
     RUNNING_QUERIES_FIELD_NUMBER: _builtins.int
     WAITING_QUERIES_FIELD_NUMBER: _builtins.int
     routing_bytes: _builtins.int
+    """Routing keys held on the device."""
     routing_budget_bytes: _builtins.int
+    """Most it may hold."""
     content_bytes: _builtins.int
+    """Content KV held in host memory."""
     content_budget_bytes: _builtins.int
+    """Most it may hold."""
     resident_memories: _builtins.int
+    """Memories with routing keys on the device."""
     running_queries: _builtins.int
+    """Queries in the running batch."""
     waiting_queries: _builtins.int
+    """Queries admitted and not yet running."""
     def __init__(
         self,
         *,
@@ -142,12 +158,19 @@ class KVLayout(_message.Message):
     DTYPE_FIELD_NUMBER: _builtins.int
     SEPARATE_ROUTING_KEYS_FIELD_NUMBER: _builtins.int
     kv_heads: _builtins.int
+    """Key-value heads per layer."""
     head_dim: _builtins.int
+    """Values per head."""
     pool_tokens: _builtins.int
+    """Tokens mean-pooled into one chunk."""
     dtype: _builtins.str
+    """"bf16" or "fp32"."""
     separate_routing_keys: _builtins.bool
+    """Whether routing keys are stored beside the content keys, or are them."""
     @_builtins.property
-    def routed_layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def routed_layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Indices of the layers that route, ascending."""
+
     def __init__(
         self,
         *,
@@ -199,6 +222,7 @@ class EncodeRequest(_message.Message):
     DOCUMENTS_FIELD_NUMBER: _builtins.int
     IDENTITY_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
+    """Tenant uid, 32 hex digits."""
     memory_uid: _builtins.str
     """32 hex digits."""
     identity: _builtins.str
@@ -231,8 +255,11 @@ class EncodeResponse(_message.Message):
     BLOCK_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     number: _builtins.int
+    """Number of the document."""
     @_builtins.property
-    def block(self) -> Global___Block: ...
+    def block(self) -> Global___Block:
+        """The document's KV."""
+
     @_builtins.property
     def failure(self) -> Global___DocumentFailure:
         """Why this document cannot be encoded; the others go on."""
@@ -268,11 +295,15 @@ class Block(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
     tokens: _builtins.int
+    """Tokens of the document."""
     chunks: _builtins.int
+    """ceil(tokens / pool_tokens)."""
     routing_key: _builtins.bytes
+    """Mean-pooled routing keys."""
     key: _builtins.bytes
     """Empty when the layout has no separate routing keys: they are the keys."""
     value: _builtins.bytes
+    """Mean-pooled values."""
     def __init__(
         self,
         *,
@@ -319,7 +350,9 @@ class DocumentFailure(_message.Message):
     reason: _builtins.str
     """An ErrorReason of memsvc.v1, e.g. "DOCUMENT_TOO_LONG"."""
     @_builtins.property
-    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """ErrorInfo metadata, e.g. limit and actual."""
+
     def __init__(
         self,
         *,
@@ -346,6 +379,7 @@ class MemoryRef(_message.Message):
     DELETION_EPOCH_FIELD_NUMBER: _builtins.int
     IDENTITY_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
+    """Tenant uid, 32 hex digits."""
     memory_uid: _builtins.str
     """32 hex digits."""
     last_number: _builtins.int
@@ -381,10 +415,13 @@ class RouteRequest(_message.Message):
     QUESTION_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     question: _builtins.str
+    """1 to max_question_tokens tokens."""
     limit: _builtins.int
     """1 to 100."""
     @_builtins.property
-    def memory(self) -> Global___MemoryRef: ...
+    def memory(self) -> Global___MemoryRef:
+        """The memory to read."""
+
     def __init__(
         self,
         *,
@@ -430,9 +467,13 @@ class RankedDocument(_message.Message):
     SCORE_FIELD_NUMBER: _builtins.int
     LAYERS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
+    """Number of the document."""
     score: _builtins.float
+    """Comparable within one reply only: larger is better."""
     @_builtins.property
-    def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerScore]: ...
+    def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerScore]:
+        """Routed layers whose own top k held it."""
+
     def __init__(
         self,
         *,
@@ -456,9 +497,11 @@ class LayerScore(_message.Message):
     RANK_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
     layer: _builtins.int
+    """Index of the layer within the model, from 0."""
     rank: _builtins.int
     """From 1."""
     score: _builtins.float
+    """The layer's own score."""
     def __init__(
         self,
         *,
@@ -487,7 +530,9 @@ class QueryRequest(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     MAX_ROUNDS_FIELD_NUMBER: _builtins.int
     question: _builtins.str
+    """1 to max_question_tokens tokens."""
     max_answer_tokens: _builtins.int
+    """1 to max_answer_tokens of the model."""
     top_k: _builtins.int
     """0: the model's own."""
     temperature: _builtins.float
@@ -499,7 +544,9 @@ class QueryRequest(_message.Message):
     max_rounds: _builtins.int
     """0: the model's own."""
     @_builtins.property
-    def memory(self) -> Global___MemoryRef: ...
+    def memory(self) -> Global___MemoryRef:
+        """The memory to read."""
+
     def __init__(
         self,
         *,
@@ -529,13 +576,21 @@ class QueryResponse(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def routing(self) -> Global___Routing: ...
+    def routing(self) -> Global___Routing:
+        """What a round chose."""
+
     @_builtins.property
-    def citation(self) -> Global___Citation: ...
+    def citation(self) -> Global___Citation:
+        """A document put before the model."""
+
     @_builtins.property
-    def text(self) -> Global___TextDelta: ...
+    def text(self) -> Global___TextDelta:
+        """The next piece of the answer."""
+
     @_builtins.property
-    def finished(self) -> Global___Finished: ...
+    def finished(self) -> Global___Finished:
+        """The last event."""
+
     def __init__(
         self,
         *,
@@ -561,8 +616,11 @@ class Routing(_message.Message):
     ROUND_FIELD_NUMBER: _builtins.int
     DOCUMENTS_FIELD_NUMBER: _builtins.int
     round: _builtins.int
+    """From 1."""
     @_builtins.property
-    def documents(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankedDocument]: ...
+    def documents(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankedDocument]:
+        """Best first."""
+
     def __init__(
         self,
         *,
@@ -584,7 +642,9 @@ class Citation(_message.Message):
     NUMBER_FIELD_NUMBER: _builtins.int
     ROUND_FIELD_NUMBER: _builtins.int
     number: _builtins.int
+    """Number of the document."""
     round: _builtins.int
+    """Round that brought it in."""
     def __init__(
         self,
         *,
@@ -605,6 +665,7 @@ class TextDelta(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
+    """Whole characters."""
     def __init__(
         self,
         *,
@@ -631,15 +692,21 @@ class Finished(_message.Message):
         REASON_UNSPECIFIED: Finished._Reason.ValueType  # 0
         """Never sent."""
         STOP: Finished._Reason.ValueType  # 1
+        """The model ended its answer."""
         LENGTH: Finished._Reason.ValueType  # 2
+        """max_answer_tokens was reached."""
         ROUNDS: Finished._Reason.ValueType  # 3
+        """max_rounds was reached without an answer."""
 
     class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper): ...
     REASON_UNSPECIFIED: Finished.Reason.ValueType  # 0
     """Never sent."""
     STOP: Finished.Reason.ValueType  # 1
+    """The model ended its answer."""
     LENGTH: Finished.Reason.ValueType  # 2
+    """max_answer_tokens was reached."""
     ROUNDS: Finished.Reason.ValueType  # 3
+    """max_rounds was reached without an answer."""
 
     REASON_FIELD_NUMBER: _builtins.int
     QUESTION_TOKENS_FIELD_NUMBER: _builtins.int
@@ -654,17 +721,29 @@ class Finished(_message.Message):
     TIME_TO_FIRST_TOKEN_MS_FIELD_NUMBER: _builtins.int
     TOTAL_MS_FIELD_NUMBER: _builtins.int
     reason: Global___Finished.Reason.ValueType
+    """Why it ended."""
     question_tokens: _builtins.int
+    """As in memsvc.v1.Usage, here and below."""
     answer_tokens: _builtins.int
+    """Tokens of the answer."""
     document_tokens: _builtins.int
+    """Tokens of document text put in."""
     routed_documents: _builtins.int
+    """Documents the routing looked at."""
     routed_chunks: _builtins.int
+    """Chunks of those documents."""
     rounds: _builtins.int
+    """Rounds of routing."""
     queue_ms: _builtins.float
+    """Time before its first step."""
     page_in_ms: _builtins.float
+    """Time to bring the memory in."""
     routing_ms: _builtins.float
+    """Time in routing products and selection."""
     time_to_first_token_ms: _builtins.float
+    """From arrival to the first token of the answer."""
     total_ms: _builtins.float
+    """From arrival to the last token."""
     def __init__(
         self,
         *,
@@ -696,6 +775,7 @@ class EvictRequest(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     MEMORY_UID_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
+    """Tenant uid, 32 hex digits."""
     memory_uid: _builtins.str
     """Empty: every memory of the tenant."""
     def __init__(
@@ -718,6 +798,7 @@ class EvictResponse(_message.Message):
 
     FREED_BYTES_FIELD_NUMBER: _builtins.int
     freed_bytes: _builtins.int
+    """Bytes overwritten and released."""
     def __init__(
         self,
         *,

@@ -65,7 +65,8 @@ class ModelAdapterServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def GetInfo(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Says what the model is and what the worker holds.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')

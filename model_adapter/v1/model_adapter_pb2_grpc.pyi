@@ -39,6 +39,7 @@ class ModelAdapterServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ModelAdapterServiceAsyncStub: ...
     GetInfo: _grpc.UnaryUnaryMultiCallable[_model_adapter_pb2.GetInfoRequest, _model_adapter_pb2.GetInfoResponse]
+    """Says what the model is and what the worker holds."""
     Encode: _grpc.UnaryStreamMultiCallable[_model_adapter_pb2.EncodeRequest, _model_adapter_pb2.EncodeResponse]
     """Turns documents into KV blocks; one reply per document, in any order."""
     Route: _grpc.UnaryUnaryMultiCallable[_model_adapter_pb2.RouteRequest, _model_adapter_pb2.RouteResponse]
@@ -54,6 +55,7 @@ class ModelAdapterServiceStub:
 class ModelAdapterServiceAsyncStub(ModelAdapterServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetInfo: _aio.UnaryUnaryMultiCallable[_model_adapter_pb2.GetInfoRequest, _model_adapter_pb2.GetInfoResponse]  # type: ignore[assignment]
+    """Says what the model is and what the worker holds."""
     Encode: _aio.UnaryStreamMultiCallable[_model_adapter_pb2.EncodeRequest, _model_adapter_pb2.EncodeResponse]  # type: ignore[assignment]
     """Turns documents into KV blocks; one reply per document, in any order."""
     Route: _aio.UnaryUnaryMultiCallable[_model_adapter_pb2.RouteRequest, _model_adapter_pb2.RouteResponse]  # type: ignore[assignment]
@@ -71,7 +73,8 @@ class ModelAdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _model_adapter_pb2.GetInfoRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_model_adapter_pb2.GetInfoResponse, _abc.Awaitable[_model_adapter_pb2.GetInfoResponse]]: ...
+    ) -> _typing.Union[_model_adapter_pb2.GetInfoResponse, _abc.Awaitable[_model_adapter_pb2.GetInfoResponse]]:
+        """Says what the model is and what the worker holds."""
 
     @_abc_1.abstractmethod
     def Encode(
