@@ -1,0 +1,67 @@
+"""What the catalog raises.
+
+    CatalogError
+    ├── NotFoundError              no such row, or not visible to this caller
+    ├── AlreadyExistsError         the name is taken
+    ├── ConflictError              revision, etag or state moved on
+    │   └── RequestRepeatedError   the same call has already committed; carries its reply
+    ├── RequestIdReusedError       the same request id with another method or payload
+    ├── SchemaError                the database's schema is not the one this code needs
+    └── CatalogUnavailableError    the database cannot be reached, is busy or shut down
+        └── CatalogFullError       no room: nothing of the call was written
+
+After CatalogUnavailableError from a write the outcome is unknown: the database
+may have committed before the connection broke. Repeating the call with the same
+request id is safe and finds out.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from storage.catalog.rows import RequestRecord
+
+
+class CatalogError(Exception):
+    """Root of what the catalog raises on its own account."""
+
+
+class NotFoundError(CatalogError):
+    """No such row. `numbers` names the missing documents when documents are meant."""
+
+    def __init__(self, message: str, numbers: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.numbers = numbers
+
+
+class AlreadyExistsError(CatalogError):
+    """The id is taken."""
+
+
+class ConflictError(CatalogError):
+    """The row is not in the state the caller expected; read it again."""
+
+
+class RequestRepeatedError(ConflictError):
+    """The same call has committed before; answer with `record.reply`."""
+
+    def __init__(self, record: RequestRecord) -> None:
+        super().__init__(f"request {record.request_id} has already been served")
+        self.record = record
+
+
+class RequestIdReusedError(CatalogError):
+    """The request id belongs to a call with another method or payload."""
+
+
+class SchemaError(CatalogError):
+    """The database holds another schema revision than this code; migrate first."""
+
+
+class CatalogUnavailableError(CatalogError):
+    """The database cannot be reached, is locked for too long, or was shut down."""
+
+
+class CatalogFullError(CatalogUnavailableError):
+    """The disk or the database is full; the transaction was rolled back."""
