@@ -1,0 +1,52 @@
+"""What a running server is made of. Handlers get this one object and nothing else.
+
+    Config, DataFolder     settings and where files lie
+    Catalog                SQL: what exists
+    Stores                 LMDB: texts and blocks, one environment per tenant
+    Writes                 the write path: locks, order of commits, idempotency
+    Progress               wakes whoever watches or waits for a memory
+    EncodingQueue          turns stored documents into blocks in the background
+    Workers                clients of the model workers
+
+`memsvc.server` builds it in this order and closes it in the opposite one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    # Each of these modules takes an Application or parts of it.
+    from memsvc.auth import Authenticator
+    from memsvc.config import Config
+    from memsvc.encoding import EncodingQueue
+    from memsvc.paging import PageTokens
+    from memsvc.progress import Progress
+    from memsvc.stores import Stores
+    from memsvc.workers import Workers
+    from memsvc.writes import Writes
+    from storage.catalog import Catalog
+    from storage.paths import DataFolder
+
+
+@dataclass
+class Application:
+    """The parts of one server process.
+
+    draining: set when the server stops taking calls. A stream that would
+    otherwise run until its client leaves ends with `errors.draining()` then.
+    """
+
+    config: Config
+    data: DataFolder
+    catalog: Catalog
+    stores: Stores
+    writes: Writes
+    progress: Progress
+    encoding: EncodingQueue
+    workers: Workers
+    authenticator: Authenticator
+    page_tokens: PageTokens
+    draining: asyncio.Event = field(default_factory=asyncio.Event)

@@ -1,0 +1,233 @@
+"""Every setting of the server, and the one place that reads them.
+
+A setting comes from, first match wins: the command line, a MEMSVC_* environment
+variable, the TOML file, its default. docs/configuration.md lists them all; a
+test fails when one is missing there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from storage.paths import DataFolder
+
+ENV_PREFIX = "MEMSVC_"
+#: Names the TOML file itself; everything else in the environment is a setting.
+ENV_FILE = "MEMSVC_CONFIG"
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+class ConfigError(ValueError):
+    """A setting is unknown, malformed or out of range. The message names it."""
+
+
+def _setting(
+    default: Any,
+    help_text: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+    secret: bool = False,
+) -> Any:
+    metadata = {"help": help_text, "low": low, "high": high, "choices": choices, "secret": secret}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of one server. Sizes in bytes, times in seconds, unless the name says more."""
+
+    # Path is immutable, which the rule does not know.
+    data: Path = _setting(Path("memsvc-data"), "Data folder; all that is durable.")  # noqa: RUF009
+    listen: str = _setting("127.0.0.1:7460", "Address to serve on: host:port or unix:PATH.")
+    tls_certificate: str = _setting("", "PEM certificate chain file. Empty: no TLS.")
+    tls_private_key: str = _setting("", "PEM private key file of tls_certificate.")
+    reflection: bool = _setting(True, "Serve gRPC reflection.")
+    database_url: str = _setting(
+        "",
+        "SQLAlchemy URL of the catalog. Empty: SQLite in the data folder.",
+        secret=True,
+    )
+
+    worker_address: str = _setting(
+        "", "Address of a worker that runs apart. Empty: the server starts and supervises one."
+    )
+    worker_model: str = _setting(
+        "default", "Model of the supervised worker: default, fake or a path."
+    )
+    worker_device: str = _setting(
+        "auto", "Device of the supervised worker.", choices=("auto", "cpu", "cuda")
+    )
+    worker_dtype: str = _setting(
+        "auto", "Compute type of the supervised worker.", choices=("auto", "bf16", "fp32")
+    )
+    worker_threads: int = _setting(
+        0, "Threads of the supervised worker. 0: all cores.", low=0, high=1024
+    )
+    worker_routing_budget: int = _setting(
+        256 * MIB, "Bytes of routing keys the supervised worker keeps resident.", low=MIB
+    )
+    worker_content_budget: int = _setting(
+        1024 * MIB, "Bytes of content KV the supervised worker keeps in RAM.", low=MIB
+    )
+    worker_start_timeout_s: float = _setting(
+        300.0, "How long a worker may take until it serves.", low=1, high=3600
+    )
+
+    encode_batch_documents: int = _setting(
+        64, "Most documents of one Encode call to a worker.", low=1, high=256
+    )
+    encode_batch_bytes: int = _setting(
+        256 * KIB, "Most bytes of text of one Encode call to a worker.", low=KIB, high=2 * MIB
+    )
+    backlog_documents: int = _setting(
+        50_000, "Documents that may wait for encoding before writes are refused.", low=1
+    )
+    backlog_bytes: int = _setting(
+        256 * MIB, "Bytes of text that may wait for encoding before writes are refused.", low=KIB
+    )
+    query_wait_s: float = _setting(
+        60.0,
+        "How long a query without a deadline waits for its revision to be encoded.",
+        low=0,
+        high=3600,
+    )
+
+    max_concurrent_calls: int = _setting(
+        256, "Calls served at once; more are refused with OVERLOADED.", low=1, high=100_000
+    )
+    max_memories_per_tenant: int = _setting(0, "Quota. 0: none.", low=0)
+    max_documents_per_memory: int = _setting(0, "Quota. 0: none.", low=0)
+    max_text_bytes_per_memory: int = _setting(0, "Quota. 0: none.", low=0)
+    open_environments: int = _setting(
+        64, "Tenants whose LMDB environment stays open.", low=1, high=4096
+    )
+    reader_threads: int = _setting(4, "Threads that read LMDB.", low=1, high=64)
+    request_memory_s: float = _setting(
+        86_400.0, "How long a request_id is remembered.", low=60, high=30 * 86_400
+    )
+
+    packing: str = _setting(
+        "turn",
+        "How appended turns become documents in a memory that does not say.",
+        choices=("turn", "window", "session"),
+    )
+
+    drain_grace_s: float = _setting(
+        20.0, "How long calls in flight may go on after SIGTERM.", low=0, high=3600
+    )
+    keepalive_s: float = _setting(
+        60.0, "Idle time after which the server probes a client's connection.", low=1, high=7200
+    )
+    log_level: str = _setting("info", "Log level.", choices=("debug", "info", "warning", "error"))
+    log_format: str = _setting(
+        "text", "Log lines as key=value text or as JSON.", choices=("text", "json")
+    )
+
+    def __post_init__(self) -> None:
+        for setting in dataclasses.fields(self):
+            _check(setting, getattr(self, setting.name))
+        if bool(self.tls_certificate) != bool(self.tls_private_key):
+            raise ConfigError("tls_certificate and tls_private_key must be set together")
+        if not self.listen:
+            raise ConfigError("listen must not be empty")
+
+    @property
+    def folder(self) -> DataFolder:
+        """The data folder's layout."""
+        return DataFolder(self.data)
+
+    @property
+    def catalog_url(self) -> str:
+        """database_url, or SQLite in the data folder."""
+        return self.database_url or f"sqlite+aiosqlite:///{self.folder.catalog.absolute()}"
+
+    def shown(self) -> dict[str, str]:
+        """Every setting for people and logs; secrets are only said to be set."""
+        values: dict[str, str] = {}
+        for setting in dataclasses.fields(self):
+            value = getattr(self, setting.name)
+            hidden = setting.metadata["secret"] and value
+            values[setting.name] = "(set)" if hidden else str(value)
+        return values
+
+
+def load_config(
+    arguments: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] | None = None,
+    file: Path | None = None,
+) -> Config:
+    """Builds the settings. arguments: the command line's; None in it means not given.
+
+    file: a TOML file of settings at top level; MEMSVC_CONFIG names one otherwise.
+    Raises ConfigError.
+    """
+    environ = environ or {}
+    if file is None and environ.get(ENV_FILE):
+        file = Path(environ[ENV_FILE])
+    values: dict[str, object] = {}
+    if file is not None:
+        values.update(_from_file(file))
+    values.update(_from_environment(environ))
+    values.update({k: v for k, v in (arguments or {}).items() if v is not None})
+    settings = {setting.name: setting for setting in dataclasses.fields(Config)}
+    parsed: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in settings:
+            raise ConfigError(f"{name}: no such setting")
+        parsed[name] = _parse(settings[name], value)
+    return Config(**parsed)
+
+
+def _from_file(file: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(file.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{file}: {error}") from error
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, object]:
+    """Other MEMSVC_* variables, of the client for one, are not the server's settings."""
+    names = {setting.name for setting in dataclasses.fields(Config)}
+    found: dict[str, object] = {}
+    for variable, value in environ.items():
+        name = variable.removeprefix(ENV_PREFIX).lower()
+        if variable.startswith(ENV_PREFIX) and name in names:
+            found[name] = value
+    return found
+
+
+_TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+def _parse(setting: dataclasses.Field[Any], value: object) -> object:
+    kind: type = type(setting.default)
+    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    try:
+        if kind is bool:
+            return _TRUTH[str(value).lower()]
+        if isinstance(value, bool) or not isinstance(value, str | int | float | Path):
+            raise TypeError
+        return kind(value)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{setting.name}: {value!r} is not of type {kind.__name__}") from error
+
+
+def _check(setting: dataclasses.Field[Any], value: Any) -> None:
+    low, high = setting.metadata["low"], setting.metadata["high"]
+    if low is not None and not value >= low:
+        raise ConfigError(f"{setting.name}: {value} is below {low}")
+    if high is not None and not value <= high:
+        raise ConfigError(f"{setting.name}: {value} is above {high}")
+    choices = setting.metadata["choices"]
+    if choices and value not in choices:
+        raise ConfigError(f"{setting.name}: {value!r} is none of {', '.join(choices)}")

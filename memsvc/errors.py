@@ -1,0 +1,324 @@
+"""Errors a caller of memsvc can see, and how they look on the wire.
+
+    ApiError            one failed call; `reason` is a memsvc.v1.ErrorReason
+    └─ retry_after_s    set when, and only when, the same call may succeed later
+
+Handlers raise ApiError, made by the constructors below. The gate
+(`memsvc.gate`) turns it into a google.rpc.Status once, at the edge; anything
+else that escapes a handler becomes INTERNAL_FAULT with an incident id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from memsvc.v1.errors_pb2 import ErrorReason
+
+DOMAIN = "memsvc"
+
+#: Trailing metadata that carries google.rpc.Status.
+STATUS_DETAILS_KEY = "grpc-status-details-bin"
+
+Code = grpc.StatusCode
+
+#: The gRPC code of every reason; errors.proto says the same in its comments.
+CODES: Mapping[ErrorReason.ValueType, grpc.StatusCode] = {
+    ErrorReason.FIELD_REQUIRED: Code.INVALID_ARGUMENT,
+    ErrorReason.FIELD_INVALID: Code.INVALID_ARGUMENT,
+    ErrorReason.TEXT_TOO_LONG: Code.INVALID_ARGUMENT,
+    ErrorReason.TEXT_NOT_CLEAN: Code.INVALID_ARGUMENT,
+    ErrorReason.TOO_MANY_ITEMS: Code.INVALID_ARGUMENT,
+    ErrorReason.PAGE_TOKEN_INVALID: Code.INVALID_ARGUMENT,
+    ErrorReason.QUESTION_TOO_LONG: Code.INVALID_ARGUMENT,
+    ErrorReason.DOCUMENT_TOO_LONG: Code.INVALID_ARGUMENT,
+    ErrorReason.STREAM_PROTOCOL: Code.INVALID_ARGUMENT,
+    ErrorReason.ARCHIVE_TRUNCATED: Code.INVALID_ARGUMENT,
+    ErrorReason.ARCHIVE_CORRUPT: Code.INVALID_ARGUMENT,
+    ErrorReason.ARCHIVE_VERSION_UNSUPPORTED: Code.FAILED_PRECONDITION,
+    ErrorReason.ARCHIVE_FORBIDDEN: Code.INVALID_ARGUMENT,
+    ErrorReason.CREDENTIAL_INVALID: Code.UNAUTHENTICATED,
+    ErrorReason.SCOPE_INSUFFICIENT: Code.PERMISSION_DENIED,
+    ErrorReason.MEMORY_NOT_FOUND: Code.NOT_FOUND,
+    ErrorReason.DOCUMENT_NOT_FOUND: Code.NOT_FOUND,
+    ErrorReason.MODEL_NOT_FOUND: Code.NOT_FOUND,
+    ErrorReason.TENANT_NOT_FOUND: Code.NOT_FOUND,
+    ErrorReason.API_KEY_NOT_FOUND: Code.NOT_FOUND,
+    ErrorReason.ALREADY_EXISTS: Code.ALREADY_EXISTS,
+    ErrorReason.ETAG_MISMATCH: Code.ABORTED,
+    ErrorReason.REQUEST_ID_REUSED: Code.ALREADY_EXISTS,
+    ErrorReason.MEMORY_NOT_ACTIVE: Code.FAILED_PRECONDITION,
+    ErrorReason.REVISION_NOT_REACHED: Code.FAILED_PRECONDITION,
+    ErrorReason.ENCODING_BACKLOG_FULL: Code.RESOURCE_EXHAUSTED,
+    ErrorReason.STORAGE_FULL: Code.RESOURCE_EXHAUSTED,
+    ErrorReason.OVERLOADED: Code.RESOURCE_EXHAUSTED,
+    ErrorReason.QUOTA_EXCEEDED: Code.RESOURCE_EXHAUSTED,
+    ErrorReason.ENCODING_NOT_READY: Code.DEADLINE_EXCEEDED,
+    ErrorReason.WORKER_UNAVAILABLE: Code.UNAVAILABLE,
+    ErrorReason.DRAINING: Code.UNAVAILABLE,
+    ErrorReason.RECORD_CORRUPT: Code.DATA_LOSS,
+    ErrorReason.MODEL_MISMATCH: Code.FAILED_PRECONDITION,
+    ErrorReason.INTERNAL_FAULT: Code.INTERNAL,
+}
+
+
+class ApiError(Exception):
+    """A call failed for a reason its caller may know.
+
+    message: for people; never holds users' text, questions or secrets.
+    field: path of the offending request field ("turns[3].text"), empty for none.
+    retry_after_s: seconds after which the same call may succeed; None: never.
+    """
+
+    def __init__(
+        self,
+        reason: ErrorReason.ValueType,
+        message: str,
+        *,
+        field: str = "",
+        retry_after_s: float | None = None,
+        **metadata: str | int,
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.field = field
+        self.retry_after_s = retry_after_s
+        self.metadata = {key: str(value) for key, value in metadata.items()}
+
+    @property
+    def code(self) -> grpc.StatusCode:
+        """The gRPC status code."""
+        return CODES[self.reason]
+
+    def __repr__(self) -> str:
+        name = ErrorReason.Name(self.reason)
+        return f"ApiError({name}, {self.message!r}, field={self.field!r}, {self.metadata})"
+
+    def to_status(self) -> status_pb2.Status:
+        """google.rpc.Status with ErrorInfo and, when retrying helps, RetryInfo."""
+        metadata = dict(self.metadata)
+        if self.field:
+            metadata["field"] = self.field
+        details = [
+            error_details_pb2.ErrorInfo(
+                reason=ErrorReason.Name(self.reason), domain=DOMAIN, metadata=metadata
+            )
+        ]
+        status = status_pb2.Status(code=self.code.value[0], message=self.message)
+        for detail in details:
+            status.details.append(_pack(detail))
+        if self.retry_after_s is not None:
+            delay = duration_pb2.Duration()
+            delay.FromMicroseconds(max(0, round(self.retry_after_s * 1e6)))
+            status.details.append(_pack(error_details_pb2.RetryInfo(retry_delay=delay)))
+        return status
+
+
+def _pack(message: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed
+
+
+# --- the request is wrong -----------------------------------------------------------
+
+
+def field_required(field: str) -> ApiError:
+    """A required field is missing or empty."""
+    return ApiError(ErrorReason.FIELD_REQUIRED, f"{field} is required", field=field)
+
+
+def field_invalid(field: str, problem: str) -> ApiError:
+    """problem: what the value must be, without repeating the value."""
+    return ApiError(ErrorReason.FIELD_INVALID, f"{field} {problem}", field=field)
+
+
+def text_too_long(field: str, *, limit: int, actual: int) -> ApiError:
+    """limit and actual in bytes of UTF-8."""
+    message = f"{field} has {actual} bytes of UTF-8; at most {limit} are allowed"
+    return ApiError(ErrorReason.TEXT_TOO_LONG, message, field=field, limit=limit, actual=actual)
+
+
+def text_not_clean(field: str, problem: str) -> ApiError:
+    """problem: what was found, e.g. "holds the control character U+0007 at character 3"."""
+    return ApiError(ErrorReason.TEXT_NOT_CLEAN, f"{field} {problem}", field=field)
+
+
+def too_many_items(field: str, *, limit: int, actual: int) -> ApiError:
+    """More items than a request may carry."""
+    message = f"{field} has {actual} items; at most {limit} are allowed"
+    return ApiError(ErrorReason.TOO_MANY_ITEMS, message, field=field, limit=limit, actual=actual)
+
+
+def page_token_invalid() -> ApiError:
+    """The token was not issued for this call, or is altered."""
+    message = "page_token was not issued for this call"
+    return ApiError(ErrorReason.PAGE_TOKEN_INVALID, message, field="page_token")
+
+
+def question_too_long(*, limit: int, actual: int) -> ApiError:
+    """limit and actual in the model's tokens."""
+    message = f"question has {actual} tokens; the model takes {limit}"
+    return ApiError(
+        ErrorReason.QUESTION_TOO_LONG, message, field="question", limit=limit, actual=actual
+    )
+
+
+def stream_protocol(problem: str) -> ApiError:
+    """Messages of a client stream came in the wrong order."""
+    return ApiError(ErrorReason.STREAM_PROTOCOL, problem, field="message")
+
+
+# --- who calls ----------------------------------------------------------------------
+
+
+def credential_invalid() -> ApiError:
+    """One message for none, unknown, expired and revoked: it tells a guesser nothing."""
+    return ApiError(
+        ErrorReason.CREDENTIAL_INVALID,
+        "no valid API key; send metadata 'authorization: Bearer <API key>'",
+    )
+
+
+def scope_insufficient(needed: str) -> ApiError:
+    """needed: the scope's name."""
+    return ApiError(
+        ErrorReason.SCOPE_INSUFFICIENT, f"this call needs a key of scope {needed}", scope=needed
+    )
+
+
+# --- what it names ------------------------------------------------------------------
+
+
+def memory_not_found(field: str = "name") -> ApiError:
+    """Also for another tenant's memory and for one being deleted."""
+    return ApiError(ErrorReason.MEMORY_NOT_FOUND, "no such memory", field=field)
+
+
+def document_not_found(field: str = "name") -> ApiError:
+    """No such document in this memory."""
+    return ApiError(ErrorReason.DOCUMENT_NOT_FOUND, "no such document", field=field)
+
+
+def model_not_found(field: str = "model") -> ApiError:
+    """No worker has ever served such a model; with an empty name, none at all."""
+    return ApiError(ErrorReason.MODEL_NOT_FOUND, "no such model", field=field)
+
+
+def tenant_not_found(field: str = "name") -> ApiError:
+    """Also for a tenant that the caller may not see."""
+    return ApiError(ErrorReason.TENANT_NOT_FOUND, "no such tenant", field=field)
+
+
+def api_key_not_found(field: str = "name") -> ApiError:
+    """No such key in this tenant."""
+    return ApiError(ErrorReason.API_KEY_NOT_FOUND, "no such API key", field=field)
+
+
+def already_exists(field: str) -> ApiError:
+    """The chosen identifier is taken."""
+    return ApiError(ErrorReason.ALREADY_EXISTS, f"{field} is taken", field=field)
+
+
+def etag_mismatch(field: str) -> ApiError:
+    """The etag sent is not the resource's etag."""
+    return ApiError(ErrorReason.ETAG_MISMATCH, "the resource was changed meanwhile", field=field)
+
+
+def request_id_reused(field: str = "request_id") -> ApiError:
+    """The request_id was used before with another payload."""
+    message = f"{field} was used before with another payload"
+    return ApiError(ErrorReason.REQUEST_ID_REUSED, message, field=field)
+
+
+def memory_not_active(state: str, field: str = "memory") -> ApiError:
+    """state: name of the memory's state."""
+    message = f"the memory is {state}; this call needs an ACTIVE one"
+    return ApiError(ErrorReason.MEMORY_NOT_ACTIVE, message, field=field, state=state)
+
+
+def revision_not_reached(revision: int, field: str = "at_least_revision") -> ApiError:
+    """revision: the one the memory has."""
+    message = f"{field} lies ahead of the memory, which has revision {revision}"
+    return ApiError(ErrorReason.REVISION_NOT_REACHED, message, field=field, revision=revision)
+
+
+# --- what the server cannot do now --------------------------------------------------
+
+
+def encoding_backlog_full(retry_after_s: float) -> ApiError:
+    """The encoding queue is full; nothing was written."""
+    return ApiError(
+        ErrorReason.ENCODING_BACKLOG_FULL,
+        "too much text waits to be encoded; nothing was written",
+        retry_after_s=retry_after_s,
+    )
+
+
+def storage_full() -> ApiError:
+    """Disk or map is full; nothing was written."""
+    return ApiError(ErrorReason.STORAGE_FULL, "storage is full; nothing was written")
+
+
+def overloaded(retry_after_s: float = 1.0) -> ApiError:
+    """Too many calls at once."""
+    return ApiError(ErrorReason.OVERLOADED, "too many calls at once", retry_after_s=retry_after_s)
+
+
+def quota_exceeded(quota: str, limit: int) -> ApiError:
+    """quota: name of the setting that limits it."""
+    message = f"the quota {quota} of {limit} is used up; nothing was written"
+    return ApiError(ErrorReason.QUOTA_EXCEEDED, message, quota=quota, limit=limit)
+
+
+def encoding_not_ready(*, revision: int, encoded_revision: int) -> ApiError:
+    """Encoding did not reach the revision within the call's deadline."""
+    return ApiError(
+        ErrorReason.ENCODING_NOT_READY,
+        f"revision {revision} is not encoded yet; revision {encoded_revision} is",
+        retry_after_s=1.0,
+        revision=revision,
+        encoded_revision=encoded_revision,
+    )
+
+
+def worker_unavailable(model: str, retry_after_s: float = 1.0) -> ApiError:
+    """model: the model's id."""
+    return ApiError(
+        ErrorReason.WORKER_UNAVAILABLE,
+        "no worker serves the model right now",
+        retry_after_s=retry_after_s,
+        model=model,
+    )
+
+
+def draining(retry_after_s: float = 5.0) -> ApiError:
+    """The server is shutting down."""
+    return ApiError(
+        ErrorReason.DRAINING, "the server is shutting down", retry_after_s=retry_after_s
+    )
+
+
+# --- what is broken -----------------------------------------------------------------
+
+
+def record_corrupt(what: str) -> ApiError:
+    """what: the kind of record, e.g. "document 12"."""
+    return ApiError(ErrorReason.RECORD_CORRUPT, f"{what} failed its checksum")
+
+
+def catalog_unavailable(retry_after_s: float = 1.0) -> ApiError:
+    """The database does not answer. It has no reason of its own: the server is overloaded."""
+    return ApiError(
+        ErrorReason.OVERLOADED, "the catalog does not answer now", retry_after_s=retry_after_s
+    )
+
+
+def internal_fault(incident: str) -> ApiError:
+    """incident: id under which the log holds the fault."""
+    message = f"a fault of the server; quote incident {incident} to its operator"
+    return ApiError(ErrorReason.INTERNAL_FAULT, message, incident=incident)
