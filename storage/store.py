@@ -12,6 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NewType, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from storage.documents import Source
 from storage.layout import Bits, KVBlock, KVLayout
 
@@ -21,6 +24,14 @@ EncodingId = NewType("EncodingId", bytes)
 
 class StorageError(Exception):
     """Root of what a store raises on its own account."""
+
+
+class StoreNotFoundError(StorageError):
+    """There is no store at the path that was to be read."""
+
+
+class StoreBusyError(StorageError):
+    """Another handle holds what only one may: the writer's lock, or the last reader slot."""
 
 
 class StorageFullError(StorageError):
@@ -55,6 +66,19 @@ class RoutingPart:
 
     number: int
     tokens: int
+    routing_key_LCE: Bits
+
+
+@dataclass(frozen=True, eq=False)
+class PackedRouting:
+    """Routing keys of many documents in one array, copied out of the store.
+
+    numbers_N and tokens_N are ascending by number; document i's chunks lie behind
+    document i-1's along C, `layout.chunks(tokens_N[i])` of them.
+    """
+
+    numbers_N: npt.NDArray[np.int64]
+    tokens_N: npt.NDArray[np.int64]
     routing_key_LCE: Bits
 
 
@@ -104,6 +128,25 @@ class BlockReader(Protocol):
     ) -> Iterator[RoutingPart]:
         """Ascending document number. Raises CorruptRecordError, ForeignRecordError."""
 
+    def load_routing(
+        self,
+        memory: MemoryUid,
+        encoding: EncodingId,
+        layout: KVLayout,
+        first: int = 0,
+        last: int | None = None,
+    ) -> PackedRouting:
+        """What iter_routing yields, in one new array and several times as fast.
+
+        Empty arrays when there is no block. Raises CorruptRecordError, ForeignRecordError.
+        """
+
+    def encoding_layout(self, memory: MemoryUid, encoding: EncodingId) -> KVLayout:
+        """Layout that the encoding's blocks were written with.
+
+        Raises RecordNotFoundError when it has no block, CorruptRecordError.
+        """
+
     def get_content(
         self, memory: MemoryUid, encoding: EncodingId, layout: KVLayout, number: int
     ) -> ContentPart:
@@ -127,7 +170,8 @@ class TenantStore(BlockReader, Protocol):
     ) -> int:
         """Writes all or none, replacing what has the same number. Returns stored bytes.
 
-        Raises LayoutError for a block that does not fit, StorageFullError.
+        Raises LayoutError for a block that does not fit, ForeignRecordError when the
+        encoding's blocks have another layout, StorageFullError.
         """
 
     def delete_documents(self, memory: MemoryUid, numbers: Sequence[int]) -> None:
@@ -148,7 +192,7 @@ class TenantStore(BlockReader, Protocol):
         """Every memory that has a record."""
 
     def encodings(self, memory: MemoryUid) -> list[EncodingId]:
-        """Every encoding of a memory that has a record."""
+        """Every encoding of a memory that has a block."""
 
     def document_numbers(self, memory: MemoryUid) -> list[int]:
         """Numbers of the stored documents, ascending; reads no values."""

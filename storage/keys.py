@@ -1,0 +1,155 @@
+"""Keys of a tenant's records: fixed width, big-endian, in the order they are read.
+
+  offset  0        16     17            33        41
+          | memory | kind | encoding     | number  |
+
+Byte order is read order: a memory's documents, an encoding's routing keys and
+an encoding's contents are each one range, and so is everything of a memory.
+docs/format/records.md draws this page.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+from storage.store import EncodingId, MemoryUid
+
+KEY_BYTES = 41
+UID_BYTES = 16
+MAX_NUMBER = 2**63 - 1
+
+_KEY = struct.Struct(">16sB16sQ")
+_NO_ENCODING = bytes(UID_BYTES)
+
+
+class Kind(IntEnum):
+    """What a record holds. Numbers are never reused."""
+
+    DOCUMENT = 1
+    ENCODING = 2
+    ROUTING = 3
+    CONTENT = 4
+
+
+@dataclass(frozen=True)
+class RecordKey:
+    """A key, taken apart."""
+
+    memory: MemoryUid
+    kind: Kind
+    encoding: EncodingId
+    number: int
+
+
+def check_memory(memory: bytes) -> None:
+    """Raises ValueError unless `memory` can name a memory."""
+    if len(memory) != UID_BYTES:
+        raise ValueError(f"a memory uid has {UID_BYTES} bytes, not {len(memory)}")
+
+
+def check_encoding(encoding: bytes) -> None:
+    """Raises ValueError unless `encoding` can name an encoding."""
+    if len(encoding) != UID_BYTES:
+        raise ValueError(f"an encoding id has {UID_BYTES} bytes, not {len(encoding)}")
+    if encoding == _NO_ENCODING:
+        raise ValueError("the encoding id of zeros means that there is none")
+
+
+def check_number(number: int) -> None:
+    """Raises ValueError unless `number` can be a document's."""
+    if not 1 <= number <= MAX_NUMBER:
+        raise ValueError(f"a document number lies in 1..{MAX_NUMBER}, not {number}")
+
+
+def document_key(memory: MemoryUid, number: int) -> bytes:
+    """Key of a source document."""
+    check_memory(memory)
+    check_number(number)
+    return _KEY.pack(memory, Kind.DOCUMENT, _NO_ENCODING, number)
+
+
+def encoding_key(memory: MemoryUid, encoding: EncodingId) -> bytes:
+    """Key of an encoding's own record, its layout."""
+    check_memory(memory)
+    check_encoding(encoding)
+    return _KEY.pack(memory, Kind.ENCODING, encoding, 0)
+
+
+def block_key(memory: MemoryUid, kind: Kind, encoding: EncodingId, number: int) -> bytes:
+    """Key of one half of a block: kind is ROUTING or CONTENT."""
+    check_memory(memory)
+    check_encoding(encoding)
+    check_number(number)
+    return _KEY.pack(memory, kind, encoding, number)
+
+
+@dataclass(frozen=True)
+class KeyRange:
+    """Keys from `first` to `last`, both included; empty when last < first."""
+
+    first: bytes
+    last: bytes
+
+    def after(self, key: bytes) -> KeyRange:
+        """What of the range lies behind `key`."""
+        return KeyRange(key + b"\x00", self.last)
+
+
+def number_range(
+    memory: MemoryUid, kind: Kind, encoding: EncodingId | None, first: int, last: int | None
+) -> KeyRange:
+    """Records of one kind with first <= number <= last; None is no upper end."""
+    check_memory(memory)
+    if encoding is not None:
+        check_encoding(encoding)
+    name = encoding or _NO_ENCODING
+    low = min(max(first, 0), MAX_NUMBER)
+    high = MAX_NUMBER if last is None else min(last, MAX_NUMBER)
+    if high < low or first > MAX_NUMBER:  # An empty range: its end lies before its start.
+        return KeyRange(_KEY.pack(memory, kind, name, 1), _KEY.pack(memory, kind, name, 0))
+    return KeyRange(_KEY.pack(memory, kind, name, low), _KEY.pack(memory, kind, name, high))
+
+
+def kind_range(memory: MemoryUid, kind: Kind) -> KeyRange:
+    """Every record of one kind in a memory, all encodings."""
+    check_memory(memory)
+    prefix = memory + bytes([kind])
+    rest = KEY_BYTES - len(prefix)
+    return KeyRange(prefix + b"\x00" * rest, prefix + b"\xff" * rest)
+
+
+def memory_range(memory: MemoryUid) -> KeyRange:
+    """Everything of a memory."""
+    check_memory(memory)
+    rest = KEY_BYTES - UID_BYTES
+    return KeyRange(memory + b"\x00" * rest, memory + b"\xff" * rest)
+
+
+def everything() -> KeyRange:
+    """Every possible key."""
+    return KeyRange(b"\x00" * KEY_BYTES, b"\xff" * KEY_BYTES)
+
+
+def number_of(key: bytes | memoryview) -> int:
+    """The number in a key that is known to be whole."""
+    return int.from_bytes(key[33:41], "big")
+
+
+def parse_key(key: bytes) -> RecordKey:
+    """Raises ValueError for bytes that no function here makes."""
+    if len(key) != KEY_BYTES:
+        raise ValueError(f"key of {len(key)} bytes")
+    memory, kind, encoding, number = _KEY.unpack(key)
+    parsed = RecordKey(MemoryUid(memory), Kind(kind), EncodingId(encoding), number)
+    if parsed.kind is Kind.DOCUMENT and encoding != _NO_ENCODING:
+        raise ValueError("a document's key names an encoding")
+    if parsed.kind is not Kind.DOCUMENT:
+        check_encoding(encoding)
+    if parsed.kind is Kind.ENCODING:
+        if number:
+            raise ValueError("an encoding's key has a number")
+    else:
+        check_number(number)
+    return parsed
