@@ -1,0 +1,71 @@
+"""In-process news of memories: who waits for a change is woken when one happened.
+
+A subscription holds one flag, not a queue: changes that happen while its reader
+is busy are one wake-up, so a slow reader costs nothing and sees the latest
+state. Everything here runs in the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class TooManySubscribersError(Exception):
+    """The bound on subscriptions is reached."""
+
+
+class Subscription:
+    """One reader's view of one memory's changes."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    async def changed(self) -> None:
+        """Returns at the next change, or at once when one happened since the last return."""
+        await self._event.wait()
+        self._event.clear()
+
+    def _notify(self) -> None:
+        self._event.set()
+
+
+class Progress:
+    """Publish and subscribe by memory uid. Bounded by `max_subscribers` over all memories."""
+
+    def __init__(self, max_subscribers: int = 10_000) -> None:
+        self._max_subscribers = max_subscribers
+        self._subscribers: dict[str, set[Subscription]] = {}
+        self._count = 0
+
+    @property
+    def subscribers(self) -> int:
+        """Subscriptions open now."""
+        return self._count
+
+    def publish(self, memory_uid: str) -> None:
+        """Wakes every subscriber of the memory. Never blocks."""
+        for subscription in self._subscribers.get(memory_uid, ()):
+            subscription._notify()
+
+    @contextmanager
+    def subscribe(self, memory_uid: str) -> Iterator[Subscription]:
+        """A subscription for the length of a with block.
+
+        Changes from the moment of entry count, so: subscribe, then read the
+        state, then wait. Raises TooManySubscribersError.
+        """
+        if self._count >= self._max_subscribers:
+            raise TooManySubscribersError(f"{self._count} subscriptions are open")
+        subscription = Subscription()
+        self._subscribers.setdefault(memory_uid, set()).add(subscription)
+        self._count += 1
+        try:
+            yield subscription
+        finally:
+            self._count -= 1
+            remaining = self._subscribers[memory_uid]
+            remaining.remove(subscription)
+            if not remaining:
+                del self._subscribers[memory_uid]

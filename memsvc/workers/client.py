@@ -1,0 +1,182 @@
+"""Typed calls to one model-adapter worker. Every failure is an ApiError or WorkerFaultError.
+
+Cancelling the awaiting task, or leaving an iterator early, cancels the call, and
+with it the worker's work at its next step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from grpc import aio
+
+from memsvc.workers.failures import WorkerFaultError, from_rpc_error
+from model_adapter.v1 import model_adapter_pb2 as pb
+from model_adapter.v1.model_adapter_pb2_grpc import (
+    ModelAdapterServiceAsyncStub,
+    ModelAdapterServiceStub,
+)
+from storage.layout import NUMPY_DTYPE, Bits, KVBlock, KVLayout, LayoutError
+
+#: Largest message in either direction. A block of the longest document is the
+#: largest thing sent; a worker keeps its replies below this.
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+
+_CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # A worker is never behind a proxy meant for the outside.
+    ("grpc.enable_http_proxy", 0),
+    # Otherwise channels to one address share a connection and its backoff state.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+@dataclass(frozen=True)
+class DocumentText:
+    """A document as the model reads it."""
+
+    number: int
+    text: str
+
+
+@dataclass(frozen=True)
+class EncodeFailure:
+    """Why one document has no block. reason: an ErrorReason name."""
+
+    number: int
+    reason: str
+
+
+class WorkerClient:
+    """One channel to one worker. `model` names it in errors until `info` has told its id."""
+
+    def __init__(self, address: str, model: str = "") -> None:
+        self.address = address
+        self.model = model
+        self._channel = aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self._stub: ModelAdapterServiceAsyncStub = ModelAdapterServiceStub(self._channel)
+
+    async def close(self) -> None:
+        """Ends the channel; calls in flight fail."""
+        await self._channel.close()
+
+    async def info(self, timeout_s: float) -> pb.GetInfoResponse:
+        """What the worker serves. Waits for the connection up to timeout_s."""
+        try:
+            reply = await self._stub.GetInfo(
+                pb.GetInfoRequest(), timeout=timeout_s, wait_for_ready=True
+            )
+        except aio.AioRpcError as error:
+            raise from_rpc_error(error, self.model) from error
+        self.model = reply.model_id
+        return reply
+
+    async def encode(
+        self,
+        tenant: str,
+        memory_uid: str,
+        documents: Sequence[DocumentText],
+        identity: str,
+        layout: KVLayout,
+    ) -> AsyncIterator[KVBlock | EncodeFailure]:
+        """One result per document, in any order, each block checked against the layout."""
+        request = pb.EncodeRequest(
+            tenant=tenant,
+            memory_uid=memory_uid,
+            identity=identity,
+            documents=[pb.DocumentText(number=d.number, text=d.text) for d in documents],
+        )
+        wanted = {document.number for document in documents}
+        call = self._stub.Encode(request)
+        try:
+            async for reply in call:
+                if reply.number not in wanted:
+                    raise WorkerFaultError("the worker answered for a document not asked for")
+                wanted.remove(reply.number)
+                if reply.WhichOneof("result") == "failure":
+                    yield EncodeFailure(reply.number, reply.failure.reason)
+                else:
+                    yield _block(reply.number, reply.block, layout)
+        except aio.AioRpcError as error:
+            raise from_rpc_error(error, self.model) from error
+        finally:
+            call.cancel()
+        if wanted:
+            raise WorkerFaultError(f"the worker left {len(wanted)} documents unanswered")
+
+    async def route(self, request: pb.RouteRequest, timeout_s: float | None) -> pb.RouteResponse:
+        """Ranks documents."""
+        try:
+            return await self._stub.Route(request, timeout=timeout_s)
+        except aio.AioRpcError as error:
+            raise from_rpc_error(error, self.model) from error
+
+    async def query(
+        self, request: pb.QueryRequest, timeout_s: float | None
+    ) -> AsyncIterator[pb.QueryResponse]:
+        """Events of one answer. A stream that ends without Finished raises WorkerFaultError."""
+        call = self._stub.Query(request, timeout=timeout_s)
+        finished = False
+        try:
+            async for event in call:
+                finished = event.WhichOneof("event") == "finished"
+                yield event
+        except aio.AioRpcError as error:
+            raise from_rpc_error(error, self.model) from error
+        finally:
+            call.cancel()
+        if not finished:
+            raise WorkerFaultError("the worker ended an answer without finishing it")
+
+    async def evict(self, tenant: str, memory_uid: str, timeout_s: float) -> int:
+        """Drops a memory, or with an empty uid a tenant, from the worker. Returns bytes freed."""
+        try:
+            reply = await self._stub.Evict(
+                pb.EvictRequest(tenant=tenant, memory_uid=memory_uid), timeout=timeout_s
+            )
+        except aio.AioRpcError as error:
+            raise from_rpc_error(error, self.model) from error
+        return reply.freed_bytes
+
+
+def layout_of(wire: pb.KVLayout) -> KVLayout:
+    """Raises LayoutError for a dtype that storage does not know."""
+    for dtype in NUMPY_DTYPE:
+        if wire.dtype == dtype:
+            return KVLayout(
+                routed_layers=tuple(wire.routed_layers),
+                kv_heads=wire.kv_heads,
+                head_dim=wire.head_dim,
+                pool_tokens=wire.pool_tokens,
+                dtype=dtype,
+                separate_routing_keys=wire.separate_routing_keys,
+            )
+    raise LayoutError(f"unknown dtype {wire.dtype!r}")
+
+
+def _block(number: int, wire: pb.Block, layout: KVLayout) -> KVBlock:
+    shape = (len(layout.routed_layers), wire.chunks, layout.width)
+
+    def array(data: bytes) -> Bits:
+        if layout.dtype == "bf16":
+            return np.frombuffer(data, dtype=np.dtype("<u2")).reshape(shape)
+        return np.frombuffer(data, dtype=np.dtype("<f4")).reshape(shape)
+
+    try:
+        block = KVBlock(
+            number=number,
+            tokens=wire.tokens,
+            routing_key_LCE=array(wire.routing_key),
+            key_LCE=array(wire.key) if layout.separate_routing_keys else None,
+            value_LCE=array(wire.value),
+        )
+        block.validate(layout)
+    except ValueError as error:
+        raise WorkerFaultError(f"the worker sent a block that does not fit: {error}") from error
+    return block

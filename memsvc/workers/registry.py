@@ -1,0 +1,176 @@
+"""Which models are served, and by which worker."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+from memsvc import errors
+from memsvc.config import Config
+from memsvc.workers.client import WorkerClient, layout_of
+from memsvc.workers.endpoint import Endpoint, RemoteEndpoint, SupervisedEndpoint
+from memsvc.workers.failures import RETRY_AFTER_S, WorkerFaultError
+from memsvc.workers.supervisor import SocketPlace, WorkerCommand
+from model_adapter.v1 import model_adapter_pb2 as pb
+from storage.catalog import Catalog, ModelRow, NotFoundError
+from storage.layout import LayoutError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model that a worker serves now."""
+
+    row: ModelRow
+    client: WorkerClient
+    endpoint: Endpoint
+
+
+class Workers:
+    """Registry of workers. With no worker_address set it supervises one child of its own.
+
+    worker_address may name several workers, separated by commas; the first one's
+    model is the default.
+    """
+
+    def __init__(self, config: Config, catalog: Catalog) -> None:
+        self._config = config
+        self._catalog = catalog
+        self._endpoints: list[Endpoint] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._served: dict[str, ServedModel] = {}
+        self._changed = asyncio.Event()
+        self._place: SocketPlace | None = None
+
+    async def start(self) -> None:
+        """Begins to attach workers; returns at once. Serving starts when they are ready."""
+        addresses = [part.strip() for part in self._config.worker_address.split(",")]
+        timeout_s = self._config.worker_start_timeout_s
+        for address in filter(None, addresses):
+            self._endpoints.append(
+                RemoteEndpoint(address, self._announce, self._withdraw, timeout_s)
+            )
+        if not self._endpoints:
+            self._place = SocketPlace(self._config.folder)
+            command = WorkerCommand.from_config(self._config)
+            self._endpoints.append(
+                SupervisedEndpoint(command, self._place, self._announce, self._withdraw)
+            )
+        self._tasks = [asyncio.create_task(endpoint.run()) for endpoint in self._endpoints]
+
+    async def close(self) -> None:
+        """Stops supervised workers (SIGTERM, then SIGKILL) and leaves the others."""
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+        self._tasks.clear()
+        if self._place is not None:
+            self._place.clear()
+
+    @property
+    def supervised_pid(self) -> int | None:
+        """Process id of the supervised worker, None while there is none."""
+        for endpoint in self._endpoints:
+            if isinstance(endpoint, SupervisedEndpoint):
+                return endpoint.pid
+        return None
+
+    def served(self) -> list[ServedModel]:
+        """Models served now."""
+        return list(self._served.values())
+
+    def find(self, model_id: str) -> ServedModel | None:
+        """The worker of a model, if one serves it now."""
+        return self._served.get(model_id)
+
+    async def changed(self) -> None:
+        """Returns at the next change of what is served."""
+        await self._changed.wait()
+
+    async def require(self, model_id: str, wait_s: float) -> ServedModel:
+        """The worker of a model, awaited for up to wait_s. Raises WORKER_UNAVAILABLE."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                while model_id not in self._served:
+                    await self._changed.wait()
+        served = self._served.get(model_id)
+        if served is None:
+            raise errors.worker_unavailable(model_id, RETRY_AFTER_S)
+        return served
+
+    async def resolve(self, model_id: str) -> ModelRow:
+        """The model of that id, or the default one for an empty id. Raises MODEL_NOT_FOUND.
+
+        With an empty id and no model known yet, the server has just been set up
+        and its first worker is starting: WORKER_UNAVAILABLE.
+        """
+        if not model_id:
+            default = await self._catalog.default_model()
+            if default is None:
+                raise errors.worker_unavailable("", RETRY_AFTER_S)
+            return default
+        served = self._served.get(model_id)
+        if served is not None:
+            return served.row
+        try:
+            return await self._catalog.get_model(model_id)
+        except NotFoundError as error:
+            raise errors.model_not_found() from error
+
+    async def evict(self, tenant_uid: str, memory_uid: str) -> None:
+        """Drops a memory (with an empty uid: a tenant) from every worker, gone ones included."""
+        await asyncio.gather(*(e.evict(tenant_uid, memory_uid) for e in self._endpoints))
+
+    async def _announce(
+        self, endpoint: Endpoint, client: WorkerClient, info: pb.GetInfoResponse
+    ) -> None:
+        row = self._row(endpoint, info)
+        await self._catalog.upsert_model(row)
+        holder = self._served.get(row.model_id)
+        if holder is not None and holder.endpoint is not endpoint:
+            raise WorkerFaultError(f"another worker already serves {row.model_id}")
+        self._served[row.model_id] = ServedModel(row, client, endpoint)
+        log.info(
+            "model %s (%s) is served from %s, on %s in %s",
+            row.model_id,
+            row.identity[:12],
+            client.address,
+            info.device,
+            info.compute_dtype,
+        )
+        self._notify()
+
+    def _withdraw(self, endpoint: Endpoint) -> None:
+        lost = [model for model, served in self._served.items() if served.endpoint is endpoint]
+        for model in lost:
+            del self._served[model]
+        if lost:
+            self._notify()
+
+    def _row(self, endpoint: Endpoint, info: pb.GetInfoResponse) -> ModelRow:
+        try:
+            layout = layout_of(info.layout)
+        except LayoutError as error:
+            raise WorkerFaultError(str(error)) from error
+        return ModelRow(
+            model_id=info.model_id,
+            display_name=info.display_name,
+            identity=info.identity,
+            layout=layout,
+            max_document_tokens=info.max_document_tokens,
+            max_question_tokens=info.max_question_tokens,
+            max_answer_tokens=info.max_answer_tokens,
+            default=endpoint is self._endpoints[0],
+            last_seen_us=time.time_ns() // 1000,
+        )
+
+    def _notify(self) -> None:
+        """Wakes every waiter of `changed` once."""
+        self._changed.set()
+        self._changed = asyncio.Event()
