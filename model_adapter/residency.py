@@ -1,0 +1,235 @@
+"""What a worker holds of memories: tensors and their byte counts. No locks, no I/O.
+
+Shape suffixes as in `storage.layout`; N documents.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from storage.layout import Bits, KVLayout
+from storage.store import RoutingPart
+
+TORCH_DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def as_tensor(bits: Bits, layout: KVLayout) -> torch.Tensor:
+    """The array's values as a writable tensor, which shares its memory where it can."""
+    bits = bits if bits.flags.writeable else bits.copy()
+    return torch.from_numpy(bits.view("<i2") if layout.dtype == "bf16" else bits).view(
+        TORCH_DTYPE[layout.dtype]
+    )
+
+
+def tensor_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of the tensor's elements."""
+    return tensor.numel() * tensor.element_size()
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """Which documents a table holds and where their chunks are.
+
+    numbers_N ascends; document n owns chunks [offsets_N1[n], offsets_N1[n + 1]).
+    """
+
+    numbers_N: npt.NDArray[np.int64]
+    offsets_N1: npt.NDArray[np.int64]
+
+    @classmethod
+    def empty(cls) -> Index:
+        """Of no documents."""
+        return cls(np.zeros(0, np.int64), np.zeros(1, np.int64))
+
+    @property
+    def last_number(self) -> int:
+        """Of the last document; 0 when there is none."""
+        return int(self.numbers_N[-1]) if len(self.numbers_N) else 0
+
+    @property
+    def chunks(self) -> int:
+        """Of all documents."""
+        return int(self.offsets_N1[-1])
+
+    def extended(self, numbers: Sequence[int], chunks: Sequence[int]) -> Index:
+        """With more documents, whose numbers go on ascending."""
+        added = self.chunks + np.cumsum(np.asarray(chunks, np.int64), dtype=np.int64)
+        return Index(
+            np.concatenate([self.numbers_N, np.asarray(numbers, np.int64)]),
+            np.concatenate([self.offsets_N1, added]),
+        )
+
+    def until(self, number: int) -> Index:
+        """Without documents above `number`."""
+        if number >= self.last_number:
+            return self
+        count = int(np.searchsorted(self.numbers_N, number, side="right"))
+        return Index(self.numbers_N[:count], self.offsets_N1[: count + 1])
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError when numbers or offsets are out of order."""
+        assert len(self.offsets_N1) == len(self.numbers_N) + 1
+        assert self.offsets_N1[0] == 0
+        assert (np.diff(self.numbers_N) > 0).all()
+        assert (np.diff(self.offsets_N1) > 0).all()
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Routing keys [L, capacity, E] of the chunks from `first` on."""
+
+    first: int
+    keys_LCE: torch.Tensor
+
+
+class RoutingTable:
+    """Routing keys of the first documents of one memory, on the device.
+
+    Held in segments [L, capacity, E], each half as large as all before it: a
+    memory that is appended to is never copied, and has few segments. Rows in use
+    are never written again, so a reader of a prefix needs no copy and no lock.
+    """
+
+    def __init__(self, layout: KVLayout, device: torch.device) -> None:
+        self._layout = layout
+        self._device = device
+        self.index = Index.empty()
+        self.segments: tuple[Segment, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        """Of all segments, unused rows included."""
+        return sum(tensor_bytes(segment.keys_LCE) for segment in self.segments)
+
+    @property
+    def room(self) -> int:
+        """Chunks that fit without another segment."""
+        if not self.segments:
+            return 0
+        last = self.segments[-1]
+        return int(last.keys_LCE.shape[1]) - (self.index.chunks - last.first)
+
+    def bytes_for(self, chunks: int) -> int:
+        """Of a segment with room for `chunks`."""
+        layout = self._layout
+        item = TORCH_DTYPE[layout.dtype].itemsize
+        return len(layout.routed_layers) * chunks * layout.width * item
+
+    def comfortable(self, chunks: int) -> int:
+        """Chunks that a new segment should have room for when `chunks` are to be added."""
+        return max(chunks, self.index.chunks // 2)
+
+    def add_segment(self, capacity: int) -> None:
+        """Makes room for `capacity` chunks more; what the last one had left is given up."""
+        shape = (len(self._layout.routed_layers), capacity, self._layout.width)
+        keys = torch.empty(shape, dtype=TORCH_DTYPE[self._layout.dtype], device=self._device)
+        self.segments += (Segment(self.index.chunks, keys),)
+
+    def append(self, parts: Sequence[RoutingPart]) -> None:
+        """Adds documents with ascending numbers; there must be room."""
+        chunks = [part.routing_key_LCE.shape[1] for part in parts]
+        assert sum(chunks) <= self.room
+        last = self.segments[-1]
+        start = self.index.chunks - last.first
+        for part, count in zip(parts, chunks, strict=True):
+            rows_LCE = last.keys_LCE[:, start : start + count]
+            rows_LCE.copy_(as_tensor(part.routing_key_LCE, self._layout))
+            start += count
+        self.index = self.index.extended([part.number for part in parts], chunks)
+
+    def wipe(self) -> None:
+        """Overwrites everything with zeros and lets go of it. Nobody may be reading."""
+        for segment in self.segments:
+            segment.keys_LCE.zero_()
+        self.segments = ()
+        self.index = Index.empty()
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError when index and segments do not fit."""
+        self.index.check_integrity()
+        firsts = [segment.first for segment in self.segments]
+        ends = [*firsts[1:], self.index.chunks]
+        for segment, end in zip(self.segments, ends, strict=False):
+            assert 0 < end - segment.first <= segment.keys_LCE.shape[1]
+        assert firsts[:1] in ([], [0]) and self.room >= 0
+
+
+@dataclass(frozen=True, eq=False)
+class HeldContent:
+    """Content KV of one document in RAM, [L, C, E].
+
+    key_LCE is None when the routing keys are the keys and the table holds them.
+    """
+
+    key_LCE: torch.Tensor | None
+    value_LCE: torch.Tensor
+
+    @property
+    def bytes(self) -> int:
+        """Of both tensors."""
+        key = 0 if self.key_LCE is None else tensor_bytes(self.key_LCE)
+        return key + tensor_bytes(self.value_LCE)
+
+    def wipe(self) -> None:
+        """Overwrites both with zeros."""
+        if self.key_LCE is not None:
+            self.key_LCE.zero_()
+        self.value_LCE.zero_()
+
+
+class ContentCache:
+    """Content KV of documents; the least recently used is wiped and dropped first.
+
+    Its user copies what it needs under the lock that it also calls `put` under,
+    so that nobody reads a tensor that is being wiped.
+    """
+
+    def __init__(self, budget_bytes: int) -> None:
+        self.budget_bytes = budget_bytes
+        self.bytes = 0
+        self._held: OrderedDict[tuple[Hashable, int], HeldContent] = OrderedDict()
+
+    def get(self, memory: Hashable, number: int) -> HeldContent | None:
+        """What is held of a document; it is then the most recently used."""
+        held = self._held.get((memory, number))
+        if held is not None:
+            self._held.move_to_end((memory, number))
+        return held
+
+    def put(self, memory: Hashable, number: int, content: HeldContent) -> bool:
+        """Holds it if it fits the budget at all, dropping others for it."""
+        self._drop((memory, number))
+        if content.bytes > self.budget_bytes:
+            return False
+        while self.bytes + content.bytes > self.budget_bytes:
+            self._drop(next(iter(self._held)))
+        self._held[memory, number] = content
+        self.bytes += content.bytes
+        return True
+
+    def drop_memory(self, memory: Hashable) -> int:
+        """Drops all documents of a memory; returns the bytes freed."""
+        before = self.bytes
+        for key in [key for key in self._held if key[0] is memory]:
+            self._drop(key)
+        return before - self.bytes
+
+    def _drop(self, key: tuple[Hashable, int]) -> None:
+        held = self._held.pop(key, None)
+        if held is not None:
+            self.bytes -= held.bytes
+            held.wipe()
+
+    def __iter__(self) -> Iterator[tuple[Hashable, int]]:
+        return iter(self._held)
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError when the count of bytes is wrong or over the budget."""
+        assert self.bytes == sum(held.bytes for held in self._held.values())
+        assert self.bytes <= self.budget_bytes
