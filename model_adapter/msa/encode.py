@@ -1,0 +1,171 @@
+"""Documents to compressed KV blocks (paper section 3.2).
+
+Each document is encoded alone, at positions from 0. Several share the linear
+layers, packed without padding; attention is computed per document, padded on the
+right under a causal mask, so that no token of one reaches another.
+
+Shape suffixes are those of model.py; B documents of a batch, P their longest length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+
+from model_adapter.msa.model import Decoder, Probe, Want
+from storage.layout import Bits, KVBlock
+
+#: Tokens that share one pass; bounds activation memory.
+BATCH_TOKENS = 4096
+#: Documents of one pass are at most this much longer than the shortest one, plus SLACK.
+LENGTH_RATIO = 1.25
+SLACK = 16
+
+
+@dataclass(frozen=True)
+class TokenisedDocument:
+    """A document's number and its composed tokens, controls included."""
+
+    number: int
+    ids: Sequence[int]
+
+
+def batches(documents: Sequence[TokenisedDocument]) -> Iterator[list[TokenisedDocument]]:
+    """Groups of similar length, each within BATCH_TOKENS (one longer document alone)."""
+    batch: list[TokenisedDocument] = []
+    for document in sorted(documents, key=lambda item: (len(item.ids), item.number)):
+        length = len(document.ids)
+        if batch and (
+            (len(batch) + 1) * length > BATCH_TOKENS
+            or length > LENGTH_RATIO * len(batch[0].ids) + SLACK
+        ):
+            yield batch
+            batch = []
+        batch.append(document)
+    if batch:
+        yield batch
+
+
+def encode_batch(
+    decoder: Decoder, batch: Sequence[TokenisedDocument], probe: Probe | None = None
+) -> list[KVBlock]:
+    """Blocks of the documents of one batch, in its order. Every document has a token."""
+    c = decoder.config
+    msa = c.msa
+    shape = _BatchShape([len(document.ids) for document in batch], decoder.device)
+    ids_T = torch.tensor([token for document in batch for token in document.ids])
+    cos_TD, sin_TD = decoder.rope.at(shape.position_T, shape.longest)
+    hidden_TM = decoder.embed(ids_T.to(decoder.device))
+    if probe is not None:
+        probe("embed", hidden_TM)
+    pooling = Pooling(shape.lengths, msa.pool_tokens, decoder.device)
+    routing, key, value = [], [], []
+    for index in range(msa.routed_layers[-1] + 1):
+        routed = index in msa.routed_layers
+        want = Want.ROUTING_KEY if routed else Want.CONTENT
+        projected = decoder.project(index, hidden_TM, cos_TD, sin_TD, want)
+        if routed:
+            assert projected.routing_TKD is not None
+            pooled_CKD = pooling.mean(projected.routing_TKD)
+            if msa.cosine:
+                pooled_CKD = functional.normalize(pooled_CKD, dim=-1, eps=1e-12)
+            routing.append(pooled_CKD.flatten(1).to(decoder.dtype))
+            value.append(pooling.mean(projected.v_TKD).flatten(1).to(decoder.dtype))
+            if msa.decouple_router or msa.cosine:
+                key.append(pooling.mean(projected.k_TKD).flatten(1).to(decoder.dtype))
+            if probe is not None:
+                probe(f"rk{index}", projected.routing_TKD.flatten(1))
+        if index == msa.routed_layers[-1] and probe is None:
+            break  # nothing reads what leaves the last routed layer
+        attention_THD = shape.attend(projected.q_THD, projected.k_TKD, projected.v_TKD)
+        hidden_TM = decoder.finish(index, hidden_TM, attention_THD, probe)
+    routing_LCE, value_LCE = to_bits(torch.stack(routing)), to_bits(torch.stack(value))
+    key_LCE = to_bits(torch.stack(key)) if key else None
+    blocks = []
+    for document, (first, stop) in zip(batch, pooling.spans, strict=True):
+        blocks.append(
+            KVBlock(
+                number=document.number,
+                tokens=len(document.ids),
+                routing_key_LCE=_own(routing_LCE, first, stop),
+                key_LCE=None if key_LCE is None else _own(key_LCE, first, stop),
+                value_LCE=_own(value_LCE, first, stop),
+            )
+        )
+    return blocks
+
+
+class Pooling:
+    """Means over chunks of consecutive tokens of one document, exact: fp32 sums over
+    the chunk's own tokens, divided by its true length."""
+
+    def __init__(self, lengths: Sequence[int], pool_tokens: int, device: torch.device) -> None:
+        chunk_T: list[int] = []
+        counts: list[int] = []
+        self.spans: list[tuple[int, int]] = []
+        for length in lengths:
+            first = len(counts)
+            for start in range(0, length, pool_tokens):
+                size = min(pool_tokens, length - start)
+                chunk_T.extend([len(counts)] * size)
+                counts.append(size)
+            self.spans.append((first, len(counts)))
+        self._chunk_T = torch.tensor(chunk_T, device=device)
+        self._counts_C = torch.tensor(counts, dtype=torch.float32, device=device)
+
+    def mean(self, x_TKD: torch.Tensor) -> torch.Tensor:
+        """[T, K, D] to fp32 [C, K, D]."""
+        sums_CKD = x_TKD.new_zeros(
+            (len(self._counts_C), *x_TKD.shape[1:]), dtype=torch.float32
+        ).index_add_(0, self._chunk_T, x_TKD.float())
+        return sums_CKD / self._counts_C[:, None, None]
+
+
+class _BatchShape:
+    """Where the documents of a packed batch lie, and attention within each."""
+
+    def __init__(self, lengths: list[int], device: torch.device) -> None:
+        self.lengths = lengths
+        self.longest = max(lengths)
+        self.position_T = torch.cat([torch.arange(length) for length in lengths]).to(device)
+        self._even = min(lengths) == self.longest
+        row_T = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+        self._slot_T = row_T.to(device) * self.longest + self.position_T
+
+    def attend(self, q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor) -> torch.Tensor:
+        out_BHPD = functional.scaled_dot_product_attention(
+            self._pad(q_THD), self._pad(k_TKD), self._pad(v_TKD), is_causal=True, enable_gqa=True
+        )
+        out_XHD = out_BHPD.transpose(1, 2).flatten(0, 1)
+        return out_XHD if self._even else out_XHD[self._slot_T]
+
+    def _pad(self, x_TXD: torch.Tensor) -> torch.Tensor:
+        size = (len(self.lengths) * self.longest, *x_TXD.shape[1:])
+        if not self._even:
+            x_TXD = x_TXD.new_zeros(size).index_copy_(0, self._slot_T, x_TXD)
+        return x_TXD.reshape(len(self.lengths), self.longest, *x_TXD.shape[1:]).transpose(1, 2)
+
+
+def to_bits(tensor: torch.Tensor) -> Bits:
+    """A bf16 or fp32 tensor as the numpy array that blocks hold."""
+    tensor = tensor.contiguous().cpu()
+    if tensor.dtype is torch.bfloat16:
+        words: npt.NDArray[np.uint16] = tensor.view(torch.uint16).numpy()
+        return words
+    floats: npt.NDArray[np.float32] = tensor.numpy()
+    return floats
+
+
+def from_bits(bits: Bits) -> torch.Tensor:
+    """The inverse of to_bits; shares memory with a writable array."""
+    tensor = torch.from_numpy(bits if bits.flags.writeable else bits.copy())
+    return tensor.view(torch.bfloat16) if bits.dtype == np.uint16 else tensor
+
+
+def _own(bits_LCE: Bits, first: int, stop: int) -> Bits:
+    return bits_LCE[:, first:stop].copy()
