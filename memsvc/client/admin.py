@@ -1,0 +1,138 @@
+"""Tenants, API keys and usage. Needs a key with the ADMIN scope."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from memsvc.client import convert
+from memsvc.client.names import tenant_name
+from memsvc.client.timeouts import CALL_S
+from memsvc.client.transport import Transport
+from memsvc.client.types import ApiKey, CreatedApiKey, Page, Scope, Tenant, TenantUsage
+from memsvc.v1 import admin_service_pb2 as service
+from memsvc.v1.admin_service_pb2_grpc import AdminServiceStub
+
+if TYPE_CHECKING:
+    from memsvc.v1.admin_service_pb2_grpc import AdminServiceAsyncStub
+
+
+class AsyncAdmin:
+    """Administration of a tenant, or of all with the operator's key.
+
+    What makes something new is never retried: the admin service takes no request_id.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._stub: AdminServiceAsyncStub = AdminServiceStub(transport.channel)
+
+    async def create_tenant(
+        self, tenant_id: str = "", *, display_name: str = "", timeout_s: float | None = CALL_S
+    ) -> Tenant:
+        """Operator only. Raises AlreadyExistsError."""
+        request = service.CreateTenantRequest(
+            tenant=service.Tenant(display_name=display_name), tenant_id=tenant_id
+        )
+        call = self._stub.CreateTenant
+        reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=False)
+        return convert.tenant(reply)
+
+    async def get_tenant(self, tenant: str, *, timeout_s: float | None = CALL_S) -> Tenant:
+        """Raises NotFoundError."""
+        request = service.GetTenantRequest(name=tenant_name(tenant))
+        call = self._stub.GetTenant
+        reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
+        return convert.tenant(reply)
+
+    async def list_tenants(
+        self, *, page_size: int = 0, page_token: str = "", timeout_s: float | None = CALL_S
+    ) -> Page[Tenant]:
+        """One page, newest first."""
+        request = service.ListTenantsRequest(page_size=page_size, page_token=page_token)
+        call = self._stub.ListTenants
+        reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
+        return Page(tuple(convert.tenant(t) for t in reply.tenants), reply.next_page_token)
+
+    async def iterate_tenants(self, *, page_size: int = 0) -> AsyncGenerator[Tenant, None]:
+        """All tenants, newest first."""
+        page = await self.list_tenants(page_size=page_size)
+        while True:
+            for tenant in page.items:
+                yield tenant
+            if not page.next_page_token:
+                return
+            page = await self.list_tenants(page_size=page_size, page_token=page.next_page_token)
+
+    async def delete_tenant(self, tenant: str, *, timeout_s: float | None = CALL_S) -> None:
+        """Operator only. Deletes the tenant with everything in it."""
+        request = service.DeleteTenantRequest(name=tenant_name(tenant))
+        call = self._stub.DeleteTenant
+        await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=False)
+
+    async def create_api_key(
+        self,
+        tenant: str,
+        scope: Scope,
+        *,
+        display_name: str = "",
+        expire_time: datetime | None = None,
+        timeout_s: float | None = CALL_S,
+    ) -> CreatedApiKey:
+        """Makes a key; its secret is in this reply and nowhere else."""
+        request = service.CreateApiKeyRequest(
+            parent=tenant_name(tenant),
+            api_key=service.ApiKey(
+                display_name=display_name,
+                scope=convert.scope_to_wire(scope),
+                expire_time=convert.timestamp(expire_time),
+            ),
+        )
+        call = self._stub.CreateApiKey
+        reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=False)
+        return CreatedApiKey(convert.api_key(reply.api_key), reply.secret)
+
+    async def list_api_keys(
+        self,
+        tenant: str,
+        *,
+        page_size: int = 0,
+        page_token: str = "",
+        timeout_s: float | None = CALL_S,
+    ) -> Page[ApiKey]:
+        """One page, newest first, revoked ones included."""
+        request = service.ListApiKeysRequest(
+            parent=tenant_name(tenant), page_size=page_size, page_token=page_token
+        )
+        call = self._stub.ListApiKeys
+        reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
+        return Page(tuple(convert.api_key(k) for k in reply.api_keys), reply.next_page_token)
+
+    async def iterate_api_keys(
+        self, tenant: str, *, page_size: int = 0
+    ) -> AsyncGenerator[ApiKey, None]:
+        """All keys of a tenant, newest first, revoked ones included."""
+        page = await self.list_api_keys(tenant, page_size=page_size)
+        while True:
+            for key in page.items:
+                yield key
+            if not page.next_page_token:
+                return
+            page = await self.list_api_keys(
+                tenant, page_size=page_size, page_token=page.next_page_token
+            )
+
+    async def revoke_api_key(self, name: str, *, timeout_s: float | None = CALL_S) -> ApiKey:
+        """name: "tenants/{tenant}/apiKeys/{key}". Revoking twice is no error."""
+        request = service.RevokeApiKeyRequest(name=name)
+        call = self._stub.RevokeApiKey
+        reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
+        return convert.api_key(reply)
+
+    async def usage(self, tenant: str, *, timeout_s: float | None = CALL_S) -> TenantUsage:
+        """What a tenant holds and has used."""
+        request = service.GetUsageRequest(name=tenant_name(tenant))
+        call = self._stub.GetUsage
+        reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
+        return convert.usage(reply)

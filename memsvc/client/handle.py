@@ -1,0 +1,235 @@
+"""One memory at hand: append, ask, watch, export."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from memsvc.client import convert
+from memsvc.client.documents import AsyncDocuments
+from memsvc.client.errors import StreamBrokenError
+from memsvc.client.names import memory_name, model_name, new_request_id
+from memsvc.client.timeouts import ANSWER_S, CALL_S, TRANSFER_S
+from memsvc.client.transport import Transport
+from memsvc.client.types import (
+    Answer,
+    ArchivePart,
+    Citation,
+    Done,
+    Generation,
+    Progress,
+    QueryEvent,
+    Retrieved,
+    Routing,
+    TextDelta,
+    TextSource,
+    Turn,
+    Usage,
+    Written,
+)
+from memsvc.v1 import memory_service_pb2 as service
+from memsvc.v1 import resources_pb2 as wire
+from memsvc.v1.memory_service_pb2_grpc import MemoryServiceStub
+
+if TYPE_CHECKING:
+    from memsvc.v1.memory_service_pb2_grpc import MemoryServiceAsyncStub
+
+_TEXT_PIECE_CHARACTERS = 256 << 10
+
+
+class AsyncMemoryHandle:
+    """One memory by name. Making a handle calls nothing."""
+
+    def __init__(self, transport: Transport, name: str) -> None:
+        self._transport = transport
+        self._stub: MemoryServiceAsyncStub = MemoryServiceStub(transport.channel)
+        self._name = memory_name(name)
+        self._documents = AsyncDocuments(transport, self._name)
+
+    @property
+    def name(self) -> str:
+        """ "memories/{memory}"."""
+        return self._name
+
+    @property
+    def documents(self) -> AsyncDocuments:
+        """What is in the memory."""
+        return self._documents
+
+    async def append(
+        self,
+        turns: Iterable[Turn],
+        *,
+        request_id: str = "",
+        timeout_s: float | None = CALL_S,
+    ) -> Written:
+        """Appends turns in order. When it returns they are on the server's disk."""
+        request = service.AppendTurnsRequest(
+            memory=self._name,
+            turns=[convert.turn_to_wire(turn) for turn in turns],
+            request_id=request_id or new_request_id(),
+        )
+        call = self._stub.AppendTurns
+        reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
+        return Written(reply.revision, tuple(reply.documents))
+
+    async def put(
+        self,
+        documents: Iterable[TextSource],
+        *,
+        request_id: str = "",
+        timeout_s: float | None = TRANSFER_S,
+    ) -> Written:
+        """Adds texts, each its own document: all of them, or none."""
+        texts = tuple(documents)
+        header = service.PutDocumentsRequest.Header(
+            memory=self._name, request_id=request_id or new_request_id()
+        )
+
+        async def requests() -> AsyncIterator[service.PutDocumentsRequest]:
+            yield service.PutDocumentsRequest(header=header)
+            for source in texts:
+                yield service.PutDocumentsRequest(document_start=convert.text_start(source))
+                for start in range(0, len(source.text), _TEXT_PIECE_CHARACTERS):
+                    piece = source.text[start : start + _TEXT_PIECE_CHARACTERS]
+                    yield service.PutDocumentsRequest(text=piece)
+
+        call = self._stub.PutDocuments
+        reply = await self._transport.upload(call, requests, timeout_s=timeout_s, repeatable=True)
+        return Written(reply.revision, tuple(reply.documents))
+
+    async def query(
+        self,
+        question: str,
+        *,
+        model: str = "",
+        at_least_revision: int = 0,
+        options: Generation | None = None,
+        timeout_s: float | None = ANSWER_S,
+    ) -> AsyncGenerator[QueryEvent, None]:
+        """The events of an answer as they come; the last one is Done.
+
+        Leaving the iteration stops the work. Never retried once an event came.
+        Raises StreamBrokenError when the stream ends without Done.
+        """
+        request = service.QueryRequest(
+            memory=self._name,
+            question=question,
+            model=model_name(model),
+            at_least_revision=at_least_revision,
+            options=convert.generation_to_wire(options),
+        )
+        finished = False
+        stream = self._transport.stream(self._stub.Query, request, timeout_s=timeout_s)
+        try:
+            async for message in stream:
+                event = convert.query_event(message)
+                if event is not None:
+                    finished = isinstance(event, Done)
+                    yield event
+        finally:
+            await stream.aclose()
+        if not finished:
+            raise StreamBrokenError("The answer ended without its last event.")
+
+    async def ask(
+        self,
+        question: str,
+        *,
+        model: str = "",
+        at_least_revision: int = 0,
+        options: Generation | None = None,
+        timeout_s: float | None = ANSWER_S,
+    ) -> Answer:
+        """As query, gathered into one Answer."""
+        events = [
+            event
+            async for event in self.query(
+                question,
+                model=model,
+                at_least_revision=at_least_revision,
+                options=options,
+                timeout_s=timeout_s,
+            )
+        ]
+        return Answer(
+            text="".join(e.text for e in events if isinstance(e, TextDelta)),
+            citations=tuple(e for e in events if isinstance(e, Citation)),
+            routing=tuple(e for e in events if isinstance(e, Routing)),
+            usage=next((e for e in events if isinstance(e, Usage)), None),
+            done=next(e for e in events if isinstance(e, Done)),
+        )
+
+    async def retrieve(
+        self,
+        question: str,
+        *,
+        limit: int = 0,
+        model: str = "",
+        at_least_revision: int = 0,
+        full: bool = True,
+        timeout_s: float | None = ANSWER_S,
+    ) -> Retrieved:
+        """Ranks documents for a question; generates nothing."""
+        request = service.RetrieveRequest(
+            memory=self._name,
+            question=question,
+            model=model_name(model),
+            at_least_revision=at_least_revision,
+            limit=limit,
+            view=wire.FULL if full else wire.BASIC,
+        )
+        call = self._stub.Retrieve
+        reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
+        documents = tuple(convert.ranked(d) for d in reply.documents)
+        return Retrieved(documents, reply.revision, reply.model)
+
+    async def watch(self, *, timeout_s: float | None = None) -> AsyncGenerator[Progress, None]:
+        """The memory's progress at once and at each change, until it is deleted.
+
+        A lost connection is taken up again: each first message tells all.
+        """
+        request = service.WatchMemoryRequest(name=self._name)
+        stream = self._transport.stream(
+            self._stub.WatchMemory, request, timeout_s=timeout_s, resume=True
+        )
+        try:
+            async for message in stream:
+                yield convert.progress(message)
+        finally:
+            await stream.aclose()
+
+    async def export(
+        self, *, without_blocks: bool = False, timeout_s: float | None = TRANSFER_S
+    ) -> AsyncGenerator[ArchivePart, None]:
+        """The archive in pieces; total_bytes is the same in each."""
+        request = service.ExportMemoryRequest(name=self._name, without_blocks=without_blocks)
+        stream = self._transport.stream(self._stub.ExportMemory, request, timeout_s=timeout_s)
+        total = 0
+        try:
+            async for message in stream:
+                total = message.total_bytes or total
+                yield ArchivePart(message.data, total)
+        finally:
+            await stream.aclose()
+
+    async def export_to(
+        self,
+        path: Path,
+        *,
+        without_blocks: bool = False,
+        timeout_s: float | None = TRANSFER_S,
+    ) -> int:
+        """Writes the archive to a file, which appears only when it is whole. Returns bytes."""
+        staged = path.with_name(f".{path.name}.{new_request_id()}")
+        written = 0
+        try:
+            with await asyncio.to_thread(staged.open, "xb") as target:
+                async for part in self.export(without_blocks=without_blocks, timeout_s=timeout_s):
+                    written += await asyncio.to_thread(target.write, part.data)
+            await asyncio.to_thread(staged.replace, path)
+        finally:
+            await asyncio.to_thread(staged.unlink, missing_ok=True)
+        return written

@@ -1,0 +1,392 @@
+"""What the client takes and returns: plain frozen dataclasses.
+
+Fields mean what protos/memsvc/v1/resources.proto says of the field of the same
+name; times are aware UTC datetimes, None where the wire leaves them unset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Generic, Literal, TypeVar
+
+Item = TypeVar("Item")
+
+
+class Role(StrEnum):
+    """Who speaks in a turn."""
+
+    USER = "user"
+    ASSISTANT = "assistant"
+    SYSTEM = "system"
+    TOOL = "tool"
+
+
+class MemoryState(StrEnum):
+    """Where a memory stands in its life."""
+
+    UNKNOWN = "unknown"
+    ACTIVE = "active"
+    IMPORTING = "importing"
+    DELETING = "deleting"
+
+
+class EncodingState(StrEnum):
+    """How far a model has read a memory."""
+
+    UNKNOWN = "unknown"
+    ENCODING = "encoding"
+    READY = "ready"
+    FAILED = "failed"
+
+
+class PackingMode(StrEnum):
+    """How the turns of one append become documents."""
+
+    DEFAULT = "default"
+    TURN = "turn"
+    WINDOW = "window"
+    SESSION = "session"
+
+
+class ModelState(StrEnum):
+    """Whether a worker serves the model now."""
+
+    UNKNOWN = "unknown"
+    SERVING = "serving"
+    UNAVAILABLE = "unavailable"
+
+
+class Scope(StrEnum):
+    """What an API key may do; each includes those before it."""
+
+    READ = "read"
+    READ_WRITE = "read-write"
+    ADMIN = "admin"
+
+
+class DoneReason(StrEnum):
+    """Why an answer ended."""
+
+    UNKNOWN = "unknown"
+    STOP = "stop"
+    LENGTH = "length"
+    ROUNDS = "rounds"
+
+
+RoleName = Role | Literal["user", "assistant", "system", "tool"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One utterance of a conversation."""
+
+    role: RoleName
+    text: str
+    occurred_at: datetime | None = None
+    speaker: str = ""
+    session: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """The turns that packing put into one document, in order."""
+
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """A text that is not conversation."""
+
+    text: str
+    title: str = ""
+    occurred_at: datetime | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Document:
+    """One immutable item of a memory; source is None in the basic view."""
+
+    name: str
+    number: int
+    revision: int
+    create_time: datetime | None
+    text_bytes: int
+    source: Conversation | TextSource | None
+
+
+@dataclass(frozen=True)
+class Packing:
+    """A memory's packing policy; 0 stands for the server's default."""
+
+    mode: PackingMode = PackingMode.DEFAULT
+    window_turns: int = 0
+    max_document_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How far one model has read a memory."""
+
+    model: str
+    state: EncodingState
+    encoded_revision: int
+    encoded_documents: int
+    pending_documents: int
+    tokens: int
+    bytes: int
+    quarantined_documents: int
+    failure: str
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A memory as it was when the call returned."""
+
+    name: str
+    uid: str
+    display_name: str
+    labels: Mapping[str, str]
+    packing: Packing
+    state: MemoryState
+    revision: int
+    document_count: int
+    text_bytes: int
+    encodings: tuple[Encoding, ...]
+    create_time: datetime | None
+    update_time: datetime | None
+    etag: str
+
+    @property
+    def id(self) -> str:
+        """Last part of the name."""
+        return self.name.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a write made. revision, given as at_least_revision, reads it back."""
+
+    revision: int
+    documents: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LayerScore:
+    """Rank (from 1) and score of a document in one routed layer."""
+
+    layer: int
+    rank: int
+    score: float
+
+
+@dataclass(frozen=True)
+class RankedDocument:
+    """A document that routing chose; scores compare within one reply only."""
+
+    document: str
+    number: int
+    score: float
+    layers: tuple[LayerScore, ...]
+    content: Document | None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How to answer; 0 stands for the server's or the model's own value."""
+
+    max_answer_tokens: int = 0
+    top_k: int = 0
+    temperature: float = 0.0
+    top_p: float = 0.0
+    seed: int = 0
+    max_rounds: int = 0
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What one round's routing chose, best first."""
+
+    round: int
+    documents: tuple[RankedDocument, ...]
+
+
+@dataclass(frozen=True)
+class Citation:
+    """A document whose original text was put before the model."""
+
+    document: str
+    number: int
+    round: int
+    content: Document | None
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    """Whole characters; deltas joined are the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What an answer took; times in milliseconds."""
+
+    question_tokens: int
+    answer_tokens: int
+    document_tokens: int
+    routed_documents: int
+    routed_chunks: int
+    rounds: int
+    queue_ms: float
+    page_in_ms: float
+    routing_ms: float
+    time_to_first_token_ms: float
+    total_ms: float
+
+
+@dataclass(frozen=True)
+class Done:
+    """The last event. revision: what the answer saw."""
+
+    reason: DoneReason
+    revision: int
+    model: str
+
+
+QueryEvent = Routing | Citation | TextDelta | Usage | Done
+
+
+@dataclass(frozen=True)
+class Answer:
+    """All events of one query, gathered."""
+
+    text: str
+    citations: tuple[Citation, ...]
+    routing: tuple[Routing, ...]
+    usage: Usage | None
+    done: Done
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """Documents for a question, best first, and the revision the ranking saw."""
+
+    documents: tuple[RankedDocument, ...]
+    revision: int
+    model: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One message of a watch."""
+
+    revision: int
+    state: MemoryState
+    encodings: tuple[Encoding, ...]
+
+    @property
+    def pending_documents(self) -> int:
+        """Documents that some model has yet to read."""
+        return sum(encoding.pending_documents for encoding in self.encodings)
+
+
+@dataclass(frozen=True)
+class ArchivePart:
+    """A piece of an exported archive. total_bytes: the whole archive."""
+
+    data: bytes
+    total_bytes: int
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import made."""
+
+    memory: Memory
+    reused_blocks: int
+    documents_to_encode: int
+
+
+@dataclass(frozen=True)
+class KVLayout:
+    """Shape of the stored KV of one model."""
+
+    routed_layers: tuple[int, ...]
+    kv_heads: int
+    head_dim: int
+    pool_tokens: int
+    dtype: str
+    separate_routing_keys: bool
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model some worker serves; limits in tokens."""
+
+    name: str
+    display_name: str
+    state: ModelState
+    identity: str
+    layout: KVLayout
+    max_document_tokens: int
+    max_question_tokens: int
+    max_answer_tokens: int
+    default_model: bool
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """Unit of isolation, quota and keys."""
+
+    name: str
+    display_name: str
+    create_time: datetime | None
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    """An API key without its secret."""
+
+    name: str
+    display_name: str
+    scope: Scope
+    create_time: datetime | None
+    expire_time: datetime | None
+    revoke_time: datetime | None
+
+
+@dataclass(frozen=True)
+class CreatedApiKey:
+    """A new key with its secret, which the server shows this once."""
+
+    api_key: ApiKey
+    secret: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class TenantUsage:
+    """What a tenant holds and has used."""
+
+    name: str
+    memories: int
+    documents: int
+    text_bytes: int
+    block_bytes: int
+    queries: int
+    question_tokens: int
+    answer_tokens: int
+    encoded_tokens: int
+
+
+@dataclass(frozen=True)
+class Page(Generic[Item]):
+    """One page of a list; next_page_token is empty on the last."""
+
+    items: tuple[Item, ...]
+    next_page_token: str
