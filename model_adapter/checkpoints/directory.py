@@ -16,6 +16,7 @@ from model_adapter.checkpoints.errors import (
 )
 from model_adapter.checkpoints.identity import model_identity
 from model_adapter.checkpoints.routing import default_msa
+from model_adapter.checkpoints.values import Object, read_object, token_ids
 from model_adapter.checkpoints.vocabulary import (
     TURN_END,
     base_template,
@@ -23,7 +24,6 @@ from model_adapter.checkpoints.vocabulary import (
     published_template,
     read_tokenizer,
 )
-from model_adapter.checkpoints.values import Object, read_object, token_ids
 from model_adapter.checkpoints.weights import open_tensors, read_weights, stored_dtype
 from model_adapter.msa.config import (
     MAX_LAYERS,
