@@ -1,20 +1,23 @@
-"""What a worker holds of memories: tensors and their byte counts. No locks, no I/O.
+"""What a worker holds of memories: tensors and their byte counts. No I/O, no locking.
 
 Shape suffixes as in `storage.layout`; N documents.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from storage.layout import Bits, KVLayout
-from storage.store import RoutingPart
+
+#: Room in the smallest segment.
+_FEWEST_CHUNKS = 16
 
 TORCH_DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -123,7 +126,7 @@ class RoutingTable:
 
     def comfortable(self, chunks: int) -> int:
         """Chunks that a new segment should have room for when `chunks` are to be added."""
-        return max(chunks, self.index.chunks // 2)
+        return max(chunks, self.index.chunks // 2, _FEWEST_CHUNKS)
 
     def add_segment(self, capacity: int) -> None:
         """Makes room for `capacity` chunks more; what the last one had left is given up."""
@@ -131,17 +134,14 @@ class RoutingTable:
         keys = torch.empty(shape, dtype=TORCH_DTYPE[self._layout.dtype], device=self._device)
         self.segments += (Segment(self.index.chunks, keys),)
 
-    def append(self, parts: Sequence[RoutingPart]) -> None:
+    def append(self, numbers: Sequence[int], chunks: Sequence[int], keys_LCE: torch.Tensor) -> None:
         """Adds documents with ascending numbers; there must be room."""
-        chunks = [part.routing_key_LCE.shape[1] for part in parts]
-        assert sum(chunks) <= self.room
+        count = int(keys_LCE.shape[1])
+        assert sum(chunks) == count <= self.room
         last = self.segments[-1]
         start = self.index.chunks - last.first
-        for part, count in zip(parts, chunks, strict=True):
-            rows_LCE = last.keys_LCE[:, start : start + count]
-            rows_LCE.copy_(as_tensor(part.routing_key_LCE, self._layout))
-            start += count
-        self.index = self.index.extended([part.number for part in parts], chunks)
+        last.keys_LCE[:, start : start + count].copy_(keys_LCE)
+        self.index = self.index.extended(numbers, chunks)
 
     def wipe(self) -> None:
         """Overwrites everything with zeros and lets go of it. Nobody may be reading."""
@@ -181,6 +181,27 @@ class HeldContent:
         if self.key_LCE is not None:
             self.key_LCE.zero_()
         self.value_LCE.zero_()
+
+
+@dataclass(frozen=True)
+class MemoryKey:
+    """Names a memory in the worker. Both uids are 32 hex digits."""
+
+    tenant: str
+    memory: str
+
+
+@dataclass(eq=False)
+class HeldMemory:
+    """What is held of one memory. `full` is its index, `table` the resident part of it."""
+
+    key: MemoryKey
+    epoch: int
+    table: RoutingTable
+    full: Index = field(default_factory=Index.empty)
+    reserved: int = 0
+    pins: int = 0
+    loading: threading.Lock = field(default_factory=threading.Lock)
 
 
 class ContentCache:

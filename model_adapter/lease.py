@@ -1,0 +1,125 @@
+"""A memory as the engine reads it: pinned, a snapshot, within one tenant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from model_adapter.engine import EngineError
+from model_adapter.residency import HeldMemory
+
+if TYPE_CHECKING:  # The pager makes leases.
+    from model_adapter.pager import Pager
+
+
+class Lease:
+    """A pinned memory: the engine's MemoryView. Must be released, once, by its owner.
+
+    Used by one thread at a time.
+    """
+
+    def __init__(self, pager: Pager, memory: HeldMemory, last_number: int) -> None:
+        self._pager = pager
+        self._memory = memory
+        self._last_number = last_number
+        self._index = memory.full.until(last_number)
+        self._segments = memory.table.segments
+        self._resident = memory.table.index.until(last_number)
+        self._released = False
+
+    @property
+    def numbers_N(self) -> npt.NDArray[np.int64]:
+        """See MemoryView."""
+        return self._index.numbers_N
+
+    @property
+    def chunk_offsets_N1(self) -> npt.NDArray[np.int64]:
+        """See MemoryView."""
+        return self._index.offsets_N1
+
+    def routing_keys(self, layer: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """See MemoryView. The resident part, a few segments, then slabs from the store."""
+        assert not self._released
+        ends = [segment.first for segment in self._segments[1:]] + [self._resident.chunks]
+        for segment, end in zip(self._segments, ends, strict=True):
+            count = min(end, self._resident.chunks) - segment.first
+            if count > 0:
+                yield segment.first, segment.keys_LCE[layer, :count]
+        yield from self._streamed(layer)
+
+    def content(self, layer: int, documents: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """See MemoryView. Raises CorruptRecordError and MemoryChangedError of `paging`."""
+        assert not self._released
+        keys, values = [], []
+        for position in documents:
+            key, value = self._content_of(layer, position)
+            keys.append(key)
+            values.append(value)
+        return torch.cat(keys), torch.cat(values)
+
+    def text(self, number: int) -> str:
+        """See MemoryView. Raises CorruptRecordError of `paging`."""
+        assert not self._released
+        if number > self._last_number:
+            raise KeyError(number)
+        return self._pager.source(self._memory.key).text(number)
+
+    def release(self) -> None:
+        """Unpins the memory. Tensors it lent may be overwritten from now on."""
+        if not self._released:
+            self._released = True
+            self._pager.release(self._memory)
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def _streamed(self, layer: int) -> Iterator[tuple[int, torch.Tensor]]:
+        index, position = self._index, len(self._resident.numbers_N)
+        if position == len(index.numbers_N):
+            return
+        source = self._pager.source(self._memory.key)
+        try:
+            for slab in source.slabs(int(index.numbers_N[position]), index.last_number):
+                end = position + len(slab.numbers)
+                chunks = np.diff(index.offsets_N1[position : end + 1])
+                source.check_same(index.numbers_N[position:end], slab.numbers)
+                source.check_same(chunks, slab.chunks)
+                keys_CE = slab.keys_LCE[layer].to(self._pager.device)
+                yield int(index.offsets_N1[position]), keys_CE
+                position = end
+            source.check_same(index.numbers_N[position:], [])
+        except EngineError:
+            self._pager.discard(self._memory)
+            raise
+
+    def _content_of(self, layer: int, position: int) -> tuple[torch.Tensor, torch.Tensor]:
+        first, end = (int(c) for c in self._index.offsets_N1[position : position + 2])
+        number = int(self._index.numbers_N[position])
+        keys_too = number > self._resident.last_number
+        try:
+            key, value = self._pager.copy_content(self._memory, layer, number, keys_too)
+            if key is None:
+                key = self._resident_keys(layer, first, end)
+            self._pager.source(self._memory.key).check_same([len(value)], [end - first])
+        except EngineError:
+            self._pager.discard(self._memory)
+            raise
+        device = self._pager.device
+        return key.to(device), value.to(device)
+
+    def _resident_keys(self, layer: int, first: int, end: int) -> torch.Tensor:
+        segment = next(s for s in reversed(self._segments) if s.first <= first)
+        return segment.keys_LCE[layer, first - segment.first : end - segment.first]

@@ -1,0 +1,288 @@
+"""Brings memories from the store to where the engine reads them, within budgets.
+
+Routing keys of resident memories lie on the device, least recently used first
+out; content KV lies in RAM, per document, read only for documents that an engine
+asks for. A memory whose routing keys do not fit is resident as far as they do,
+and the rest is read from the store each time, slab by slab: every memory answers.
+
+Everything is keyed by tenant and memory. A lease pins its memory and is a
+snapshot: documents that come later, or lie above the asked number, are not seen.
+Blocks are only ever added above those there are, except after a deletion, which
+changes the memory's deletion epoch (a new epoch is read afresh) or evicts it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from bisect import bisect_right
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+
+from model_adapter.engine import EngineError
+from model_adapter.lease import Lease
+from model_adapter.paging import BlockSource, Slab
+from model_adapter.readers import Readers
+from model_adapter.residency import (
+    ContentCache,
+    HeldContent,
+    HeldMemory,
+    MemoryKey,
+    RoutingTable,
+)
+from storage.layout import KVLayout
+from storage.store import EncodingId
+
+
+class MemoryInUseError(EngineError):
+    """A memory could not be evicted because somebody kept reading it."""
+
+    reason = "OVERLOADED"
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """Bytes. slab_bytes: routing keys read from the store at a time."""
+
+    routing_bytes: int
+    content_bytes: int
+    slab_bytes: int = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Residency:
+    """What is held at a moment."""
+
+    routing_bytes: int
+    content_bytes: int
+    memories: int
+    evictions: int
+
+
+class Pager:
+    """Thread-safe. `lease` may take long (it reads the store); all else is quick.
+
+    Invariants (`check_integrity`): reserved bytes are exactly those of the tables and
+    within the budget; a pinned memory is never dropped; a memory that was replaced or
+    evicted is wiped by its last reader.
+    """
+
+    def __init__(
+        self,
+        layout: KVLayout,
+        encoding: EncodingId,
+        readers: Readers,
+        budgets: Budgets,
+        device: torch.device,
+    ) -> None:
+        self._layout = layout
+        self._encoding = encoding
+        self._readers = readers
+        self._budgets = budgets
+        self.device = device
+        self._changed = threading.Condition()
+        self._memories: OrderedDict[MemoryKey, HeldMemory] = OrderedDict()
+        self._leaving: set[HeldMemory] = set()
+        self._content = ContentCache(budgets.content_bytes)
+        self._reserved = 0
+        self._evictions = 0
+
+    def lease(self, key: MemoryKey, last_number: int, epoch: int) -> Lease:
+        """Pins the memory as of `last_number` and brings in what is new of it.
+
+        Raises CorruptRecordError and MemoryChangedError of `paging`, ModelMismatchError.
+        """
+        with self._changed:
+            memory = self._memories.get(key)
+            if memory is not None and memory.epoch < epoch:
+                self._let_go(memory)
+                memory = None
+            if memory is None:
+                memory = HeldMemory(key, epoch, RoutingTable(self._layout, self.device))
+                self._memories[key] = memory
+            self._memories.move_to_end(key)
+            memory.pins += 1
+        try:
+            with memory.loading:
+                self._page_in(memory, last_number)
+                return Lease(self, memory, last_number)
+        except BaseException as error:
+            with self._changed:
+                if isinstance(error, EngineError):
+                    self._let_go(memory)
+                self._unpin(memory)
+            raise
+
+    def evict(self, tenant: str, memory: str = "", timeout_s: float = 5.0) -> int:
+        """Wipes and drops a memory, or all of a tenant. Returns the bytes freed.
+
+        Waits for its readers; the caller has told them to stop. Raises MemoryInUseError
+        when they have not after timeout_s; what they read is then wiped by the last.
+        """
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            before = self._reserved + self._content.bytes
+            for held in list(self._memories.values()):
+                if self._named(held, tenant, memory):
+                    self._let_go(held)
+            while any(self._named(held, tenant, memory) for held in self._leaving):
+                if not self._changed.wait(deadline - time.monotonic()):
+                    raise MemoryInUseError("the memory is still being read")
+            freed = before - self._reserved - self._content.bytes
+        if not memory:
+            self._readers.close_tenant(tenant)
+        return max(freed, 0)
+
+    def residency(self) -> Residency:
+        """What is held now."""
+        with self._changed:
+            return Residency(
+                self._reserved, self._content.bytes, len(self._memories), self._evictions
+            )
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError when an invariant does not hold. Nobody may be loading."""
+        with self._changed:
+            everything = [*self._memories.values(), *self._leaving]
+            for held in everything:
+                held.table.check_integrity()
+                held.full.check_integrity()
+                resident = len(held.table.index.numbers_N)
+                assert (held.full.numbers_N[:resident] == held.table.index.numbers_N).all()
+                assert held.reserved == held.table.bytes
+                assert held.pins >= 0
+            assert all(held.pins > 0 for held in self._leaving)
+            assert all(key == held.key for key, held in self._memories.items())
+            assert self._reserved == sum(held.reserved for held in everything)
+            assert self._reserved <= self._budgets.routing_bytes
+            assert {memory for memory, _ in self._content} <= set(everything)
+            self._content.check_integrity()
+
+    @staticmethod
+    def _named(held: HeldMemory, tenant: str, memory: str) -> bool:
+        return held.key.tenant == tenant and memory in ("", held.key.memory)
+
+    # Loading: by the thread that holds memory.loading, of a pinned memory.
+
+    def source(self, key: MemoryKey) -> BlockSource:
+        """The memory's records in the store."""
+        memory = bytes.fromhex(key.memory)
+        slab_bytes = self._budgets.slab_bytes
+        return BlockSource(
+            self._readers,
+            key.tenant,
+            memory,
+            encoding=self._encoding,
+            layout=self._layout,
+            slab_bytes=slab_bytes,
+        )
+
+    def _page_in(self, memory: HeldMemory, last_number: int) -> None:
+        if last_number <= memory.full.last_number and self._whole(memory):
+            return
+        hold = self._whole(memory) or self._could_hold(memory)
+        start = (memory.table.index if hold else memory.full).last_number + 1
+        last = max(last_number, memory.full.last_number)
+        for slab in self.source(memory.key).slabs(start, last):
+            hold = hold and self._hold(memory, slab)
+            known = bisect_right(slab.numbers, memory.full.last_number)
+            memory.full = memory.full.extended(slab.numbers[known:], slab.chunks[known:])
+
+    @staticmethod
+    def _whole(memory: HeldMemory) -> bool:
+        return memory.table.index.chunks == memory.full.chunks
+
+    def _could_hold(self, memory: HeldMemory) -> bool:
+        """Whether what is missing of a known memory would find room."""
+        missing = memory.table.bytes_for(memory.full.chunks - memory.table.index.chunks)
+        with self._changed:
+            pinned = sum(held.reserved for held in self._memories.values() if held.pins)
+            pinned += sum(held.reserved for held in self._leaving)
+            return pinned + missing <= self._budgets.routing_bytes
+
+    def _hold(self, memory: HeldMemory, slab: Slab) -> bool:
+        """Adds the slab to the resident part; False when there is no room for it."""
+        table, chunks = memory.table, sum(slab.chunks)
+        if chunks > table.room:
+            comfortable = max(table.comfortable(chunks), slab.expected_chunks)
+            for capacity in (comfortable, chunks):
+                if self._reserve(memory, table.bytes_for(capacity)):
+                    table.add_segment(capacity)
+                    break
+            else:
+                return False
+        table.append(slab.numbers, slab.chunks, slab.keys_LCE)
+        return True
+
+    def _reserve(self, memory: HeldMemory, wanted: int) -> bool:
+        """Makes room by dropping memories that nobody reads, oldest first, if that is enough."""
+        with self._changed:
+            idle = [held for held in self._memories.values() if not held.pins and held.reserved]
+            free = self._budgets.routing_bytes - self._reserved
+            if free + sum(held.reserved for held in idle) < wanted:
+                return False
+            while self._budgets.routing_bytes - self._reserved < wanted:
+                self._evictions += 1
+                self._let_go(idle.pop(0))
+            self._reserved += wanted
+            memory.reserved += wanted
+            return True
+
+    # Letting go: under self._changed.
+
+    def _let_go(self, memory: HeldMemory) -> None:
+        """No new lease gets it; it is wiped now or by its last reader."""
+        if self._memories.get(memory.key) is memory:
+            del self._memories[memory.key]
+            self._leaving.add(memory)
+            self._wipe_if_left(memory)
+
+    def _unpin(self, memory: HeldMemory) -> None:
+        memory.pins -= 1
+        self._wipe_if_left(memory)
+
+    def _wipe_if_left(self, memory: HeldMemory) -> None:
+        if memory in self._leaving and not memory.pins:
+            memory.table.wipe()
+            self._content.drop_memory(memory)
+            self._reserved -= memory.reserved
+            memory.reserved = 0
+            self._leaving.discard(memory)
+            self._changed.notify_all()
+
+    # For leases.
+
+    def release(self, memory: HeldMemory) -> None:
+        """Ends a lease."""
+        with self._changed:
+            self._unpin(memory)
+
+    def discard(self, memory: HeldMemory) -> None:
+        """Reads the memory afresh next time: something of it was wrong."""
+        with self._changed:
+            self._let_go(memory)
+
+    def copy_content(
+        self, memory: HeldMemory, layer: int, number: int, keys_too: bool
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Keys and values [c, E] of a document, read from the store unless held in RAM.
+
+        Keys are None when the layout's routing keys are the keys, unless keys_too.
+        """
+        with self._changed:
+            held = self._content.get(memory, number)
+            if held is not None and not (keys_too and held.key_LCE is None):
+                return _layer_copy(held, layer)
+        held = self.source(memory.key).content(number, keys_too)
+        with self._changed:
+            copy = _layer_copy(held, layer)
+            if not self._content.put(memory, number, held):
+                held.wipe()
+            return copy
+
+
+def _layer_copy(held: HeldContent, layer: int) -> tuple[torch.Tensor | None, torch.Tensor]:
+    key = None if held.key_LCE is None else held.key_LCE[layer].clone()
+    return key, held.value_LCE[layer].clone()

@@ -1,0 +1,175 @@
+"""A memory's records as the pager reads them, with the store's errors made the engine's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from model_adapter.engine import EngineError, ModelMismatchError
+from model_adapter.readers import Readers
+from model_adapter.residency import HeldContent, as_tensor
+from storage import store
+from storage.documents import render
+from storage.layout import Bits, KVLayout
+from storage.store import BlockReader, EncodingId, MemoryUid, RecordNotFoundError
+
+#: Documents read first, to learn how large they are.
+_FIRST_DOCUMENTS = 64
+
+
+class CorruptRecordError(EngineError):
+    """A stored record fails its checks. metadata: number, record ("block" or "text").
+
+    A block is made again from its text; text cannot be.
+    """
+
+    reason = "RECORD_CORRUPT"
+
+
+class MemoryChangedError(EngineError):
+    """Records went away under a reader: the memory was deleted from. Asking again helps."""
+
+    reason = "WORKER_UNAVAILABLE"
+
+
+@dataclass(frozen=True, eq=False)
+class Slab:
+    """Routing keys [L, C, E] of consecutive documents, in RAM.
+
+    expected_chunks: of this slab and all that is left after it, by its own average.
+    """
+
+    numbers: Sequence[int]
+    chunks: Sequence[int]
+    keys_LCE: torch.Tensor
+    expected_chunks: int
+
+
+class BlockSource:
+    """Reads one memory's blocks of one encoding. Holds nothing between calls."""
+
+    def __init__(
+        self,
+        readers: Readers,
+        tenant: str,
+        memory: bytes,
+        *,
+        encoding: EncodingId,
+        layout: KVLayout,
+        slab_bytes: int,
+    ) -> None:
+        self._readers = readers
+        self._tenant = tenant
+        self._memory = MemoryUid(memory)
+        self._encoding = encoding
+        self._layout = layout
+        self._slab_bytes = slab_bytes
+
+    def slabs(self, first: int, last: int) -> Iterator[Slab]:
+        """Routing keys of documents first..last, about slab_bytes at a time (one document at
+        least). Raises CorruptRecordError, ModelMismatchError."""
+        with self._readers.use(self._tenant) as reader:
+            if reader is None or first > last:
+                return
+            numbers = reader.block_numbers(self._memory, self._encoding, first, last)
+            position, step = 0, _FIRST_DOCUMENTS
+            while position < len(numbers):
+                wanted = numbers[position : position + step]
+                left = len(numbers) - position
+                slab = self._load(reader, wanted, left)
+                if slab is not None:
+                    yield slab
+                    per_document = slab.keys_LCE.nbytes / len(slab.numbers)
+                    step = max(1, int(self._slab_bytes / per_document))
+                position += len(wanted)
+
+    def content(self, number: int, routing_too: bool) -> HeldContent:
+        """Content KV of one document; with its routing keys if they are the keys and asked for.
+
+        Raises CorruptRecordError, ModelMismatchError, MemoryChangedError.
+        """
+        with self._readers.use(self._tenant) as reader, self._checked(number, "block"):
+            if reader is None:
+                raise RecordNotFoundError("no store")
+            part = reader.get_content(self._memory, self._encoding, self._layout, number)
+            keys_LCE: Bits | None = part.key_LCE
+            if keys_LCE is None and routing_too:
+                packed = reader.load_routing(
+                    self._memory, self._encoding, self._layout, number, number
+                )
+                if not len(packed.numbers_N):
+                    raise RecordNotFoundError("no routing keys")
+                keys_LCE = packed.routing_key_LCE
+        key_LCE = None if keys_LCE is None else as_tensor(keys_LCE, self._layout)
+        return HeldContent(key_LCE, as_tensor(part.value_LCE, self._layout))
+
+    def text(self, number: int) -> str:
+        """The rendered source. Raises KeyError, CorruptRecordError."""
+        with self._readers.use(self._tenant) as reader:
+            if reader is None:
+                raise KeyError(number)
+            try:
+                return render(reader.get_document(self._memory, number).source)
+            except store.CorruptRecordError as error:
+                raise _corrupt(number, "text") from error
+
+    @staticmethod
+    def check_same(expected: Sequence[int] | npt.NDArray[np.int64], found: Sequence[int]) -> None:
+        """Raises MemoryChangedError when the store no longer holds what the index says."""
+        if len(expected) != len(found) or any(
+            int(a) != b for a, b in zip(expected, found, strict=True)
+        ):
+            raise MemoryChangedError("documents were removed while they were being read")
+
+    def _load(self, reader: BlockReader, numbers: Sequence[int], left: int) -> Slab | None:
+        try:
+            packed = reader.load_routing(
+                self._memory, self._encoding, self._layout, numbers[0], numbers[-1]
+            )
+        except store.CorruptRecordError as error:
+            raise _corrupt(self._culprit(reader, numbers), "block") from error
+        except store.ForeignRecordError as error:
+            raise ModelMismatchError("stored blocks are of another model or layout") from error
+        found = [int(number) for number in packed.numbers_N]
+        if not found:
+            return None
+        chunks = [self._layout.chunks(int(tokens)) for tokens in packed.tokens_N]
+        keys_LCE = as_tensor(packed.routing_key_LCE, self._layout)
+        expected = -(-sum(chunks) * left // len(found))
+        return Slab(found, chunks, keys_LCE, expected)
+
+    def _culprit(self, reader: BlockReader, numbers: Sequence[int]) -> int:
+        """Which of these documents has the corrupt routing keys."""
+        for number in numbers:
+            try:
+                reader.load_routing(self._memory, self._encoding, self._layout, number, number)
+            except store.CorruptRecordError:
+                return number
+        # Repaired in the meantime: naming the first makes the caller look and ask again.
+        return numbers[0]
+
+    @contextmanager
+    def _checked(self, number: int, record: str) -> Iterator[None]:
+        try:
+            yield
+        except store.CorruptRecordError as error:
+            raise _corrupt(number, record) from error
+        except store.ForeignRecordError as error:
+            raise ModelMismatchError(
+                "a stored block is of another model or layout", number=str(number)
+            ) from error
+        except RecordNotFoundError as error:
+            raise MemoryChangedError("a document was removed while it was being read") from error
+
+
+def _corrupt(number: int, record: str) -> CorruptRecordError:
+    return CorruptRecordError(
+        f"the stored {record} of document {number} fails its checks",
+        number=str(number),
+        record=record,
+    )
