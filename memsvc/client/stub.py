@@ -55,7 +55,7 @@ _EXIT = """    def __enter__(self) -> Self: ...
 def _annotation(text: object) -> str:
     """An annotation of the core, as the blocking class has it."""
     blocking = re.sub(r"\bAsyncGenerator\b", "Generator", str(text))
-    blocking = re.sub(r"\bGenerator\[(.*), None\]", r"Generator[\1, None, None]", blocking)
+    blocking = re.sub(r"\bGenerator\[(.*), None\]", r"Generator[\1]", blocking)
     return re.sub(r"\bAsync([A-Z])", r"\1", blocking)
 
 
