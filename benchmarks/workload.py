@@ -18,8 +18,18 @@ PLACES = (
     "Bergen",
     "Oaxaca",
 )
-THINGS = ("a cargo bike", "the blue violin", "a sourdough starter", "the leaking roof", "a used camera",
-          "the garden fence", "a beehive", "the tax papers", "a telescope", "the spare key")  # fmt: skip
+THINGS = (
+    "a cargo bike",
+    "the blue violin",
+    "a sourdough starter",
+    "the leaking roof",
+    "a used camera",
+    "the garden fence",
+    "a beehive",
+    "the tax papers",
+    "a telescope",
+    "the spare key",
+)
 ACTIONS = (
     "bought",
     "repaired",
@@ -30,9 +40,14 @@ ACTIONS = (
     "found",
     "finally sorted out",
 )
-FEELINGS = ("I was surprised how easy it was", "it took much longer than planned",
-            "next time I would ask for help first", "we laughed about it all evening",
-            "it cost more than we had agreed on", "I still think about what went wrong")  # fmt: skip
+FEELINGS = (
+    "I was surprised how easy it was",
+    "it took much longer than planned",
+    "next time I would ask for help first",
+    "we laughed about it all evening",
+    "it cost more than we had agreed on",
+    "I still think about what went wrong",
+)
 SMALL_TALK = (
     "How was your week, did you get any rest after the move?",
     "That sounds lovely, please send me a picture when you have one.",
