@@ -1,0 +1,228 @@
+"""API keys and who calls.
+
+A credential is "msk_<key id>_<secret>". The key id finds the row, the secret is
+32 random bytes; the catalog holds HMAC-SHA-256 of the credential under the
+server key, so a stolen catalog alone opens nothing. The secret is random, hence
+no slow hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+
+from memsvc import errors
+from storage.catalog import ApiKeyRow, Catalog, Scope
+
+_CREDENTIAL = re.compile(r"msk_([0-9a-f]{16})_([0-9a-f]{64})")
+_KEY_BYTES = 32
+_CACHED_KEYS = 4096
+_NO_DIGEST = bytes(_KEY_BYTES)
+
+_M, _A = "/memsvc.v1.MemoryService/", "/memsvc.v1.AdminService/"
+
+#: The scope each call needs. A call that is not here is refused.
+SCOPES: Mapping[str, Scope] = {
+    _M + "CreateMemory": Scope.READ_WRITE,
+    _M + "GetMemory": Scope.READ,
+    _M + "ListMemories": Scope.READ,
+    _M + "UpdateMemory": Scope.READ_WRITE,
+    _M + "DeleteMemory": Scope.READ_WRITE,
+    _M + "AppendTurns": Scope.READ_WRITE,
+    _M + "PutDocuments": Scope.READ_WRITE,
+    _M + "ListDocuments": Scope.READ,
+    _M + "GetDocument": Scope.READ,
+    _M + "DeleteDocuments": Scope.READ_WRITE,
+    _M + "Query": Scope.READ,
+    _M + "Retrieve": Scope.READ,
+    _M + "WatchMemory": Scope.READ,
+    _M + "ExportMemory": Scope.READ,
+    _M + "ImportMemory": Scope.READ_WRITE,
+    _M + "ListModels": Scope.READ,
+    _A + "CreateTenant": Scope.ADMIN,
+    _A + "GetTenant": Scope.ADMIN,
+    _A + "ListTenants": Scope.ADMIN,
+    _A + "DeleteTenant": Scope.ADMIN,
+    _A + "CreateApiKey": Scope.ADMIN,
+    _A + "ListApiKeys": Scope.ADMIN,
+    _A + "RevokeApiKey": Scope.ADMIN,
+    _A + "GetUsage": Scope.ADMIN,
+}
+
+#: Served without a credential: they tell nothing about any tenant.
+OPEN_SERVICES = frozenset(
+    {
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+        "grpc.reflection.v1.ServerReflection",
+    }
+)
+
+_RANK = {Scope.READ: 0, Scope.READ_WRITE: 1, Scope.ADMIN: 2}
+
+
+class ServerKeyError(Exception):
+    """The server key file is missing, damaged or readable by others."""
+
+
+@dataclass(frozen=True)
+class ServerKey:
+    """The root secret of one server; every use gets a key of its own."""
+
+    secret: bytes
+
+    def derive(self, purpose: str) -> bytes:
+        """32 bytes for one purpose."""
+        return hmac.digest(self.secret, b"memsvc " + purpose.encode(), hashlib.sha256)
+
+
+def make_server_key(path: Path) -> ServerKey:
+    """Makes the key file, mode 0600. An existing one is loaded instead."""
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return load_server_key(path)
+    with os.fdopen(handle, "w") as file:
+        file.write(secrets.token_hex(_KEY_BYTES) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return load_server_key(path)
+
+
+def load_server_key(path: Path) -> ServerKey:
+    """Raises ServerKeyError."""
+    try:
+        if path.stat().st_mode & 0o077:
+            raise ServerKeyError(f"{path} is readable by others; its mode must be 0600")
+        secret = bytes.fromhex(path.read_text().strip())
+    except FileNotFoundError as error:
+        raise ServerKeyError(f"{path} is missing; run `memsvc init`") from error
+    except ValueError as error:
+        raise ServerKeyError(f"{path} does not hold a server key") from error
+    if len(secret) != _KEY_BYTES:
+        raise ServerKeyError(f"{path} does not hold a server key")
+    return ServerKey(secret)
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Who calls, as the credential says. Tenancy comes from here and nowhere else."""
+
+    tenant_uid: str
+    tenant_id: str
+    scope: Scope
+    operator: bool
+    key_id: str
+
+    def allows(self, scope: Scope) -> bool:
+        """Whether this key's scope includes another."""
+        return _RANK[self.scope] >= _RANK[scope]
+
+
+_principal: ContextVar[Principal] = ContextVar("principal")
+
+
+def current_principal() -> Principal:
+    """The caller of the call being served. Raises LookupError outside of one."""
+    return _principal.get()
+
+
+def set_principal(principal: Principal) -> None:
+    """For the gate: names the caller for the rest of this call's context."""
+    _principal.set(principal)
+
+
+@dataclass(frozen=True)
+class NewKey:
+    """A minted credential. It is shown once; digest is what is stored."""
+
+    key_id: str
+    credential: str
+    digest: bytes
+
+
+class Authenticator:
+    """Mints credentials and finds out whose one is.
+
+    Keys are cached, so that a call costs no query. Revoking through this server
+    drops the key from the cache, and one process alone serves a data folder.
+    """
+
+    def __init__(
+        self, catalog: Catalog, server_key: ServerKey, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._catalog = catalog
+        self._hmac_key = server_key.derive("api keys")
+        self._clock = clock
+        self._cache: OrderedDict[str, ApiKeyRow] = OrderedDict()
+        self._generation = 0
+        self._closed_tenants: set[str] = set()
+
+    def mint(self) -> NewKey:
+        """A new credential; the caller stores its digest."""
+        key_id = secrets.token_hex(8)
+        credential = f"msk_{key_id}_{secrets.token_hex(_KEY_BYTES)}"
+        return NewKey(key_id, credential, self._digest(credential))
+
+    async def authenticate(self, metadata: Iterable[tuple[str, str | bytes]] | None) -> Principal:
+        """metadata: the call's. Raises CREDENTIAL_INVALID, the same for every cause."""
+        match = _CREDENTIAL.fullmatch(_bearer(metadata or ()))
+        if match is None:
+            raise errors.credential_invalid()
+        row = await self._find(match[1])
+        digest = row.digest if row is not None else _NO_DIGEST
+        # Compared even for an unknown key, so that time tells nothing.
+        right = hmac.compare_digest(digest, self._digest(match[0]))
+        if row is None or not right or not self._is_live(row):
+            raise errors.credential_invalid()
+        return Principal(row.tenant_uid, row.tenant_id, row.scope, row.operator, row.key_id)
+
+    def forget(self, key_id: str) -> None:
+        """The key was revoked: the next call with it asks the catalog."""
+        self._generation += 1
+        self._cache.pop(key_id, None)
+
+    def close_tenant(self, tenant_uid: str) -> None:
+        """The tenant is being deleted: none of its keys opens anything any more."""
+        self._generation += 1
+        self._closed_tenants.add(tenant_uid)
+
+    def _digest(self, credential: str) -> bytes:
+        return hmac.digest(self._hmac_key, credential.encode(), hashlib.sha256)
+
+    def _is_live(self, row: ApiKeyRow) -> bool:
+        if row.revoked_us is not None or row.tenant_uid in self._closed_tenants:
+            return False
+        return row.expires_us is None or row.expires_us > self._clock() * 1e6
+
+    async def _find(self, key_id: str) -> ApiKeyRow | None:
+        row = self._cache.get(key_id)
+        if row is not None:
+            self._cache.move_to_end(key_id)
+            return row
+        generation = self._generation
+        row = await self._catalog.find_api_key(key_id)
+        # A revocation during the query makes its answer stale: not cached.
+        if row is not None and generation == self._generation:
+            self._cache[key_id] = row
+            if len(self._cache) > _CACHED_KEYS:
+                self._cache.popitem(last=False)
+        return row
+
+
+def _bearer(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """The bearer credential, empty when there is none or more than one."""
+    values = [value for key, value in metadata if key == "authorization"]
+    if len(values) != 1 or not isinstance(values[0], str):
+        return ""
+    kind, _, credential = values[0].partition(" ")
+    return credential if kind.lower() == "bearer" else ""

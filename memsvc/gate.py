@@ -1,0 +1,178 @@
+"""The gate every call passes: bounds, draining, who calls, parsing, and how it fails.
+
+One interceptor does all of it in one order, so that no handler can forget a
+step: count the call, refuse it when draining or overloaded, authenticate, check
+the scope, parse the bytes, run the handler, map what it raises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+from grpc import aio
+from grpc_status import rpc_status
+
+from memsvc import errors
+from memsvc.auth import OPEN_SERVICES, SCOPES, Authenticator, Principal, set_principal
+from memsvc.errors import ApiError
+from memsvc.wire import parse_request
+from storage.catalog import CatalogFullError, CatalogUnavailableError
+from storage.store import CorruptRecordError, StorageFullError
+
+log = logging.getLogger(__name__)
+
+# Requests and replies are messages of every kind here; handlers type their own.
+Context = aio.ServicerContext[Any, Any]
+Handler = grpc.RpcMethodHandler[Any, Any]
+
+
+class Gate(aio.ServerInterceptor):
+    """Guards all calls of one server.
+
+    draining: once set, new calls are refused; those inside go on.
+    max_calls: calls served at once.
+    """
+
+    def __init__(
+        self, authenticator: Authenticator, draining: asyncio.Event, max_calls: int
+    ) -> None:
+        self._authenticator = authenticator
+        self._draining = draining
+        self._max_calls = max_calls
+        self._calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def calls(self) -> int:
+        """Calls inside now."""
+        return self._calls
+
+    async def wait_idle(self) -> None:
+        """Returns when no call is inside."""
+        await self._idle.wait()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """Wraps the handler of a call of the public API."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        # None: no such method, which gRPC answers with UNIMPLEMENTED.
+        if handler is None or method.split("/")[1] in OPEN_SERVICES:
+            return handler
+        return self._guarded(method, handler)
+
+    def _guarded(self, method: str, handler: Handler) -> Handler:
+        """The same handler behind the gate, taking raw bytes."""
+        run: Any = (
+            handler.unary_unary
+            or handler.unary_stream
+            or handler.stream_unary
+            or handler.stream_stream
+        )
+
+        def parsed(requests: Any) -> Any:
+            if handler.request_streaming:
+                return _parse_stream(method, requests)
+            return parse_request(method, requests)
+
+        async def respond(requests: Any, context: Context) -> Any:
+            async with self._inside(method, context):
+                return await run(parsed(requests), context)
+
+        async def respond_streaming(requests: Any, context: Context) -> AsyncIterator[Any]:
+            async with self._inside(method, context):
+                async for reply in run(parsed(requests), context):
+                    yield reply
+
+        make, behaviour = _MAKERS[handler.request_streaming, handler.response_streaming], respond
+        return make(
+            respond_streaming if handler.response_streaming else behaviour,
+            request_deserializer=None,
+            response_serializer=handler.response_serializer,
+        )
+
+    @asynccontextmanager
+    async def _inside(self, method: str, context: Context) -> AsyncIterator[None]:
+        self._calls += 1
+        self._idle.clear()
+        try:
+            set_principal(await self._admit(method, context))
+            yield
+        except ApiError as error:
+            await _abort(context, error)
+        except (CatalogFullError, StorageFullError):
+            await _abort(context, errors.storage_full())
+        except CatalogUnavailableError as error:
+            log.error("catalog unavailable", extra={"method": method, **_described(error)})
+            await _abort(context, errors.catalog_unavailable())
+        except CorruptRecordError as error:
+            log.error("corrupt record", extra={"method": method, **_described(error)})
+            await _abort(context, errors.record_corrupt("a stored record"))
+        except aio.AbortError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the edge: nothing may escape untyped
+            await _abort(context, _incident(method, error))
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._idle.set()
+
+    async def _admit(self, method: str, context: Context) -> Principal:
+        if self._draining.is_set():
+            raise errors.draining()
+        if self._calls > self._max_calls:
+            raise errors.overloaded()
+        principal = await self._authenticator.authenticate(context.invocation_metadata())
+        scope = SCOPES[method]
+        if not principal.allows(scope):
+            raise errors.scope_insufficient(scope.name)
+        return principal
+
+
+_MAKERS: dict[tuple[bool, bool], Callable[..., Handler]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+
+
+async def _parse_stream(method: str, requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    async for data in requests:
+        yield parse_request(method, data)
+
+
+async def _abort(context: Context, error: ApiError) -> None:
+    await context.abort_with_status(rpc_status.to_status(error.to_status()))
+
+
+def _incident(method: str, error: Exception) -> ApiError:
+    """Logs a fault under a fresh id."""
+    incident = secrets.token_hex(8)
+    log.error("internal fault", extra={"incident": incident, "method": method, **_described(error)})
+    return errors.internal_fault(incident)
+
+
+def _described(error: Exception) -> dict[str, str]:
+    """What the log may say of an exception.
+
+    Its own words stay out: they may quote what a user wrote. Its type and the
+    lines it passed are enough to find it.
+    """
+    frames = []
+    trace = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        frames.append(f"{code.co_filename}:{trace.tb_lineno} {code.co_name}")
+        trace = trace.tb_next
+    return {"fault": type(error).__name__, "trace": " < ".join(reversed(frames))}

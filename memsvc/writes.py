@@ -1,0 +1,265 @@
+"""The write path: what makes success durable and a retry safe.
+
+    1. LMDB   texts under numbers the catalog has not given out yet; fsync
+    2. SQL    one transaction: documents, the memory's revision, the reply of
+              this request_id; what makes the write visible
+    3. wake   whoever watches, and the encoding queue
+
+A crash or a failure between 1 and 2 leaves texts above the catalog's last
+number. Nobody was told of them, nothing reads them: the next append overwrites
+their numbers, and `memsvc.reconcile` removes the rest. Numbers are taken from
+the row as read under the memory's lock, so an acknowledged document is never
+overwritten.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from memsvc import errors
+from memsvc.config import Config
+from memsvc.locks import MemoryLocks
+from memsvc.stores import Stores
+from storage.catalog import (
+    Catalog,
+    CatalogError,
+    DocumentRow,
+    MemoryRow,
+    MemoryState,
+    NotFoundError,
+    RequestIdReusedError,
+    RequestRecord,
+    RequestRepeatedError,
+)
+from storage.documents import Source, text_bytes
+from storage.store import MemoryUid, StorageError, StoredDocument
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What makes a retry of one write safe.
+
+    method: the call's name. fingerprint: SHA-256 of the payload without its
+    request_id. field: where the memory is named, for errors.
+    """
+
+    tenant_uid: str
+    method: str
+    request_id: str
+    fingerprint: bytes
+    field: str
+
+    def record(self, reply: bytes) -> RequestRecord | None:
+        """None without a request_id: then nothing is remembered."""
+        if not self.request_id:
+            return None
+        return RequestRecord(self.request_id, self.method, self.fingerprint, reply)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What an append made: its revision and the numbers of its documents, ascending."""
+
+    revision: int
+    numbers: Sequence[int]
+
+
+def memory_uid(row: MemoryRow) -> MemoryUid:
+    """The uid as the store takes it."""
+    return MemoryUid(bytes.fromhex(row.uid))
+
+
+class Writes:
+    """All changes of what is in a memory.
+
+    notify: told of a memory after each visible change.
+    evict: makes the workers drop a memory; raises ApiError when one cannot be reached.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        catalog: Catalog,
+        stores: Stores,
+        notify: Callable[[MemoryRow], None],
+        evict: Callable[[str, str], Awaitable[None]],
+    ) -> None:
+        self._config = config
+        self._catalog = catalog
+        self._stores = stores
+        self._notify = notify
+        self._evict = evict
+        self.locks = MemoryLocks()
+
+    async def first_reply(self, request: Request) -> bytes | None:
+        """The reply this request_id got before. Raises REQUEST_ID_REUSED."""
+        if not request.request_id:
+            return None
+        found = await self._catalog.find_request(request.tenant_uid, request.request_id)
+        if found is None:
+            return None
+        if (found.method, found.fingerprint) != (request.method, request.fingerprint):
+            raise errors.request_id_reused()
+        return found.reply
+
+    async def append(
+        self,
+        request: Request,
+        memory_id: str,
+        sources: Callable[[MemoryRow], Sequence[Source]],
+        reply: Callable[[Written], bytes],
+    ) -> bytes:
+        """Adds documents. Returns the reply, which is that of the first try for a retry.
+
+        sources: what to store, given the memory (its packing policy).
+        Raises MEMORY_NOT_FOUND, MEMORY_NOT_ACTIVE, QUOTA_EXCEEDED, STORAGE_FULL,
+        REQUEST_ID_REUSED; then nothing is visible.
+        """
+
+        async def work() -> bytes:
+            try:
+                return await self._append(request, memory_id, sources, reply)
+            except RequestRepeatedError as repeated:
+                return repeated.record.reply
+
+        return await self._run(request, memory_id, work)
+
+    async def delete_documents(
+        self,
+        request: Request,
+        memory_id: str,
+        numbers: Sequence[int],
+        reply: Callable[[int], bytes],
+    ) -> bytes:
+        """Removes documents, all or none; invisible as soon as SQL has committed.
+
+        reply: made from the new revision. Raises DOCUMENT_NOT_FOUND naming the
+        first missing one, MEMORY_NOT_FOUND, MEMORY_NOT_ACTIVE, REQUEST_ID_REUSED.
+        """
+
+        async def work() -> bytes:
+            memory = await self._active(request, memory_id)
+            answer = reply(memory.revision + 1)
+            try:
+                memory = await self._catalog.commit_delete_documents(
+                    memory.uid, memory.revision, numbers, request.record(answer)
+                )
+            except RequestRepeatedError as repeated:
+                return repeated.record.reply
+            except NotFoundError as error:
+                if not error.numbers:
+                    raise
+                missing = numbers.index(error.numbers[0])
+                raise errors.document_not_found(f"names[{missing}]") from error
+            self._notify(memory)
+            await self._purge_documents(memory, numbers)
+            return answer
+
+        return await self._run(request, memory_id, work)
+
+    async def delete_memory(self, row: MemoryRow, expected_version: int | None) -> None:
+        """Deletes a memory with all that is in it. Raises NotFoundError, ConflictError."""
+
+        async def work() -> None:
+            memory = await self._catalog.begin_delete_memory(
+                row.tenant_uid, row.memory_id, expected_version
+            )
+            self._notify(memory)
+            await self.purge_memory(memory)
+
+        await self.locks.run_whole(row.tenant_uid, row.memory_id, work)
+
+    async def purge_memory(self, memory: MemoryRow) -> None:
+        """Second half of deleting a memory, also after a crash: worker, LMDB, rows."""
+        await self._evict_quietly(memory)
+        await self._stores.run(
+            memory.tenant_uid, lambda store: store.delete_memory(memory_uid(memory))
+        )
+        await self._catalog.finish_delete_memory(memory.uid)
+
+    async def drain(self) -> None:
+        """Returns when every write that began has ended."""
+        await self.locks.drain()
+
+    async def _run(
+        self, request: Request, memory_id: str, work: Callable[[], Awaitable[bytes]]
+    ) -> bytes:
+        try:
+            return await self.locks.run_whole(request.tenant_uid, memory_id, work)
+        except RequestIdReusedError as error:
+            raise errors.request_id_reused() from error
+        except NotFoundError as error:
+            raise errors.memory_not_found(request.field) from error
+
+    async def _append(
+        self,
+        request: Request,
+        memory_id: str,
+        sources: Callable[[MemoryRow], Sequence[Source]],
+        reply: Callable[[Written], bytes],
+    ) -> bytes:
+        memory = await self._active(request, memory_id)
+        now_us = time.time_ns() // 1000
+        revision = memory.revision + 1
+        stored = [
+            StoredDocument(memory.last_number + 1 + index, revision, now_us, source)
+            for index, source in enumerate(sources(memory))
+        ]
+        rows = [DocumentRow(d.number, revision, now_us, text_bytes(d.source)) for d in stored]
+        self._check_quota(memory, rows)
+        await self._stores.run(
+            memory.tenant_uid, lambda store: store.put_documents(memory_uid(memory), stored)
+        )
+        answer = reply(Written(revision, [row.number for row in rows]))
+        memory = await self._catalog.commit_append(
+            memory.uid, memory.revision, rows, request.record(answer)
+        )
+        self._notify(memory)
+        return answer
+
+    async def _active(self, request: Request, memory_id: str) -> MemoryRow:
+        memory = await self._catalog.get_memory(request.tenant_uid, memory_id)
+        if memory.state is not MemoryState.ACTIVE:
+            raise errors.memory_not_active(memory.state.name, request.field)
+        return memory
+
+    def _check_quota(self, memory: MemoryRow, rows: Sequence[DocumentRow]) -> None:
+        documents = memory.document_count + len(rows)
+        size = memory.text_bytes + sum(row.text_bytes for row in rows)
+        for name, limit, wanted in (
+            ("max_documents_per_memory", self._config.max_documents_per_memory, documents),
+            ("max_text_bytes_per_memory", self._config.max_text_bytes_per_memory, size),
+        ):
+            if limit and wanted > limit:
+                raise errors.quota_exceeded(name, limit)
+
+    async def _purge_documents(self, memory: MemoryRow, numbers: Sequence[int]) -> None:
+        """The deletion is committed: what fails here, reconcile finishes."""
+        await self._evict_quietly(memory)
+        try:
+            await self._stores.run(
+                memory.tenant_uid,
+                lambda store: store.delete_documents(memory_uid(memory), numbers),
+            )
+            await self._catalog.forget_removed(memory.uid, numbers)
+        except (StorageError, CatalogError) as error:
+            log.warning(
+                "removed documents left for reconcile",
+                extra={"memory_uid": memory.uid, "fault": type(error).__name__},
+            )
+
+    async def _evict_quietly(self, memory: MemoryRow) -> None:
+        """A worker that cannot be reached is not asked again: the deletion epoch of
+        every later question tells it that its copy is stale."""
+        try:
+            await self._evict(memory.tenant_uid, memory.uid)
+        except errors.ApiError as error:
+            log.warning(
+                "worker not told of a deletion",
+                extra={"memory_uid": memory.uid, "fault": repr(error)},
+            )
