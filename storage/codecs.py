@@ -29,6 +29,7 @@ from storage.records import Buffer
 
 _LEVEL = 1
 _INT8_MAX = 127
+_BF16_MAX = np.array([0x7F7F << 16], np.uint32).view(np.float32)[0]
 
 
 class Codec(IntEnum):
@@ -38,6 +39,9 @@ class Codec(IntEnum):
     ZSTD = 1
     INT8 = 2
     INT8_ZSTD = 3
+
+
+_KNOWN = frozenset(codec.value for codec in Codec)
 
 
 class CodecError(ValueError):
@@ -92,7 +96,7 @@ def decode_arrays(
     """`count` new [L, C, E] arrays, C = `chunks`. Raises CodecError."""
     shape = (len(layout.routed_layers), chunks, layout.width)
     values = shape[0] * shape[1] * shape[2]
-    if codec not in iter(Codec):
+    if codec not in _KNOWN:
         raise CodecError(f"unknown codec {codec}")
     quantised = codec in (Codec.INT8, Codec.INT8_ZSTD)
     item = NUMPY_DTYPE[layout.dtype].itemsize
@@ -108,7 +112,13 @@ def decode_arrays(
     parts = (memoryview(raw)[i * size : (i + 1) * size] for i in range(count))
     if quantised:
         return [_restore(part, shape, layout) for part in parts]
-    return [np.frombuffer(part, NUMPY_DTYPE[layout.dtype]).reshape(shape) for part in parts]
+    return [_view(part, layout).reshape(shape) for part in parts]
+
+
+def _view(part: Buffer, layout: KVLayout) -> Bits:
+    if layout.dtype == "bf16":
+        return np.frombuffer(part, np.uint16)
+    return np.frombuffer(part, np.float32)
 
 
 def raw_bytes(count: int, chunks: int, layout: KVLayout) -> int:
@@ -120,7 +130,7 @@ def raw_bytes(count: int, chunks: int, layout: KVLayout) -> int:
 def to_float(bits: Bits) -> npt.NDArray[np.float32]:
     """Values of an array that may hold bf16 as its bits."""
     if bits.dtype == np.float32:
-        return bits.astype(np.float32, copy=False)
+        return bits.view(np.float32)
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
@@ -131,24 +141,26 @@ def to_bf16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
 
 
 def _quantise(array: Bits, layout: KVLayout) -> bytes:
-    vectors = to_float(np.ascontiguousarray(array)).reshape(-1, layout.head_dim)
+    vectors = to_float(array).reshape(-1, layout.head_dim)
     if not np.isfinite(vectors).all():
         raise LayoutError("int8 holds finite values only")
     peak = np.abs(vectors).max(axis=1)
     # The scale is rounded up, so that the largest value never leaves int8.
-    up = (peak / _INT8_MAX).astype(np.float32).view(np.uint32)
-    scale_bits = np.minimum((up + 0xFFFF) >> 16, 0x7F7F).astype(np.uint16)
+    exact = (peak / _INT8_MAX).astype(np.float32).view(np.uint32)
+    scale_bits: npt.NDArray[np.uint16] = ((exact + 0xFFFF) >> 16).astype(np.uint16)
     scale = to_float(scale_bits)
     scale[scale == 0] = 1
     levels = np.clip(np.rint(vectors / scale[:, None]), -_INT8_MAX, _INT8_MAX).astype(np.int8)
-    return scale_bits.astype("<u2").tobytes() + levels.tobytes()
+    return bytes(scale_bits.tobytes() + levels.tobytes())
 
 
 def _restore(part: memoryview, shape: tuple[int, int, int], layout: KVLayout) -> Bits:
     vectors = shape[0] * shape[1] * layout.kv_heads
-    scale = to_float(np.frombuffer(part[: 2 * vectors], "<u2"))
+    scale = to_float(np.frombuffer(part[: 2 * vectors], np.uint16))
     levels = np.frombuffer(part[2 * vectors :], np.int8).reshape(vectors, layout.head_dim)
-    values = levels.astype(np.float32) * scale[:, None]
+    with np.errstate(over="ignore"):  # Rounding at the top of the range: clipped below.
+        values = levels.astype(np.float32) * scale[:, None]
+    np.clip(values, -_BF16_MAX, _BF16_MAX, out=values)
     if layout.dtype == "fp32":
         return values.reshape(shape)
     return to_bf16(values).reshape(shape)

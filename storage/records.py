@@ -15,7 +15,7 @@ docs/format/records.md draws this page.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
@@ -36,8 +36,7 @@ _CHECKED = _HEADER.size
 Buffer = bytes | bytearray | memoryview
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """What a record says about its payload.
 
     codec: a Codec's number. fingerprint: of model and layout, zeros for a record

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import NewType, Protocol
 
 import numpy as np
@@ -94,12 +95,24 @@ class ContentPart:
     value_LCE: Bits
 
 
+class Problem(StrEnum):
+    """What `check` can find wrong with a record."""
+
+    DAMAGED = "damaged"  # Its bytes, lengths or contents are not as they were written.
+    FOREIGN = "foreign"  # Another format version, or another layout than its encoding.
+    HALF_BLOCK = "half-block"  # Routing keys without content, or content without them.
+    NO_DOCUMENT = "no-document"  # A block whose document is not there.
+    NO_LAYOUT = "no-layout"  # A block whose encoding's record is not there.
+    STRAY_KEY = "stray-key"  # A key that this format does not make.
+
+
 @dataclass(frozen=True)
 class Finding:
-    """One thing `check` found wrong. key: the record's key in hex."""
+    """One thing `check` found wrong. key: the record's key in hex. detail: for people."""
 
     key: str
-    problem: str
+    problem: Problem
+    detail: str = ""
 
 
 class BlockReader(Protocol):

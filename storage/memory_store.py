@@ -1,0 +1,228 @@
+"""The store contract in plain dictionaries: the oracle of the tests, and a store for trials.
+
+It keeps what it is given, so it has no codecs, no damage and no limits; nothing
+is durable. Arrays are copied on the way in and out, as a real store does.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+import numpy as np
+
+from storage.document_json import encode_document
+from storage.keys import check_encoding, check_memory, check_number
+from storage.layout import NUMPY_DTYPE, Bits, KVBlock, KVLayout
+from storage.store import (
+    ContentPart,
+    EncodingId,
+    Finding,
+    ForeignRecordError,
+    MemoryUid,
+    PackedRouting,
+    RecordNotFoundError,
+    RoutingPart,
+    StorageError,
+    StoredDocument,
+)
+
+
+@dataclass
+class _Encoding:
+    layout: KVLayout
+    blocks: dict[int, KVBlock] = field(default_factory=dict)
+
+
+@dataclass
+class _Memory:
+    documents: dict[int, StoredDocument] = field(default_factory=dict)
+    encodings: dict[EncodingId, _Encoding] = field(default_factory=dict)
+
+
+class MemoryStore:
+    """TenantStore that forgets everything with the process."""
+
+    def __init__(self) -> None:
+        self._memories: defaultdict[MemoryUid, _Memory] = defaultdict(_Memory)
+        self._closed = False
+
+    def _memory(self, memory: MemoryUid) -> _Memory:
+        if self._closed:
+            raise StorageError("the store is closed")
+        check_memory(memory)
+        return self._memories[memory]
+
+    def _blocks(self, memory: MemoryUid, encoding: EncodingId) -> dict[int, KVBlock]:
+        check_encoding(encoding)
+        found = self._memory(memory).encodings.get(encoding)
+        return found.blocks if found else {}
+
+    def _readable(
+        self, memory: MemoryUid, encoding: EncodingId, layout: KVLayout
+    ) -> dict[int, KVBlock]:
+        blocks = self._blocks(memory, encoding)
+        if blocks and self._memories[memory].encodings[encoding].layout != layout:
+            raise ForeignRecordError("the encoding has another layout")
+        return blocks
+
+    def get_document(self, memory: MemoryUid, number: int) -> StoredDocument:
+        """See BlockReader."""
+        check_number(number)
+        try:
+            return self._memory(memory).documents[number]
+        except KeyError:
+            raise RecordNotFoundError(f"document {number}") from None
+
+    def iter_documents(
+        self, memory: MemoryUid, first: int = 0, last: int | None = None
+    ) -> Iterator[StoredDocument]:
+        """See BlockReader."""
+        documents = self._memory(memory).documents
+        return iter([documents[number] for number in _between(documents, first, last)])
+
+    def document_numbers(self, memory: MemoryUid) -> list[int]:
+        """See TenantStore."""
+        return sorted(self._memory(memory).documents)
+
+    def block_numbers(
+        self, memory: MemoryUid, encoding: EncodingId, first: int = 0, last: int | None = None
+    ) -> list[int]:
+        """See BlockReader."""
+        return _between(self._blocks(memory, encoding), first, last)
+
+    def encoding_layout(self, memory: MemoryUid, encoding: EncodingId) -> KVLayout:
+        """See BlockReader."""
+        if not self._blocks(memory, encoding):
+            raise RecordNotFoundError(f"encoding {encoding.hex()}")
+        return self._memories[memory].encodings[encoding].layout
+
+    def iter_routing(
+        self,
+        memory: MemoryUid,
+        encoding: EncodingId,
+        layout: KVLayout,
+        first: int = 0,
+        last: int | None = None,
+    ) -> Iterator[RoutingPart]:
+        """See BlockReader."""
+        blocks = self._readable(memory, encoding, layout)
+        found = [blocks[number] for number in _between(blocks, first, last)]
+        return (RoutingPart(b.number, b.tokens, b.routing_key_LCE.copy()) for b in found)
+
+    def load_routing(
+        self,
+        memory: MemoryUid,
+        encoding: EncodingId,
+        layout: KVLayout,
+        first: int = 0,
+        last: int | None = None,
+    ) -> PackedRouting:
+        """See BlockReader."""
+        parts = list(self.iter_routing(memory, encoding, layout, first, last))
+        shape = (len(layout.routed_layers), 0, layout.width)
+        nothing = np.empty(shape, NUMPY_DTYPE[layout.dtype])
+        arrays = [nothing, *(part.routing_key_LCE for part in parts)]
+        return PackedRouting(
+            numbers_N=np.array([part.number for part in parts], np.int64),
+            tokens_N=np.array([part.tokens for part in parts], np.int64),
+            routing_key_LCE=cast(Bits, np.concatenate(arrays, axis=1)),
+        )
+
+    def get_content(
+        self, memory: MemoryUid, encoding: EncodingId, layout: KVLayout, number: int
+    ) -> ContentPart:
+        """See BlockReader."""
+        check_number(number)
+        block = self._readable(memory, encoding, layout).get(number)
+        if block is None:
+            raise RecordNotFoundError(f"block of document {number}")
+        return ContentPart(number, _copy(block.key_LCE), block.value_LCE.copy())
+
+    def put_documents(self, memory: MemoryUid, documents: Sequence[StoredDocument]) -> int:
+        """See TenantStore. Returns the bytes of the documents' JSON."""
+        known = self._memory(memory).documents
+        size = sum(len(encode_document(document)) for document in documents)
+        known.update((document.number, document) for document in documents)
+        return size
+
+    def put_blocks(
+        self, memory: MemoryUid, encoding: EncodingId, layout: KVLayout, blocks: Sequence[KVBlock]
+    ) -> int:
+        """See TenantStore."""
+        for block in blocks:
+            check_number(block.number)
+            block.validate(layout)
+        self._readable(memory, encoding, layout)
+        if not blocks:
+            return 0
+        known = self._memory(memory).encodings.setdefault(encoding, _Encoding(layout)).blocks
+        known.update((block.number, _own(block)) for block in blocks)
+        return sum(layout.block_bytes(block.tokens) for block in blocks)
+
+    def delete_documents(self, memory: MemoryUid, numbers: Sequence[int]) -> None:
+        """See TenantStore."""
+        known = self._memory(memory)
+        for number in numbers:
+            check_number(number)
+            known.documents.pop(number, None)
+        for encoding in list(known.encodings):
+            self.delete_blocks(memory, encoding, numbers)
+
+    def delete_blocks(
+        self, memory: MemoryUid, encoding: EncodingId, numbers: Sequence[int]
+    ) -> None:
+        """See TenantStore."""
+        blocks = self._blocks(memory, encoding)
+        for number in numbers:
+            check_number(number)
+            blocks.pop(number, None)
+        if not blocks:
+            self._memory(memory).encodings.pop(encoding, None)
+
+    def delete_encoding(self, memory: MemoryUid, encoding: EncodingId) -> None:
+        """See TenantStore."""
+        check_encoding(encoding)
+        self._memory(memory).encodings.pop(encoding, None)
+
+    def delete_memory(self, memory: MemoryUid) -> None:
+        """See TenantStore."""
+        self._memory(memory)
+        del self._memories[memory]
+
+    def memories(self) -> list[MemoryUid]:
+        """See TenantStore."""
+        if self._closed:
+            raise StorageError("the store is closed")
+        return sorted(uid for uid, m in self._memories.items() if m.documents or m.encodings)
+
+    def encodings(self, memory: MemoryUid) -> list[EncodingId]:
+        """See TenantStore."""
+        return sorted(self._memory(memory).encodings)
+
+    def check(self) -> Iterator[Finding]:
+        """See TenantStore. Dictionaries do not rot."""
+        return iter(())
+
+    def close(self) -> None:
+        """See BlockReader."""
+        self._closed = True
+
+
+def _between(numbers: Iterable[int], first: int, last: int | None) -> list[int]:
+    return sorted(n for n in numbers if first <= n and (last is None or n <= last))
+
+
+def _copy(array: Bits | None) -> Bits | None:
+    return None if array is None else array.copy()
+
+
+def _own(block: KVBlock) -> KVBlock:
+    return replace(
+        block,
+        routing_key_LCE=block.routing_key_LCE.copy(),
+        key_LCE=_copy(block.key_LCE),
+        value_LCE=block.value_LCE.copy(),
+    )

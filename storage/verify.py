@@ -1,0 +1,121 @@
+"""Verifies a store's records one after another, in key order, in bounded memory.
+
+Within a memory the order is documents, encodings, routing keys, contents
+(storage/keys.py), so each is known when what depends on it comes by. Kept at a
+time: one memory's document numbers and the token counts of its blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from storage.block_records import (
+    Record,
+    read_content,
+    read_document,
+    read_encoding,
+    read_routing,
+)
+from storage.keys import Kind, RecordKey, block_key, parse_key
+from storage.layout import KVLayout
+from storage.layout_json import fingerprint
+from storage.records import unseal
+from storage.store import (
+    CorruptRecordError,
+    EncodingId,
+    Finding,
+    ForeignRecordError,
+    MemoryUid,
+    Problem,
+)
+
+
+@dataclass
+class _Memory:
+    """What of one memory was seen so far. Tokens are None where the record is damaged."""
+
+    uid: MemoryUid
+    documents: set[int] = field(default_factory=set)
+    layouts: dict[EncodingId, KVLayout | None] = field(default_factory=dict)
+    routing_tokens: dict[tuple[EncodingId, int], int | None] = field(default_factory=dict)
+
+
+def find_problems(records: Iterable[Record]) -> Iterator[Finding]:
+    """Findings about records given in key order; none when all are sound."""
+    memory: _Memory | None = None
+    for key, value in records:
+        try:
+            parsed = parse_key(key)
+        except ValueError as error:
+            yield Finding(key.hex(), Problem.STRAY_KEY, str(error))
+            continue
+        if memory is None or memory.uid != parsed.memory:
+            if memory is not None:
+                yield from _without_content(memory)
+            memory = _Memory(parsed.memory)
+        yield from _check_record(memory, key, value, parsed)
+    if memory is not None:
+        yield from _without_content(memory)
+
+
+def _check_record(
+    memory: _Memory, key: bytes, value: bytes, parsed: RecordKey
+) -> Iterator[Finding]:
+    if parsed.kind is Kind.DOCUMENT:
+        # A damaged text still has its number, so that its blocks are not blamed too.
+        memory.documents.add(parsed.number)
+    elif parsed.kind is Kind.ENCODING:
+        memory.layouts[parsed.encoding] = None
+    else:
+        yield from _check_relations(memory, key, parsed)
+    try:
+        _decode(memory, key, value, parsed)
+    except CorruptRecordError as error:
+        yield Finding(key.hex(), Problem.DAMAGED, str(error))
+    except ForeignRecordError as error:
+        yield Finding(key.hex(), Problem.FOREIGN, str(error))
+
+
+def _check_relations(memory: _Memory, key: bytes, parsed: RecordKey) -> Iterator[Finding]:
+    routing = parsed.kind is Kind.ROUTING
+    half = (parsed.encoding, parsed.number)
+    if not routing and half not in memory.routing_tokens:
+        yield Finding(key.hex(), Problem.HALF_BLOCK, "content without routing keys")
+    if routing and parsed.number not in memory.documents:
+        yield Finding(key.hex(), Problem.NO_DOCUMENT, f"document {parsed.number} is not there")
+    if routing and parsed.encoding not in memory.layouts:
+        yield Finding(key.hex(), Problem.NO_LAYOUT, "the encoding's record is not there")
+    if routing:
+        memory.routing_tokens[half] = None
+
+
+def _decode(memory: _Memory, key: bytes, value: bytes, parsed: RecordKey) -> None:
+    if parsed.kind is Kind.DOCUMENT:
+        read_document(key, value)
+        return
+    if parsed.kind is Kind.ENCODING:
+        memory.layouts[parsed.encoding] = read_encoding(key, value)
+        return
+    header, _ = unseal(key, value, parsed.kind)
+    half = (parsed.encoding, parsed.number)
+    layout = memory.layouts.get(parsed.encoding)
+    if layout is not None:
+        mark = fingerprint(parsed.encoding, layout)
+        read = read_routing if parsed.kind is Kind.ROUTING else read_content
+        read(key, value, mark, layout)
+    if parsed.kind is Kind.ROUTING:
+        memory.routing_tokens[half] = header.tokens
+        return
+    expected = memory.routing_tokens.pop(half, None)
+    if expected is not None and expected != header.tokens:
+        raise CorruptRecordError(
+            f"{key.hex()}: content of {header.tokens} tokens, routing keys of {expected}"
+        )
+
+
+def _without_content(memory: _Memory) -> Iterator[Finding]:
+    """What is left over has routing keys and no content."""
+    for encoding, number in memory.routing_tokens:
+        key = block_key(memory.uid, Kind.ROUTING, encoding, number)
+        yield Finding(key.hex(), Problem.HALF_BLOCK, "routing keys without content")
