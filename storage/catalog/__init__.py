@@ -1,5 +1,7 @@
 """The SQL catalog: who owns what, what is visible, how far encoding has come."""
 
+from storage.catalog.catalog import Catalog
+from storage.catalog.database import sqlite_url
 from storage.catalog.errors import (
     AlreadyExistsError,
     CatalogError,
@@ -28,11 +30,13 @@ from storage.catalog.rows import (
     TenantRow,
     UsageRow,
 )
+from storage.catalog.schema import current_revision, migrate
 
 __all__ = [
     "AlreadyExistsError",
     "ApiKeyRow",
     "AuditRow",
+    "Catalog",
     "CatalogError",
     "CatalogFullError",
     "CatalogUnavailableError",
@@ -50,8 +54,11 @@ __all__ = [
     "RequestIdReusedError",
     "RequestRecord",
     "RequestRepeatedError",
-    "Scope",
     "SchemaError",
+    "Scope",
     "TenantRow",
     "UsageRow",
+    "current_revision",
+    "migrate",
+    "sqlite_url",
 ]

@@ -1,0 +1,91 @@
+"""What the catalog's parts share: the database, the clock, the request records."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from storage.catalog.database import Database
+from storage.catalog.errors import RequestIdReusedError, RequestRepeatedError
+from storage.catalog.rows import RequestRecord
+from storage.catalog.tables import requests
+
+#: Most rows one page may hold; a caller's limit above it is cut.
+MAX_PAGE = 1000
+#: Values bound in one statement. SQLite and PostgreSQL allow 32,766.
+MAX_BOUND = 10_000
+
+
+def wall_clock_us() -> int:
+    """UTC now in microseconds."""
+    return time.time_ns() // 1000
+
+
+def new_uid() -> str:
+    """A random 16-byte id as 32 hex digits."""
+    return secrets.token_hex(16)
+
+
+def page_size(limit: int) -> int:
+    """Rows to return for a caller's `limit`. Raises ValueError below 1."""
+    if limit < 1:
+        raise ValueError(f"limit {limit} is below 1")
+    return min(limit, MAX_PAGE)
+
+
+class CatalogPart:
+    """Base of the mixins that make up Catalog. Use Catalog.open, not this."""
+
+    def __init__(self, database: Database, clock_us: Callable[[], int]) -> None:
+        self._database = database
+        self._clock_us = clock_us
+
+    async def _find_request(
+        self, connection: AsyncConnection, tenant_uid: str, request_id: str
+    ) -> RequestRecord | None:
+        columns = (requests.c.request_id, requests.c.method, requests.c.fingerprint)
+        found = await connection.execute(
+            select(*columns, requests.c.reply).where(
+                requests.c.tenant_uid == tenant_uid, requests.c.request_id == request_id
+            )
+        )
+        row = found.one_or_none()
+        return RequestRecord(**row._mapping) if row is not None else None
+
+    async def _refuse_repeated(
+        self, connection: AsyncConnection, tenant_uid: str, request: RequestRecord | None
+    ) -> None:
+        """Raises RequestRepeatedError or RequestIdReusedError if the id was served."""
+        if request is None:
+            return
+        first = await self._find_request(connection, tenant_uid, request.request_id)
+        if first is None:
+            return
+        if (first.method, first.fingerprint) != (request.method, request.fingerprint):
+            raise RequestIdReusedError(f"request id {request.request_id} was used before")
+        raise RequestRepeatedError(first)
+
+    async def _record_request(
+        self, connection: AsyncConnection, tenant_uid: str, request: RequestRecord | None
+    ) -> None:
+        """Stores the reply with the change it answers; the unique key settles races.
+
+        On PostgreSQL the insert waits for a concurrent one of the same id to end.
+        """
+        if request is None:
+            return
+        insert = self._database.insert(requests).values(
+            tenant_uid=tenant_uid,
+            request_id=request.request_id,
+            method=request.method,
+            fingerprint=request.fingerprint,
+            reply=request.reply,
+            created_us=self._clock_us(),
+        )
+        done = await connection.execute(insert.on_conflict_do_nothing())
+        if done.rowcount != 1:
+            await self._refuse_repeated(connection, tenant_uid, request)

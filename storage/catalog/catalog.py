@@ -1,0 +1,51 @@
+"""The catalog as callers use it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Self
+
+from sqlalchemy import text
+
+from storage.catalog.base import CatalogPart, wall_clock_us
+from storage.catalog.database import Database, database_url
+from storage.catalog.documents import Documents
+from storage.catalog.encodings import Encodings
+from storage.catalog.memories import Memories
+from storage.catalog.models import Models
+from storage.catalog.schema import require_head
+from storage.catalog.tenants import Tenants
+from storage.catalog.usage import Usage
+
+
+class Catalog(Tenants, Memories, Documents, Models, Encodings, Usage, CatalogPart):
+    """The SQL catalog, on SQLite or PostgreSQL, for one event loop.
+
+    Every method is one transaction: all of it is durable when it returns, or none
+    of it happened. Every method may raise CatalogUnavailableError.
+    """
+
+    @classmethod
+    async def open(cls, url: str, *, clock_us: Callable[[], int] = wall_clock_us) -> Self:
+        """Opens the database at `url` ("sqlite:///FILE" or "postgresql://...").
+
+        Raises SchemaError unless it has been migrated to this code's revision,
+        CatalogError for a URL of another kind, CatalogUnavailableError.
+        """
+        database = Database(database_url(url))
+        try:
+            async with database.reading() as connection:
+                await connection.run_sync(require_head)
+        except BaseException:
+            await database.close()
+            raise
+        return cls(database, clock_us)
+
+    async def close(self) -> None:
+        """Closes every connection."""
+        await self._database.close()
+
+    async def ping(self) -> None:
+        """Returns when the database answers. Raises CatalogUnavailableError."""
+        async with self._database.reading() as connection:
+            await connection.execute(text("SELECT 1"))

@@ -1,0 +1,258 @@
+"""Writes to a memory, and its live documents. Every write is one transaction.
+
+The caller holds the memory's write lock; expected_revision guards against one
+that does not. A call that has committed before is told apart from a conflict by
+its request id, whichever of the two the database notices first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from sqlalchemy import Row, and_, delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from storage.catalog.base import MAX_BOUND, CatalogPart, page_size
+from storage.catalog.errors import ConflictError, NotFoundError
+from storage.catalog.memories import CHANGED, NOT_DELETING, memory_row
+from storage.catalog.progress import Removed, grow_pending, shrink_encodings
+from storage.catalog.rows import DocumentRow, MemoryRow, RequestRecord
+from storage.catalog.tables import documents as _table
+from storage.catalog.tables import memories, requests
+
+LIVE = _table.c.revision_removed.is_(None)
+_COLUMNS = (
+    _table.c.number,
+    _table.c.revision_added,
+    _table.c.created_us,
+    _table.c.text_bytes,
+)
+
+
+def _document(row: Row[*tuple[Any, ...]]) -> DocumentRow:
+    return DocumentRow(**row._mapping)
+
+
+def _slices(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
+    for start in range(0, len(numbers), MAX_BOUND):
+        yield numbers[start : start + MAX_BOUND]
+
+
+def _check_new(added: Sequence[DocumentRow], revision: int) -> None:
+    """Raises ValueError unless documents ascend from 1 and belong to that revision."""
+    if not added:
+        raise ValueError("an append needs at least one document")
+    last = 0
+    for document in added:
+        if document.number <= last:
+            raise ValueError(f"document {document.number} follows {last}")
+        if document.revision_added != revision:
+            raise ValueError(f"document {document.number} is not of revision {revision}")
+        last = document.number
+
+
+class Documents(CatalogPart):
+    """Appending to a memory, deleting from it, and reading what it holds."""
+
+    async def commit_append(
+        self,
+        memory_uid: str,
+        expected_revision: int,
+        documents: Sequence[DocumentRow],
+        request: RequestRecord | None,
+    ) -> MemoryRow:
+        """Makes new documents visible as revision expected_revision + 1.
+
+        Their numbers ascend and lie above the memory's last_number; gaps are
+        allowed. Raises ConflictError (revision or numbers moved on), NotFoundError,
+        RequestRepeatedError, RequestIdReusedError, ValueError.
+        """
+        revision = expected_revision + 1
+        _check_new(documents, revision)
+        text_bytes = sum(document.text_bytes for document in documents)
+        values = {
+            "revision": revision,
+            "last_number": documents[-1].number,
+            "document_count": memories.c.document_count + len(documents),
+            "text_bytes": memories.c.text_bytes + text_bytes,
+        }
+        async with self._database.writing() as connection:
+            above = memories.c.last_number < documents[0].number
+            row = await self._advance(
+                connection, memory_uid, expected_revision, values, request, above
+            )
+            await connection.execute(
+                insert(_table), [{"memory_uid": memory_uid, **vars(new)} for new in documents]
+            )
+            await grow_pending(connection, memory_uid, len(documents), text_bytes, documents[0])
+        return row
+
+    async def commit_delete_documents(
+        self,
+        memory_uid: str,
+        expected_revision: int,
+        numbers: Iterable[int],
+        request: RequestRecord | None,
+    ) -> MemoryRow:
+        """Hides documents as revision expected_revision + 1 and moves deletion_epoch on.
+
+        All or none: raises NotFoundError with the `numbers` that are no live
+        documents; also ConflictError, RequestRepeatedError, RequestIdReusedError,
+        ValueError (no numbers).
+        """
+        chosen = sorted(set(numbers))
+        if not chosen:
+            raise ValueError("a deletion needs at least one document")
+        async with self._database.writing() as connection:
+            values: dict[str, Any] = {
+                "revision": expected_revision + 1,
+                "deletion_epoch": memories.c.deletion_epoch + 1,
+            }
+            await self._advance(connection, memory_uid, expected_revision, values, request)
+            removed = await self._mark_removed(
+                connection, memory_uid, chosen, expected_revision + 1
+            )
+            text_bytes = sum(document.text_bytes for document in removed)
+            counted = await connection.execute(
+                update(memories)
+                .where(memories.c.uid == memory_uid)
+                .values(
+                    document_count=memories.c.document_count - len(removed),
+                    text_bytes=memories.c.text_bytes - text_bytes,
+                )
+                .returning(memories)
+            )
+            row = memory_row(counted.one())
+            await shrink_encodings(connection, row, removed)
+        return row
+
+    async def _advance(
+        self,
+        connection: AsyncConnection,
+        memory_uid: str,
+        expected_revision: int,
+        values: dict[str, Any],
+        request: RequestRecord | None,
+        *guards: Any,
+    ) -> MemoryRow:
+        """Moves the memory's row on and records the request; locks the row."""
+        changed = await connection.execute(
+            update(memories)
+            .where(
+                memories.c.uid == memory_uid,
+                memories.c.revision == expected_revision,
+                NOT_DELETING,
+                *guards,
+            )
+            .values({**values, **CHANGED, "updated_us": self._clock_us()})
+            .returning(memories)
+        )
+        row = changed.one_or_none()
+        if row is None:
+            await self._explain(connection, memory_uid, expected_revision, request)
+        assert row is not None
+        await self._record_request(connection, row.tenant_uid, request)
+        return memory_row(row)
+
+    async def _explain(
+        self,
+        connection: AsyncConnection,
+        memory_uid: str,
+        expected_revision: int,
+        request: RequestRecord | None,
+    ) -> None:
+        """Raises what kept a write from matching its memory."""
+        found = select(memories).where(memories.c.uid == memory_uid, NOT_DELETING)
+        row = (await connection.execute(found)).one_or_none()
+        if row is None:
+            raise NotFoundError(f"no memory {memory_uid}")
+        await self._refuse_repeated(connection, row.tenant_uid, request)
+        raise ConflictError(
+            f"memory {memory_uid} is at revision {row.revision}, document {row.last_number}; "
+            f"the write expected revision {expected_revision}"
+        )
+
+    async def _mark_removed(
+        self, connection: AsyncConnection, memory_uid: str, numbers: Sequence[int], revision: int
+    ) -> list[Removed]:
+        removed: list[Removed] = []
+        for some in _slices(numbers):
+            done = await connection.execute(
+                update(_table)
+                .where(_table.c.memory_uid == memory_uid, _table.c.number.in_(some), LIVE)
+                .values(revision_removed=revision)
+                .returning(_table.c.number, _table.c.text_bytes)
+            )
+            removed.extend(Removed(row.number, row.text_bytes) for row in done)
+        if len(removed) != len(numbers):
+            missing = sorted(set(numbers) - {document.number for document in removed})
+            raise NotFoundError(f"no documents {missing}", tuple(missing))
+        return removed
+
+    async def find_request(self, tenant_uid: str, request_id: str) -> RequestRecord | None:
+        """What was answered to this tenant's request id, or None."""
+        async with self._database.reading() as connection:
+            return await self._find_request(connection, tenant_uid, request_id)
+
+    async def purge_requests(self, older_than_us: int) -> int:
+        """Forgets request records made before that time; returns how many."""
+        old = requests.c.created_us < older_than_us
+        async with self._database.writing() as connection:
+            return (await connection.execute(delete(requests).where(old))).rowcount
+
+    async def get_document(self, memory_uid: str, number: int) -> DocumentRow:
+        """The live document of that number. Raises NotFoundError."""
+        query = select(*_COLUMNS).where(
+            _table.c.memory_uid == memory_uid, _table.c.number == number, LIVE
+        )
+        async with self._database.reading() as connection:
+            row = (await connection.execute(query)).one_or_none()
+        if row is None:
+            raise NotFoundError(f"no document {number}", (number,))
+        return _document(row)
+
+    async def list_documents(
+        self, memory_uid: str, limit: int, after_number: int | None = None
+    ) -> tuple[list[DocumentRow], int | None]:
+        """One page of live documents by ascending number, and after_number of the next."""
+        limit = page_size(limit)
+        query = (
+            select(*_COLUMNS)
+            .where(_table.c.memory_uid == memory_uid, _table.c.number > (after_number or 0), LIVE)
+            .order_by(_table.c.number)
+            .limit(limit + 1)
+        )
+        async with self._database.reading() as connection:
+            rows = [_document(row) for row in await connection.execute(query)]
+        return rows[:limit], rows[limit - 1].number if len(rows) > limit else None
+
+    async def live_numbers(self, memory_uid: str, first: int, last: int) -> list[int]:
+        """Numbers of the live documents from `first` to `last`, both included, ascending."""
+        return await self._numbers(
+            and_(_table.c.memory_uid == memory_uid, _table.c.number.between(first, last), LIVE)
+        )
+
+    async def removed_numbers(self, memory_uid: str) -> list[int]:
+        """Numbers of deleted documents whose text may still lie in the store, ascending."""
+        removed = _table.c.revision_removed.is_not(None)
+        return await self._numbers(and_(_table.c.memory_uid == memory_uid, removed))
+
+    async def _numbers(self, which: Any) -> list[int]:
+        query = select(_table.c.number).where(which).order_by(_table.c.number)
+        async with self._database.reading() as connection:
+            return list((await connection.execute(query)).scalars())
+
+    async def forget_removed(self, memory_uid: str, numbers: Iterable[int]) -> None:
+        """Drops the rows of deleted documents, once the store holds nothing of them.
+
+        Live documents and unknown numbers among them are left alone.
+        """
+        removed = _table.c.revision_removed.is_not(None)
+        async with self._database.writing() as connection:
+            for some in _slices(sorted(set(numbers))):
+                await connection.execute(
+                    delete(_table).where(
+                        _table.c.memory_uid == memory_uid, _table.c.number.in_(some), removed
+                    )
+                )

@@ -1,0 +1,323 @@
+"""Encodings: the queue that is derived from the documents, and its watermarks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Row, delete, func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from storage.catalog.base import MAX_BOUND, CatalogPart, page_size
+from storage.catalog.errors import ConflictError, NotFoundError
+from storage.catalog.memories import NOT_DELETING, memory_row
+from storage.catalog.progress import (
+    LIVE,
+    encoding_query,
+    encoding_row,
+    live_between,
+    oldest_pending_us,
+    scaled,
+    set_encoding,
+)
+from storage.catalog.rows import EncodingRow, MemoryRow, MemoryState
+from storage.catalog.tables import documents, encodings, memories, quarantined_documents
+
+#: Highest document number a BIGINT holds.
+MAX_NUMBER = 2**63 - 1
+
+
+class Encodings(CatalogPart):
+    """Encoding progress of every memory under every model."""
+
+    async def ensure_encoding(self, memory_uid: str, model_id: str, identity: str) -> EncodingRow:
+        """The encoding under that model identity, made or started over as needed.
+
+        An encoding of another identity of the model starts over: its blocks are
+        foreign now. Raises NotFoundError (memory).
+        """
+        current = await self.get_encoding(memory_uid, model_id)
+        if current is not None and current.identity == identity:
+            return current
+        async with self._database.writing() as connection:
+            memory = await self._lock_memory(connection, memory_uid)
+            which = (encodings.c.memory_uid == memory_uid, encodings.c.model_id == model_id)
+            found = select(encodings.c.identity).where(*which)
+            existing = (await connection.execute(found)).scalar_one_or_none()
+            if existing != identity:
+                # Takes its quarantine records with it.
+                await connection.execute(delete(encodings).where(*which))
+                values = {
+                    "memory_uid": memory_uid,
+                    "model_id": model_id,
+                    "identity": identity,
+                    "encoded_number": 0,
+                    "pending_documents": memory.document_count,
+                    "pending_bytes": memory.text_bytes,
+                    "waiting_since_us": await oldest_pending_us(connection, memory_uid, 0),
+                    **dict.fromkeys(("quarantined_documents", "quarantined_bytes"), 0),
+                    **dict.fromkeys(("tokens", "bytes"), 0),
+                    "failure": "",
+                }
+                await connection.execute(insert(encodings).values(values))
+            return await self._read(connection, memory_uid, model_id)
+
+    async def get_encoding(self, memory_uid: str, model_id: str) -> EncodingRow | None:
+        """The encoding, or None where the memory has none under that model."""
+        query = encoding_query().where(
+            encodings.c.memory_uid == memory_uid, encodings.c.model_id == model_id
+        )
+        async with self._database.reading() as connection:
+            row = (await connection.execute(query)).one_or_none()
+        return encoding_row(row) if row is not None else None
+
+    async def list_encodings(self, memory_uid: str) -> list[EncodingRow]:
+        """The memory's encodings by model id."""
+        return (await self.list_encodings_for([memory_uid]))[memory_uid]
+
+    async def list_encodings_for(self, memory_uids: Sequence[str]) -> dict[str, list[EncodingRow]]:
+        """Encodings by memory uid, each list by model id; every uid given is a key."""
+        found: dict[str, list[EncodingRow]] = {uid: [] for uid in memory_uids}
+        uids = list(found)
+        async with self._database.reading() as connection:
+            for start in range(0, len(uids), MAX_BOUND):
+                query = encoding_query().where(
+                    encodings.c.memory_uid.in_(uids[start : start + MAX_BOUND])
+                )
+                for row in await connection.execute(query.order_by(encodings.c.model_id)):
+                    found[row.memory_uid].append(encoding_row(row))
+        return found
+
+    async def backlog(self, model_id: str, limit: int) -> list[tuple[str, MemoryRow, EncodingRow]]:
+        """Active memories with documents to encode, the longest waiting document first.
+
+        Each as (tenant_uid, memory, encoding). Failed encodings are left out until
+        `resume_encodings`, a rewind, or the deletion of what waits.
+        """
+        query = (
+            encoding_query()
+            .where(
+                encodings.c.model_id == model_id,
+                encodings.c.pending_documents > 0,
+                encodings.c.failure == "",
+                memories.c.state == MemoryState.ACTIVE.value,
+            )
+            .order_by(encodings.c.waiting_since_us, encodings.c.memory_uid)
+            .limit(page_size(limit))
+        )
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).all()
+        return [(row.tenant_uid, memory_row(row), encoding_row(row)) for row in rows]
+
+    async def pending_count(self, model_id: str) -> tuple[int, int]:
+        """Documents and text bytes that wait under the model, failed encodings included."""
+        query = (
+            select(
+                func.coalesce(func.sum(encodings.c.pending_documents), 0),
+                func.coalesce(func.sum(encodings.c.pending_bytes), 0),
+            )
+            .join_from(encodings, memories)
+            .where(
+                encodings.c.model_id == model_id, encodings.c.pending_documents > 0, NOT_DELETING
+            )
+        )
+        async with self._database.reading() as connection:
+            count, text_bytes = (await connection.execute(query)).one()
+        return int(count), int(text_bytes)
+
+    async def next_numbers(self, memory_uid: str, model_id: str, limit: int) -> list[int]:
+        """The next live documents above the watermark, ascending, at most `limit`."""
+        query = (
+            select(documents.c.number)
+            .join_from(
+                encodings,
+                documents,
+                (documents.c.memory_uid == encodings.c.memory_uid)
+                & (documents.c.number > encodings.c.encoded_number),
+            )
+            .where(encodings.c.memory_uid == memory_uid, encodings.c.model_id == model_id, LIVE)
+            .order_by(documents.c.number)
+            .limit(page_size(limit))
+        )
+        async with self._database.reading() as connection:
+            return list((await connection.execute(query)).scalars())
+
+    async def commit_encoded(  # noqa: PLR0917 - a batch's outcome has that many parts
+        self,
+        memory_uid: str,
+        model_id: str,
+        identity: str,
+        up_to_number: int,
+        documents: int,
+        tokens: int,
+        bytes: int,  # noqa: A002 - the wire's and the table's word
+        quarantined: Mapping[int, str],
+    ) -> EncodingRow:
+        """Moves the watermark to up_to_number, after the blocks below it are durable.
+
+        documents, tokens, bytes: of the blocks this batch made. quarantined: number
+        to reason of the documents it set aside. Documents deleted meanwhile count no
+        more. Raises ConflictError if the encoding has another identity, has moved on,
+        or was rewound so that more documents wait than the batch covers;
+        NotFoundError (memory or encoding).
+        """
+        async with self._database.writing() as connection:
+            memory = await self._lock_memory(connection, memory_uid)
+            encoding = await self._lock_encoding(connection, memory_uid, model_id)
+            above = encoding.encoded_number
+            if encoding.identity != identity:
+                raise ConflictError(f"model {model_id} now has another identity")
+            if not above < up_to_number <= memory.last_number:
+                raise ConflictError(
+                    f"watermark {above} cannot move to {up_to_number} of {memory.last_number}"
+                )
+            covered, covered_bytes = await live_between(connection, memory_uid, above, up_to_number)
+            if covered > documents + len(quarantined):
+                raise ConflictError(f"{covered} documents wait up to {up_to_number}")
+            aside, aside_bytes = await self._set_aside(
+                connection, encoding, up_to_number, quarantined
+            )
+            values = {
+                "encoded_number": up_to_number,
+                "pending_documents": encoding.pending_documents - covered,
+                "pending_bytes": encoding.pending_bytes - covered_bytes,
+                "waiting_since_us": await oldest_pending_us(connection, memory_uid, up_to_number),
+                "quarantined_documents": encoding.quarantined_documents + aside,
+                "quarantined_bytes": encoding.quarantined_bytes + aside_bytes,
+                "tokens": encoding.tokens + tokens,
+                "bytes": encoding.bytes + bytes,
+                "failure": "",
+            }
+            await set_encoding(connection, memory_uid, model_id, values)
+            return await self._read(connection, memory_uid, model_id)
+
+    async def _set_aside(
+        self,
+        connection: AsyncConnection,
+        encoding: Row[Any],
+        up_to_number: int,
+        quarantined: Mapping[int, str],
+    ) -> tuple[int, int]:
+        """Records quarantined documents that are live still: their count and text bytes."""
+        numbers = sorted(quarantined)
+        if not numbers:
+            return 0, 0
+        if not (encoding.encoded_number < numbers[0] and numbers[-1] <= up_to_number):
+            raise ValueError("a quarantined document lies outside the batch")
+        live: list[dict[str, Any]] = []
+        for start in range(0, len(numbers), MAX_BOUND):
+            query = select(documents.c.number, documents.c.text_bytes).where(
+                documents.c.memory_uid == encoding.memory_uid,
+                documents.c.number.in_(numbers[start : start + MAX_BOUND]),
+                LIVE,
+            )
+            key = {"memory_uid": encoding.memory_uid, "model_id": encoding.model_id}
+            live.extend(
+                {**key, **row._mapping, "reason": quarantined[row.number]}
+                for row in await connection.execute(query)
+            )
+        if live:
+            await connection.execute(insert(quarantined_documents), live)
+        return len(live), sum(row["text_bytes"] for row in live)
+
+    async def fail_encoding(self, memory_uid: str, model_id: str, failure: str) -> None:
+        """Stops an encoding; nothing happens if no document waits. Raises ValueError if empty."""
+        if not failure:
+            raise ValueError("a failure needs a reason")
+        waiting = encodings.c.pending_documents > 0
+        async with self._database.writing() as connection:
+            await connection.execute(
+                update(encodings)
+                .where(
+                    encodings.c.memory_uid == memory_uid, encodings.c.model_id == model_id, waiting
+                )
+                .values(failure=failure)
+            )
+
+    async def resume_encodings(self, model_id: str) -> int:
+        """Lets the model's failed encodings be tried again; returns how many."""
+        failed = (encodings.c.model_id == model_id, encodings.c.failure != "")
+        async with self._database.writing() as connection:
+            done = await connection.execute(update(encodings).where(*failed).values(failure=""))
+            return done.rowcount
+
+    async def rewind_encoding(self, memory_uid: str, model_id: str, below_number: int) -> None:
+        """Puts the watermark below that number: it and all later documents wait again.
+
+        Their quarantine and a failure are lifted. An encoding whose watermark lies
+        lower keeps it. Raises NotFoundError, ValueError (below_number < 1).
+        """
+        if below_number < 1:
+            raise ValueError(f"document numbers start at 1, not at {below_number}")
+        async with self._database.writing() as connection:
+            memory = await self._lock_memory(connection, memory_uid)
+            encoding = await self._lock_encoding(connection, memory_uid, model_id)
+            watermark = min(encoding.encoded_number, below_number - 1)
+            waiting, waiting_bytes = await live_between(
+                connection, memory_uid, watermark, MAX_NUMBER
+            )
+            aside, aside_bytes = await self._quarantined_up_to(connection, encoding, watermark)
+            before = memory.text_bytes - encoding.pending_bytes - encoding.quarantined_bytes
+            after = memory.text_bytes - waiting_bytes - aside_bytes
+            values = {
+                "encoded_number": watermark,
+                "pending_documents": waiting,
+                "pending_bytes": waiting_bytes,
+                "waiting_since_us": await oldest_pending_us(connection, memory_uid, watermark),
+                "quarantined_documents": aside,
+                "quarantined_bytes": aside_bytes,
+                "tokens": scaled(encoding.tokens, after, before),
+                "bytes": scaled(encoding.bytes, after, before),
+                "failure": "",
+            }
+            await set_encoding(connection, memory_uid, model_id, values)
+
+    async def _quarantined_up_to(
+        self, connection: AsyncConnection, encoding: Row[Any], watermark: int
+    ) -> tuple[int, int]:
+        """Lifts the quarantine above the watermark; counts what stays, with text bytes."""
+        table = quarantined_documents.c
+        which = (table.memory_uid == encoding.memory_uid, table.model_id == encoding.model_id)
+        await connection.execute(
+            delete(quarantined_documents).where(*which, table.number > watermark)
+        )
+        query = select(func.count(), func.coalesce(func.sum(table.text_bytes), 0)).where(*which)
+        count, text_bytes = (await connection.execute(query)).one()
+        return int(count), int(text_bytes)
+
+    async def quarantined(self, memory_uid: str, model_id: str) -> dict[int, str]:
+        """Live documents that were set aside, by ascending number, with the reasons."""
+        table = quarantined_documents.c
+        query = (
+            select(table.number, table.reason)
+            .where(table.memory_uid == memory_uid, table.model_id == model_id)
+            .order_by(table.number)
+        )
+        async with self._database.reading() as connection:
+            return {row.number: row.reason for row in await connection.execute(query)}
+
+    async def _lock_memory(self, connection: AsyncConnection, memory_uid: str) -> MemoryRow:
+        query = select(memories).where(memories.c.uid == memory_uid, NOT_DELETING)
+        row = (await connection.execute(query.with_for_update())).one_or_none()
+        if row is None:
+            raise NotFoundError(f"no memory {memory_uid}")
+        return memory_row(row)
+
+    async def _lock_encoding(
+        self, connection: AsyncConnection, memory_uid: str, model_id: str
+    ) -> Row[Any]:
+        query = select(encodings).where(
+            encodings.c.memory_uid == memory_uid, encodings.c.model_id == model_id
+        )
+        row = (await connection.execute(query.with_for_update())).one_or_none()
+        if row is None:
+            raise NotFoundError(f"memory {memory_uid} has no encoding under {model_id}")
+        return row
+
+    async def _read(
+        self, connection: AsyncConnection, memory_uid: str, model_id: str
+    ) -> EncodingRow:
+        query = encoding_query().where(
+            encodings.c.memory_uid == memory_uid, encodings.c.model_id == model_id
+        )
+        return encoding_row((await connection.execute(query)).one())

@@ -1,0 +1,278 @@
+"""Memories: create, look up, list, change, delete."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    String,
+    and_,
+    delete,
+    insert,
+    literal,
+    select,
+    tuple_,
+    update,
+)
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from storage.catalog.base import CatalogPart, new_uid, page_size
+from storage.catalog.errors import AlreadyExistsError, ConflictError, NotFoundError
+from storage.catalog.rows import (
+    Cursor,
+    MemoryRow,
+    MemoryState,
+    Packing,
+    PackingMode,
+    RequestRecord,
+)
+from storage.catalog.tables import encodings, memories, models, tenants
+
+NOT_DELETING = memories.c.state != MemoryState.DELETING.value
+CHANGED = {"version": memories.c.version + 1}
+
+
+def memory_row(row: Row[Any]) -> MemoryRow:
+    """A row of the memories table as callers see it; further columns are ignored."""
+    return MemoryRow(
+        uid=row.uid,
+        tenant_uid=row.tenant_uid,
+        memory_id=row.memory_id,
+        display_name=row.display_name,
+        labels=json.loads(row.labels),
+        packing=Packing(PackingMode(row.packing_mode), row.window_turns, row.max_document_bytes),
+        state=MemoryState(row.state),
+        revision=row.revision,
+        last_number=row.last_number,
+        deletion_epoch=row.deletion_epoch,
+        document_count=row.document_count,
+        text_bytes=row.text_bytes,
+        created_us=row.created_us,
+        updated_us=row.updated_us,
+        version=row.version,
+    )
+
+
+def _labels(labels: Mapping[str, str]) -> str:
+    return json.dumps(dict(labels), sort_keys=True, ensure_ascii=False)
+
+
+def _named(tenant_uid: str, memory_id: str) -> ColumnElement[bool]:
+    """The living memory of that name; at most one."""
+    return and_(
+        memories.c.tenant_uid == tenant_uid, memories.c.memory_id == memory_id, NOT_DELETING
+    )
+
+
+class Memories(CatalogPart):
+    """Memories, but not what is in them."""
+
+    async def create_memory(  # noqa: PLR0917 - a memory's fields
+        self,
+        tenant_uid: str,
+        memory_id: str,
+        display_name: str,
+        labels: Mapping[str, str],
+        packing: Packing,
+        state: MemoryState,
+        request: RequestRecord | None,
+        *,
+        uid: str | None = None,
+        created_us: int | None = None,
+    ) -> MemoryRow:
+        """Makes an empty memory, waiting under every known model.
+
+        uid and created_us may be given by a caller whose recorded reply holds them.
+        Raises AlreadyExistsError if the name is taken by a memory that is not being
+        deleted, NotFoundError (tenant), RequestRepeatedError, RequestIdReusedError.
+        """
+        now = created_us if created_us is not None else self._clock_us()
+        values = {
+            "uid": uid if uid is not None else new_uid(),
+            "tenant_uid": tenant_uid,
+            "memory_id": memory_id,
+            "display_name": display_name,
+            "labels": _labels(labels),
+            "packing_mode": packing.mode.value,
+            "window_turns": packing.window_turns,
+            "max_document_bytes": packing.max_document_bytes,
+            "state": state.value,
+            "revision": 0,
+            "last_number": 0,
+            "deletion_epoch": 0,
+            "document_count": 0,
+            "text_bytes": 0,
+            "created_us": now,
+            "updated_us": now,
+            "version": 1,
+        }
+        async with self._database.writing() as connection:
+            # Keeps the tenant from being deleted until this commits.
+            tenant = select(tenants.c.uid).where(tenants.c.uid == tenant_uid)
+            if (await connection.execute(tenant.with_for_update(read=True))).first() is None:
+                raise NotFoundError(f"no tenant {tenant_uid}")
+            # First, so that a repeated call finds its reply and not its own memory.
+            await self._record_request(connection, tenant_uid, request)
+            try:
+                made = await connection.execute(insert(memories).values(values).returning(memories))
+            except IntegrityError as error:
+                raise AlreadyExistsError(f"memory {memory_id} exists") from error
+            row = memory_row(made.one())
+            await self._encode_under_known_models(connection, row.uid)
+        return row
+
+    async def _encode_under_known_models(self, connection: AsyncConnection, uid: str) -> None:
+        columns = {
+            "memory_uid": literal(uid, String),
+            "model_id": models.c.model_id,
+            "identity": models.c.identity,
+            **dict.fromkeys(ENCODING_COUNTERS, literal(0)),
+            "failure": literal("", String),
+        }
+        await connection.execute(
+            insert(encodings).from_select(list(columns), select(*columns.values()))
+        )
+
+    async def get_memory(
+        self, tenant_uid: str, memory_id: str, *, include_deleting: bool = False
+    ) -> MemoryRow:
+        """The memory of that name. Raises NotFoundError.
+
+        include_deleting: if there is no living one, the newest that is being deleted.
+        """
+        query = select(memories).where(
+            memories.c.tenant_uid == tenant_uid, memories.c.memory_id == memory_id
+        )
+        if not include_deleting:
+            query = query.where(NOT_DELETING)
+        alive_first = (NOT_DELETING.desc(), memories.c.created_us.desc(), memories.c.uid.desc())
+        async with self._database.reading() as connection:
+            row = (await connection.execute(query.order_by(*alive_first).limit(1))).first()
+        if row is None:
+            raise NotFoundError(f"no memory {memory_id}")
+        return memory_row(row)
+
+    async def get_memory_by_uid(self, uid: str) -> MemoryRow:
+        """The memory, in whatever state. Raises NotFoundError."""
+        async with self._database.reading() as connection:
+            row = (await connection.execute(select(memories).where(memories.c.uid == uid))).first()
+        if row is None:
+            raise NotFoundError(f"no memory {uid}")
+        return memory_row(row)
+
+    async def list_memories(
+        self, tenant_uid: str, limit: int, after: Cursor | None = None
+    ) -> tuple[list[MemoryRow], Cursor | None]:
+        """One page of a tenant's living memories, newest first, and where the next starts."""
+        limit = page_size(limit)
+        key = (memories.c.created_us, memories.c.uid)
+        query = select(memories).where(memories.c.tenant_uid == tenant_uid, NOT_DELETING)
+        query = query.order_by(*(column.desc() for column in key)).limit(limit + 1)
+        if after is not None:
+            query = query.where(tuple_(*key) < tuple_(*after))
+        async with self._database.reading() as connection:
+            rows = [memory_row(row) for row in await connection.execute(query)]
+        more = len(rows) > limit
+        return rows[:limit], (rows[limit - 1].created_us, rows[limit - 1].uid) if more else None
+
+    async def memories_in_state(self, state: MemoryState) -> list[MemoryRow]:
+        """Every tenant's memories in that state, oldest first; for reconciling."""
+        query = select(memories).where(memories.c.state == state.value)
+        async with self._database.reading() as connection:
+            found = await connection.execute(query.order_by(memories.c.created_us, memories.c.uid))
+            return [memory_row(row) for row in found]
+
+    async def update_memory(
+        self,
+        tenant_uid: str,
+        memory_id: str,
+        display_name: str | None,
+        labels: Mapping[str, str] | None,
+        expected_version: int | None,
+    ) -> MemoryRow:
+        """Sets what is not None. Raises NotFoundError, and ConflictError on a stale version."""
+        values: dict[str, Any] = {**CHANGED, "updated_us": self._clock_us()}
+        if display_name is not None:
+            values["display_name"] = display_name
+        if labels is not None:
+            values["labels"] = _labels(labels)
+        return await self._change(_named(tenant_uid, memory_id), values, expected_version)
+
+    async def begin_delete_memory(
+        self, tenant_uid: str, memory_id: str, expected_version: int | None
+    ) -> MemoryRow:
+        """Makes the memory unfindable and its name free, in one step.
+
+        Raises NotFoundError, and ConflictError on a stale version.
+        """
+        values = {
+            **CHANGED,
+            "state": MemoryState.DELETING.value,
+            "deletion_epoch": memories.c.deletion_epoch + 1,
+            "updated_us": self._clock_us(),
+        }
+        return await self._change(_named(tenant_uid, memory_id), values, expected_version)
+
+    async def _change(
+        self, which: ColumnElement[bool], values: dict[str, Any], expected_version: int | None
+    ) -> MemoryRow:
+        guards = [] if expected_version is None else [memories.c.version == expected_version]
+        async with self._database.writing() as connection:
+            done = await connection.execute(
+                update(memories).where(which, *guards).values(values).returning(memories)
+            )
+            row = done.one_or_none()
+            if row is not None:
+                return memory_row(row)
+            found = (await connection.execute(select(memories.c.version).where(which))).first()
+        if found is None:
+            raise NotFoundError("no such memory")
+        raise ConflictError(f"the memory is at version {found.version}, not {expected_version}")
+
+    async def activate_memory(self, uid: str, *, request: RequestRecord | None = None) -> MemoryRow:
+        """Ends an import: IMPORTING becomes ACTIVE; an ACTIVE memory stays as it is.
+
+        Raises NotFoundError (also for one being deleted), RequestRepeatedError,
+        RequestIdReusedError.
+        """
+        values = {**CHANGED, "state": MemoryState.ACTIVE.value, "updated_us": self._clock_us()}
+        importing = memories.c.state == MemoryState.IMPORTING.value
+        async with self._database.writing() as connection:
+            found = select(memories).where(memories.c.uid == uid, NOT_DELETING).with_for_update()
+            row = (await connection.execute(found)).one_or_none()
+            if row is None:
+                raise NotFoundError(f"no memory {uid}")
+            await self._record_request(connection, row.tenant_uid, request)
+            change = update(memories).where(memories.c.uid == uid, importing).values(values)
+            changed = (await connection.execute(change.returning(memories))).one_or_none()
+        return memory_row(changed if changed is not None else row)
+
+    async def finish_delete_memory(self, uid: str) -> None:
+        """Removes the rows of a memory that is being deleted; gone already is no error.
+
+        Raises ConflictError if it is not being deleted.
+        """
+        async with self._database.writing() as connection:
+            which = (memories.c.uid == uid, memories.c.state == MemoryState.DELETING.value)
+            done = await connection.execute(delete(memories).where(*which))
+            if done.rowcount == 1:
+                return
+            left = await connection.execute(select(memories.c.uid).where(memories.c.uid == uid))
+            if left.first() is not None:
+                raise ConflictError(f"memory {uid} is not being deleted")
+
+
+ENCODING_COUNTERS = (
+    "encoded_number",
+    "pending_documents",
+    "pending_bytes",
+    "quarantined_documents",
+    "quarantined_bytes",
+    "tokens",
+    "bytes",
+)

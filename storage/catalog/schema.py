@@ -1,0 +1,131 @@
+"""Bringing a database to this code's schema, and asking where it stands.
+
+The migrations are the top-level package `migrations`; it imports this package's
+tables, so it is found by name and only when something is to be migrated.
+All of an upgrade is one transaction under one lock (PostgreSQL: an advisory
+lock; SQLite: BEGIN IMMEDIATE), so several processes may start at once and a
+failed upgrade leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib.util import find_spec
+from typing import TypeVar
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, text
+
+from storage.catalog.database import database_url, make_engine, translated_errors
+from storage.catalog.errors import SchemaError
+
+Result = TypeVar("Result")
+
+#: Key of the advisory lock that migrations take on PostgreSQL.
+ADVISORY_LOCK = 0x6D656D737663
+#: How long one migration waits for another to end.
+LOCK_WAIT_S = 120
+
+
+def alembic_config() -> Config:
+    """Alembic's configuration for the installed `migrations` package."""
+    spec = find_spec("migrations")
+    if spec is None or not spec.submodule_search_locations:
+        raise SchemaError("the migrations package is not installed")
+    config = Config()
+    location = next(iter(spec.submodule_search_locations))
+    config.set_main_option("script_location", location.replace("%", "%%"))
+    return config
+
+
+@cache
+def head_revision() -> str:
+    """The schema revision that this code needs."""
+    head = ScriptDirectory.from_config(alembic_config()).get_current_head()
+    if head is None:
+        raise SchemaError("the migrations package holds no revision")
+    return head
+
+
+def migrate(url: str) -> None:
+    """Upgrades the database at `url` to this code's schema; nothing to do is no error.
+
+    Blocks; safe to call from several processes at once. Raises SchemaError if the
+    database is of a newer or unknown revision, CatalogUnavailableError, CatalogError.
+    """
+
+    def upgrade(connection: Connection) -> None:
+        config = alembic_config()
+        _check_known(connection, config)
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+    run_locked(url, upgrade)
+
+
+def current_revision(url: str) -> str | None:
+    """The schema revision of the database at `url`; None if it was never migrated."""
+    return run_locked(url, _revision_of)
+
+
+def require_head(connection: Connection) -> None:
+    """Raises SchemaError unless the connection's database is at this code's revision."""
+    current = _revision_of(connection)
+    if current != head_revision():
+        raise SchemaError(
+            f"the catalog's schema is at revision {current}, this version needs "
+            f"{head_revision()}: run `memsvc migrate`"
+        )
+
+
+def _revision_of(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def _check_known(connection: Connection, config: Config) -> None:
+    current = _revision_of(connection)
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if current is not None and current not in known:
+        raise SchemaError(f"the catalog's schema revision {current} is not known to this version")
+
+
+def run_locked(url: str, work: Callable[[Connection], Result]) -> Result:
+    """Runs `work` in one transaction that no other migration overlaps; blocks.
+
+    SQLite's foreign keys are off in it: a batch migration drops and renames
+    tables, which would delete what refers to them. They are checked at the end.
+    """
+
+    async def run() -> Result:
+        engine = make_engine(
+            database_url(url), pool_size=1, foreign_keys=False, busy_timeout_s=LOCK_WAIT_S
+        )
+        try:
+            async with engine.connect() as connection:
+                await connection.execution_options(catalog_writes=True)
+                async with connection.begin():
+                    return await connection.run_sync(lambda sync: _locked(sync, work))
+        finally:
+            await engine.dispose()
+
+    # A thread of its own: the caller may be inside an event loop.
+    with translated_errors(), ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(asyncio.run, run()).result()
+
+
+def _locked(connection: Connection, work: Callable[[Connection], Result]) -> Result:
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_WAIT_S}s'"))
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
+        return work(connection)
+    result = work(connection)
+    broken = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
+    if broken:
+        raise SchemaError(f"the migration broke {len(broken)} references; it was undone")
+    return result

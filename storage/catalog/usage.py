@@ -1,0 +1,86 @@
+"""What tenants hold and have used, and who did what."""
+
+from __future__ import annotations
+
+from sqlalchemy import func, insert, select
+
+from storage.catalog.base import CatalogPart, page_size
+from storage.catalog.memories import NOT_DELETING
+from storage.catalog.rows import AuditRow, UsageRow
+from storage.catalog.tables import audit, encodings, memories, usage
+
+
+class Usage(CatalogPart):
+    """Usage counters and the audit trail."""
+
+    async def add_usage(
+        self,
+        tenant_uid: str,
+        queries: int = 0,
+        question_tokens: int = 0,
+        answer_tokens: int = 0,
+        encoded_tokens: int = 0,
+    ) -> None:
+        """Adds to a tenant's counters. The tenant must exist."""
+        added = {
+            "queries": queries,
+            "question_tokens": question_tokens,
+            "answer_tokens": answer_tokens,
+            "encoded_tokens": encoded_tokens,
+        }
+        insert_ = self._database.insert(usage).values(tenant_uid=tenant_uid, **added)
+        sums = {name: usage.c[name] + insert_.excluded[name] for name in added}
+        async with self._database.writing() as connection:
+            await connection.execute(
+                insert_.on_conflict_do_update(index_elements=["tenant_uid"], set_=sums)
+            )
+
+    async def usage(self, tenant_uid: str) -> UsageRow:
+        """What a tenant holds and has used; zeros where it has neither."""
+        mine = (memories.c.tenant_uid == tenant_uid, NOT_DELETING)
+        held = select(
+            func.count(),
+            func.coalesce(func.sum(memories.c.document_count), 0),
+            func.coalesce(func.sum(memories.c.text_bytes), 0),
+        ).where(*mine)
+        blocks = select(func.coalesce(func.sum(encodings.c.bytes), 0))
+        blocks = blocks.join_from(encodings, memories).where(*mine)
+        used = select(
+            usage.c.queries, usage.c.question_tokens, usage.c.answer_tokens, usage.c.encoded_tokens
+        ).where(usage.c.tenant_uid == tenant_uid)
+        async with self._database.reading() as connection:
+            count, document_count, text_bytes = (await connection.execute(held)).one()
+            block_bytes = (await connection.execute(blocks)).scalar_one()
+            counters = (await connection.execute(used)).one_or_none()
+        return UsageRow(
+            int(count),
+            int(document_count),
+            int(text_bytes),
+            int(block_bytes),
+            *(tuple(counters) if counters is not None else (0, 0, 0, 0)),
+        )
+
+    async def audit(self, tenant_uid: str, actor: str, action: str, resource: str) -> None:
+        """Adds to the audit trail; user text has no place in it."""
+        async with self._database.writing() as connection:
+            await connection.execute(
+                insert(audit).values(
+                    at_us=self._clock_us(),
+                    tenant_uid=tenant_uid,
+                    actor=actor,
+                    action=action,
+                    resource=resource,
+                )
+            )
+
+    async def audit_trail(self, tenant_uid: str, limit: int) -> list[AuditRow]:
+        """The newest entries of a tenant, newest first; deleted tenants' too."""
+        columns = (audit.c.at_us, audit.c.tenant_uid, audit.c.actor, audit.c.action)
+        query = (
+            select(*columns, audit.c.resource)
+            .where(audit.c.tenant_uid == tenant_uid)
+            .order_by(audit.c.id.desc())
+            .limit(page_size(limit))
+        )
+        async with self._database.reading() as connection:
+            return [AuditRow(**row._mapping) for row in await connection.execute(query)]
