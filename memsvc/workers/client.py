@@ -6,7 +6,7 @@ with it the worker's work at its next step.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,7 +84,7 @@ class WorkerClient:
         documents: Sequence[DocumentText],
         identity: str,
         layout: KVLayout,
-    ) -> AsyncIterator[KVBlock | EncodeFailure]:
+    ) -> AsyncGenerator[KVBlock | EncodeFailure]:
         """One result per document, in any order, each block checked against the layout."""
         request = pb.EncodeRequest(
             tenant=tenant,
@@ -119,7 +119,7 @@ class WorkerClient:
 
     async def query(
         self, request: pb.QueryRequest, timeout_s: float | None
-    ) -> AsyncIterator[pb.QueryResponse]:
+    ) -> AsyncGenerator[pb.QueryResponse]:
         """Events of one answer. A stream that ends without Finished raises WorkerFaultError."""
         call = self._stub.Query(request, timeout=timeout_s)
         finished = False

@@ -16,7 +16,7 @@ WORKER_DOMAIN = "model_adapter"
 RETRY_AFTER_S = 2.0
 
 #: Metadata of the worker's errors that callers may see; the rest stays inside.
-_PUBLIC_METADATA = ("limit", "actual", "number", "incident", "retry_after_s")
+_PUBLIC_METADATA = ("limit", "actual", "number", "record", "incident", "retry_after_s")
 
 #: Codes a call ends with when the peer process went away under it.
 _LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN)

@@ -44,6 +44,7 @@ class Workers:
         self._tasks: list[asyncio.Task[None]] = []
         self._served: dict[str, ServedModel] = {}
         self._changed = asyncio.Event()
+        self._generation = 0
         self._place: SocketPlace | None = None
 
     async def start(self) -> None:
@@ -89,9 +90,16 @@ class Workers:
         """The worker of a model, if one serves it now."""
         return self._served.get(model_id)
 
-    async def changed(self) -> None:
-        """Returns at the next change of what is served."""
-        await self._changed.wait()
+    @property
+    def generation(self) -> int:
+        """Counts the changes of what is served."""
+        return self._generation
+
+    async def changed(self, seen: int) -> int:
+        """Returns the generation as soon as it is another than the one seen."""
+        while self._generation == seen:
+            await self._changed.wait()
+        return self._generation
 
     async def require(self, model_id: str, wait_s: float) -> ServedModel:
         """The worker of a model, awaited for up to wait_s. Raises WORKER_UNAVAILABLE."""
@@ -172,5 +180,6 @@ class Workers:
 
     def _notify(self) -> None:
         """Wakes every waiter of `changed` once."""
+        self._generation += 1
         self._changed.set()
         self._changed = asyncio.Event()

@@ -1,0 +1,351 @@
+"""Batches of one model on their way: store -> worker -> store -> catalog.
+
+Up to MAX_ALIVE batches exist at once, of which MAX_ENCODING are in the worker:
+while one is computed the next already waits there, and the blocks of the last
+are written. Batches of one memory are written in any order and committed in
+ascending order, so the watermark never passes a document that has no block.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from memsvc.config import KIB, MIB, Config
+from memsvc.encoding.plan import Job, Plan, Troubles
+from memsvc.encoding.pressure import Backlog, Rate
+from memsvc.encoding.texts import CORRUPT, Target, Texts, read_texts, write_live_blocks
+from memsvc.errors import ApiError
+from memsvc.progress import Progress
+from memsvc.stores import Stores
+from memsvc.v1.errors_pb2 import ErrorReason
+from memsvc.workers import EncodeFailure, ServedModel, WorkerFaultError
+from storage.catalog import Catalog, CatalogError, NotFoundError
+from storage.layout import KVBlock
+from storage.store import StorageError, StorageFullError
+
+log = logging.getLogger(__name__)
+
+MAX_ALIVE = 4
+MAX_ENCODING = 2
+#: Blocks of one LMDB transaction: from 16 up the disk's rate is nearly reached.
+_WRITE_BLOCKS = 32
+_WRITE_BYTES = 16 * MIB
+#: A batch is sized to keep the worker busy this long: short enough that a new
+#: memory's first document is not long in waiting, long enough to hide the calls around it.
+_BATCH_TARGET_S = 1.0
+_MIN_BATCH_BYTES = 8 * KIB
+#: Without any news the catalog is looked at this often.
+_IDLE_S = 5.0
+_BACKOFF_FIRST_S, _BACKOFF_LAST_S = 0.2, 5.0
+_BACKLOG_MEMORIES = 64
+
+#: Reason under which a document that the worker cannot survive is set aside.
+ENCODE_FAILED = "INTERNAL_FAULT"
+
+
+@dataclass
+class Batch:
+    """Documents of one memory that go to the worker together."""
+
+    job: Job
+    texts: Texts
+    up_to: int
+    previous: asyncio.Future[bool] | None
+    committed: asyncio.Future[bool]
+    quarantined: dict[int, str]
+    alone: bool
+    documents: int = 0
+    tokens: int = 0
+    stored_bytes: int = 0
+
+    @property
+    def size(self) -> int:
+        """Documents sent to the worker."""
+        return len(self.texts.documents)
+
+
+@dataclass
+class ModelState:
+    """What outlives one worker of a model."""
+
+    rate: Rate = field(default_factory=Rate)
+    backlog: Backlog = field(default_factory=Backlog)
+    troubles: Troubles = field(default_factory=Troubles)
+
+
+class Pipeline:
+    """Encodes the backlog of one model with the worker that serves it now."""
+
+    def __init__(
+        self,
+        served: ServedModel,
+        state: ModelState,
+        *,
+        config: Config,
+        catalog: Catalog,
+        stores: Stores,
+        progress: Progress,
+    ) -> None:
+        self._served = served
+        self._model = served.row
+        self._state = state
+        self._config = config
+        self._catalog = catalog
+        self._stores = stores
+        self._progress = progress
+        self._plan = Plan()
+        self._news = asyncio.Event()
+        self._stale = True
+        self._encoding = asyncio.Semaphore(MAX_ENCODING)
+        self._batches: set[asyncio.Task[None]] = set()
+        self._backoff_s = 0.0
+        # Encodings that an earlier worker gave up are tried again.
+        self._resume = True
+
+    def wake(self) -> None:
+        """Something was written: look at the catalog."""
+        self._stale = True
+        self._news.set()
+
+    async def run(self) -> None:
+        """Runs until cancelled; then batches in flight are given up."""
+        try:
+            while True:
+                self._news.clear()
+                if not await self._advance():
+                    if not self._batches:
+                        self._state.rate.resume()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(self._backoff_s or _IDLE_S):
+                            await self._news.wait()
+        finally:
+            for task in self._batches:
+                task.cancel()
+            await asyncio.gather(*self._batches, return_exceptions=True)
+
+    async def _advance(self) -> bool:
+        """Starts one batch if there is one and room for it. False: wait for news."""
+        room = 1 if self._state.troubles else MAX_ALIVE
+        if len(self._batches) >= room:
+            return False
+        if self._backoff_s:
+            await asyncio.sleep(self._backoff_s)
+        try:
+            batch = await self._next()
+        except (CatalogError, StorageError) as error:
+            self._failed(f"cannot read the backlog: {type(error).__name__}")
+            return False
+        if batch is None:
+            return False
+        task = asyncio.create_task(self._carry(batch))
+        self._batches.add(task)
+        task.add_done_callback(self._ended)
+        return True
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._batches.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("encoding batch failed", exc_info=error)
+        self._news.set()
+
+    async def _next(self) -> Batch | None:
+        """The next batch, its texts read; None when nothing waits that isn't in flight."""
+        while True:
+            refreshed = self._stale
+            if refreshed:
+                await self._refresh()
+            while (job := self._plan.next()) is not None:
+                batch = await self._read(job)
+                if batch is not None:
+                    return batch
+            if refreshed:
+                return None
+            self._stale = True
+
+    async def _refresh(self) -> None:
+        if self._resume:
+            await self._catalog.resume_encodings(self._model.model_id)
+            self._resume = False
+        self._stale = False
+        waiting = await self._catalog.backlog(self._model.model_id, _BACKLOG_MEMORIES)
+        self._plan.merge(
+            Job(tenant_uid, memory.uid, encoding.encoded_number, memory.last_number)
+            for tenant_uid, memory, encoding in waiting
+            if encoding.identity == self._model.identity
+        )
+        if len(waiting) < _BACKLOG_MEMORIES:
+            self._state.troubles.forget_all_but(memory.uid for _, memory, _ in waiting)
+
+    def _target(self, job: Job) -> Target:
+        return Target.of(job.memory_uid, self._model.identity, self._model.layout)
+
+    async def _read(self, job: Job) -> Batch | None:
+        """Reads the job's next documents; None when none of the window is alive."""
+        limit = self._state.troubles.limit(job.memory_uid, self._config.encode_batch_documents)
+        window = min(job.cursor + limit, job.last_number)
+        numbers = await self._catalog.live_numbers(job.memory_uid, job.cursor + 1, window)
+        if not numbers:
+            job.cursor = window
+            return None
+        texts = await self._stores.read(
+            job.tenant_uid, read_texts, self._target(job), numbers, self._batch_bytes()
+        )
+        quarantined = dict.fromkeys(texts.corrupt, CORRUPT)
+        quarantined.update(await self._lost(job, texts.missing))
+        previous, job.tail = job.tail, asyncio.get_running_loop().create_future()
+        job.in_flight += 1
+        job.cursor = texts.up_to if texts.up_to < numbers[-1] else window
+        return Batch(
+            job,
+            texts,
+            up_to=job.cursor,
+            previous=previous,
+            committed=job.tail,
+            quarantined=quarantined,
+            alone=not self._batches,
+        )
+
+    def _batch_bytes(self) -> int:
+        wanted = int(self._state.rate.bytes_per_s * _BATCH_TARGET_S)
+        return min(max(wanted, _MIN_BATCH_BYTES), self._config.encode_batch_bytes)
+
+    async def _lost(self, job: Job, missing: Sequence[int]) -> dict[int, str]:
+        """Documents without text are either deleted by now, or lost."""
+        lost: dict[int, str] = {}
+        for number in missing:
+            if await self._catalog.live_numbers(job.memory_uid, number, number):
+                log.error("document %d of memory %s has no text", number, job.memory_uid)
+                lost[number] = CORRUPT
+        return lost
+
+    async def _carry(self, batch: Batch) -> None:
+        """Takes one batch all the way."""
+        job = batch.job
+        done = False
+        try:
+            async with self._encoding:
+                await self._encode(batch)
+            if batch.previous is None or await asyncio.shield(batch.previous):
+                await self._commit(batch)
+                done = True
+        except NotFoundError:
+            self._plan.drop(job.memory_uid)
+        except StorageFullError:
+            self._failed("storage is full")
+            await self._record_failure(job, "storage is full")
+        except (CatalogError, StorageError) as error:
+            self._failed(f"cannot write: {type(error).__name__}")
+        except ApiError as error:
+            self._served.endpoint.suspect()
+            self._failed(error.message)
+            await self._blame(batch)
+        except WorkerFaultError as error:
+            self._failed(str(error))
+            await self._blame(batch)
+        finally:
+            job.in_flight -= 1
+            job.broken = job.broken or not done
+            batch.committed.set_result(done)
+            self._stale = self._stale or not done
+
+    async def _encode(self, batch: Batch) -> None:
+        """Sends the documents, writes blocks as they come, a group behind the stream."""
+        if not batch.texts.documents:
+            return
+        target = self._target(batch.job)
+        results = self._served.client.encode(
+            batch.job.tenant_uid,
+            batch.job.memory_uid,
+            batch.texts.documents,
+            self._model.identity,
+            self._model.layout,
+        )
+        group: list[KVBlock] = []
+        size = 0
+        writing: asyncio.Task[None] | None = None
+        try:
+            async for result in results:
+                if isinstance(result, EncodeFailure):
+                    batch.quarantined[result.number] = result.reason
+                    continue
+                group.append(result)
+                size += self._model.layout.block_bytes(result.tokens)
+                if len(group) >= _WRITE_BLOCKS or size >= _WRITE_BYTES:
+                    await _finished(writing)
+                    writing = asyncio.create_task(self._write(batch, target, group))
+                    group, size = [], 0
+            await _finished(writing)
+            writing = None
+            if group:
+                await self._write(batch, target, group)
+        finally:
+            await results.aclose()
+            if writing is not None:
+                writing.cancel()
+                await asyncio.gather(writing, return_exceptions=True)
+
+    async def _write(self, batch: Batch, target: Target, blocks: Sequence[KVBlock]) -> None:
+        stored, written = await self._stores.run(
+            batch.job.tenant_uid, write_live_blocks, target, blocks
+        )
+        batch.stored_bytes += stored
+        batch.documents += len(written)
+        batch.tokens += sum(block.tokens for block in written)
+
+    async def _commit(self, batch: Batch) -> None:
+        """Moves the watermark; what was encoded before a crash is counted here too."""
+        done = batch.texts.done
+        await self._catalog.commit_encoded(
+            batch.job.memory_uid,
+            self._model.model_id,
+            self._model.identity,
+            batch.up_to,
+            documents=batch.documents + len(done),
+            tokens=batch.tokens + sum(done.values()),
+            bytes=batch.stored_bytes + sum(map(self._model.layout.block_bytes, done.values())),
+            quarantined=batch.quarantined,
+        )
+        if batch.tokens:
+            await self._catalog.add_usage(batch.job.tenant_uid, encoded_tokens=batch.tokens)
+        self._backoff_s = 0.0
+        self._state.rate.add(batch.texts.text_bytes)
+        self._state.troubles.succeeded(
+            batch.job.memory_uid, batch.size, self._config.encode_batch_documents
+        )
+        for number, reason in batch.quarantined.items():
+            log.warning("document %d of %s set aside: %s", number, batch.job.memory_uid, reason)
+        self._progress.publish(batch.job.memory_uid)
+
+    async def _blame(self, batch: Batch) -> None:
+        """The worker failed with this batch in it, by its fault or not."""
+        hopeless = self._state.troubles.failed(batch.job.memory_uid, batch.size, alone=batch.alone)
+        if not hopeless:
+            return
+        batch.quarantined[batch.texts.documents[0].number] = ENCODE_FAILED
+        with suppress(CatalogError):
+            if batch.previous is None or await asyncio.shield(batch.previous):
+                await self._commit(batch)
+
+    async def _record_failure(self, job: Job, failure: str) -> None:
+        with suppress(CatalogError):
+            await self._catalog.fail_encoding(job.memory_uid, self._model.model_id, failure)
+        self._resume = True
+        self._progress.publish(job.memory_uid)
+
+    def _failed(self, what: str) -> None:
+        """Slows down; the first success ends that."""
+        self._backoff_s = min(max(self._backoff_s * 2, _BACKOFF_FIRST_S), _BACKOFF_LAST_S)
+        log.warning("encoding under %s: %s", self._model.model_id, what)
+
+
+async def _finished(writing: Awaitable[None] | None) -> None:
+    if writing is not None:
+        await writing
+
+
+#: Kept beside the vocabulary: a reason that is recorded must be one of it.
+assert {CORRUPT, ENCODE_FAILED} <= set(ErrorReason.keys())
