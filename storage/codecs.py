@@ -42,6 +42,8 @@ class Codec(IntEnum):
 
 
 _KNOWN = frozenset(codec.value for codec in Codec)
+_QUANTISED = frozenset((Codec.INT8.value, Codec.INT8_ZSTD.value))
+_COMPRESSED = frozenset((Codec.ZSTD.value, Codec.INT8_ZSTD.value))
 
 
 class CodecError(ValueError):
@@ -83,30 +85,27 @@ def encode_arrays(codec: Codec, arrays: list[Bits], layout: KVLayout) -> bytes:
 
     Raises LayoutError when INT8 is asked of values that are not finite.
     """
-    if codec in (Codec.RAW, Codec.ZSTD):
-        raw = b"".join(np.ascontiguousarray(array).data for array in arrays)
-    else:
+    if codec in _QUANTISED:
         raw = b"".join(_quantise(array, layout) for array in arrays)
-    return compress(raw) if codec in (Codec.ZSTD, Codec.INT8_ZSTD) else raw
+    else:
+        raw = b"".join(np.ascontiguousarray(array).data for array in arrays)
+    return compress(raw) if codec in _COMPRESSED else raw
 
 
 def decode_arrays(
     codec: int, payload: memoryview, count: int, chunks: int, layout: KVLayout
 ) -> list[Bits]:
     """`count` new [L, C, E] arrays, C = `chunks`. Raises CodecError."""
-    shape = (len(layout.routed_layers), chunks, layout.width)
-    values = shape[0] * shape[1] * shape[2]
     if codec not in _KNOWN:
         raise CodecError(f"unknown codec {codec}")
-    quantised = codec in (Codec.INT8, Codec.INT8_ZSTD)
+    shape = (len(layout.routed_layers), chunks, layout.width)
+    values = shape[0] * chunks * shape[2]
+    quantised = codec in _QUANTISED
     item = NUMPY_DTYPE[layout.dtype].itemsize
     size = values + 2 * (values // layout.head_dim) if quantised else values * item
+    compressed = codec in _COMPRESSED
     # A copy of its own: the payload is a view into the map.
-    raw: Buffer
-    if codec in (Codec.ZSTD, Codec.INT8_ZSTD):
-        raw = bytearray(decompress(payload, count * size))
-    else:
-        raw = bytearray(payload)
+    raw = bytearray(decompress(payload, count * size) if compressed else payload)
     if len(raw) != count * size:
         raise CodecError(f"payload of {len(raw)} bytes, layout says {count * size}")
     parts = (memoryview(raw)[i * size : (i + 1) * size] for i in range(count))

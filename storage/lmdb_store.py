@@ -150,6 +150,7 @@ class LmdbReader:
 
     def iter_raw(self) -> Iterator[Record]:
         """Every key and value as stored, unverified, in key order."""
+        prefetch(self._environment.path, everything())
         return self._scan(everything(), lambda key, value: (key, bytes(value)))
 
     def memories(self) -> list[MemoryUid]:

@@ -14,7 +14,7 @@ from typing import cast
 import numpy as np
 
 from storage.document_json import encode_document
-from storage.keys import check_encoding, check_memory, check_number
+from storage.keys import Kind, block_key, check_encoding, check_memory, check_number
 from storage.layout import NUMPY_DTYPE, Bits, KVBlock, KVLayout
 from storage.store import (
     ContentPart,
@@ -23,6 +23,7 @@ from storage.store import (
     ForeignRecordError,
     MemoryUid,
     PackedRouting,
+    Problem,
     RecordNotFoundError,
     RoutingPart,
     StorageError,
@@ -203,8 +204,12 @@ class MemoryStore:
         return sorted(self._memory(memory).encodings)
 
     def check(self) -> Iterator[Finding]:
-        """See TenantStore. Dictionaries do not rot."""
-        return iter(())
+        """See TenantStore. Dictionaries do not rot, but a block can lack its document."""
+        for uid, memory in sorted(self._memories.items()):
+            for encoding, held in sorted(memory.encodings.items()):
+                for number in sorted(held.blocks.keys() - memory.documents.keys()):
+                    key = block_key(uid, Kind.ROUTING, encoding, number)
+                    yield Finding(key.hex(), Problem.NO_DOCUMENT, f"document {number} is not there")
 
     def close(self) -> None:
         """See BlockReader."""

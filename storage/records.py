@@ -29,9 +29,9 @@ FINGERPRINT_BYTES = 16
 MAX_PAYLOAD_BYTES = 2**32 - 1
 NO_FINGERPRINT = bytes(FINGERPRINT_BYTES)
 
-_HEADER = struct.Struct("<4sBBBB16sIIII")
+_CHECKED = struct.Struct("<4sBBBB16sIIII")
 _CHECKSUM = struct.Struct("<Q")
-_CHECKED = _HEADER.size
+_HEADER = struct.Struct("<4sBBBB16sIIIIQ")
 
 Buffer = bytes | bytearray | memoryview
 
@@ -55,7 +55,7 @@ def seal(key: bytes, header: Header, payload: bytes) -> bytes:
     """The value to store under `key`. Raises ValueError for a payload over 4 GiB."""
     if max(len(payload), header.raw_bytes) > MAX_PAYLOAD_BYTES:
         raise ValueError(f"a record holds at most {MAX_PAYLOAD_BYTES} bytes")
-    checked = _HEADER.pack(
+    checked = _CHECKED.pack(
         MAGIC,
         FORMAT_VERSION,
         header.kind,
@@ -79,22 +79,20 @@ def unseal(
     fingerprint: what the caller asks for; None takes any. Raises CorruptRecordError,
     ForeignRecordError.
     """
-    view = memoryview(value)
-    if len(view) < HEADER_BYTES:
-        raise CorruptRecordError(f"{key.hex()}: {len(view)} bytes are no record")
-    checked = view[:_CHECKED]
-    magic, version, found, codec, zero, mark, tokens, raw, stored, pad = _HEADER.unpack(checked)
+    head = bytes(value[:HEADER_BYTES])
+    if len(head) < HEADER_BYTES:
+        raise CorruptRecordError(f"{key.hex()}: {len(value)} bytes are no record")
+    magic, version, found, codec, zero, mark, tokens, raw, stored, pad, checksum = _HEADER.unpack(
+        head
+    )
     if magic != MAGIC:
         raise CorruptRecordError(f"{key.hex()}: not a record")
     if version != FORMAT_VERSION:
         raise ForeignRecordError(f"{key.hex()}: format version {version}")
-    payload = view[HEADER_BYTES:]
+    payload = memoryview(value)[HEADER_BYTES:]
     if stored != len(payload):
-        raise CorruptRecordError(
-            f"{key.hex()}: {len(payload)} bytes of payload, header says {stored}"
-        )
-    (checksum,) = _CHECKSUM.unpack(view[_CHECKED:HEADER_BYTES])
-    if checksum != xxh3_64_intdigest(payload, xxh3_64_intdigest(key + bytes(checked))):
+        raise CorruptRecordError(f"{key.hex()}: {len(payload)} bytes, header says {stored}")
+    if checksum != xxh3_64_intdigest(payload, xxh3_64_intdigest(key + head[: _CHECKED.size])):
         raise CorruptRecordError(f"{key.hex()}: checksum does not match")
     # What follows is as it was written: a fault here is a writer's, not the disk's.
     if found != kind or zero or pad:
