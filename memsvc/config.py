@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from storage.catalog.database import sqlite_url
 from storage.paths import DataFolder
 
 ENV_PREFIX = "MEMSVC_"
@@ -53,12 +54,14 @@ class Config:
     reflection: bool = _setting(True, "Serve gRPC reflection.")
     database_url: str = _setting(
         "",
-        "SQLAlchemy URL of the catalog. Empty: SQLite in the data folder.",
+        "Catalog: sqlite:///FILE or postgresql://... Empty: SQLite in the data folder.",
         secret=True,
     )
 
     worker_address: str = _setting(
-        "", "Address of a worker that runs apart. Empty: the server starts and supervises one."
+        "",
+        "Addresses of workers that run apart, separated by commas; the first one's model is the "
+        "default. Empty: the server starts and supervises one.",
     )
     worker_model: str = _setting(
         "default", "Model of the supervised worker: default, fake or a path."
@@ -104,6 +107,11 @@ class Config:
     max_concurrent_calls: int = _setting(
         256, "Calls served at once; more are refused with OVERLOADED.", low=1, high=100_000
     )
+    put_budget: int = _setting(
+        256 * MIB,
+        "Bytes that PutDocuments streams hold in memory at once; more are refused with OVERLOADED.",
+        low=64 * MIB,
+    )
     max_memories_per_tenant: int = _setting(0, "Quota. 0: none.", low=0)
     max_documents_per_memory: int = _setting(0, "Quota. 0: none.", low=0)
     max_text_bytes_per_memory: int = _setting(0, "Quota. 0: none.", low=0)
@@ -148,7 +156,7 @@ class Config:
     @property
     def catalog_url(self) -> str:
         """database_url, or SQLite in the data folder."""
-        return self.database_url or f"sqlite+aiosqlite:///{self.folder.catalog.absolute()}"
+        return self.database_url or sqlite_url(self.folder.catalog.absolute())
 
     def shown(self) -> dict[str, str]:
         """Every setting for people and logs; secrets are only said to be set."""

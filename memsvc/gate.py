@@ -113,10 +113,10 @@ class Gate(aio.ServerInterceptor):
         except (CatalogFullError, StorageFullError):
             await _abort(context, errors.storage_full())
         except CatalogUnavailableError as error:
-            log.error("catalog unavailable", extra={"method": method, **_described(error)})
+            log.error("catalog unavailable", exc_info=error, extra={"method": method})
             await _abort(context, errors.catalog_unavailable())
         except CorruptRecordError as error:
-            log.error("corrupt record", extra={"method": method, **_described(error)})
+            log.error("corrupt record", exc_info=error, extra={"method": method})
             await _abort(context, errors.record_corrupt("a stored record"))
         except aio.AbortError:
             raise
@@ -157,22 +157,7 @@ async def _abort(context: Context, error: ApiError) -> None:
 
 
 def _incident(method: str, error: Exception) -> ApiError:
-    """Logs a fault under a fresh id."""
+    """Logs a fault under a fresh id; the log's format leaves the exception's words out."""
     incident = secrets.token_hex(8)
-    log.error("internal fault", extra={"incident": incident, "method": method, **_described(error)})
+    log.error("internal fault", exc_info=error, extra={"incident": incident, "method": method})
     return errors.internal_fault(incident)
-
-
-def _described(error: Exception) -> dict[str, str]:
-    """What the log may say of an exception.
-
-    Its own words stay out: they may quote what a user wrote. Its type and the
-    lines it passed are enough to find it.
-    """
-    frames = []
-    trace = error.__traceback__
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        frames.append(f"{code.co_filename}:{trace.tb_lineno} {code.co_name}")
-        trace = trace.tb_next
-    return {"fault": type(error).__name__, "trace": " < ".join(reversed(frames))}

@@ -71,11 +71,11 @@ def test_a_broken_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_secrets_are_not_shown() -> None:
-    config = load_config({"database_url": "postgresql+asyncpg://user:hunter2@db/memsvc"})
+    config = load_config({"database_url": "postgresql://user:hunter2@db/memsvc"})
     assert "hunter2" not in str(config.shown())
     assert config.catalog_url.endswith("@db/memsvc")
 
 
 def test_default_catalog_is_in_the_data_folder(tmp_path: Path) -> None:
     config = load_config({"data": str(tmp_path)})
-    assert config.catalog_url == f"sqlite+aiosqlite:///{tmp_path}/catalog.db"
+    assert config.catalog_url == f"sqlite:///{tmp_path}/catalog.db"

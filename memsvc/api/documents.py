@@ -1,0 +1,198 @@
+"""AppendTurns, ListDocuments, GetDocument, DeleteDocuments. PutDocuments is in put.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from memsvc import errors, names, validation
+from memsvc.api.fingerprint import message_fingerprint
+from memsvc.api.memories import find_active_memory
+from memsvc.application import Application
+from memsvc.auth import current_principal
+from memsvc.convert import document_to_wire, turns_from_wire
+from memsvc.packing import pack
+from memsvc.v1 import memory_service_pb2 as pb
+from memsvc.v1 import resources_pb2
+from memsvc.writes import Request, Written, memory_uid
+from storage.catalog import DocumentRow, MemoryRow, NotFoundError
+from storage.documents import Source
+from storage.store import MemoryUid, RecordNotFoundError, TenantStore
+
+#: A page of full documents ends here, to stay below a client's 4 MiB.
+_PAGE_BYTES = 3 * 1024 * 1024 // 2
+
+
+class DocumentsHandler:
+    """What is in a memory."""
+
+    def __init__(self, application: Application) -> None:
+        self._app = application
+        self._catalog = application.catalog
+
+    async def append_turns(self, request: pb.AppendTurnsRequest) -> pb.AppendTurnsResponse:
+        """Durable before the reply."""
+        memory_id = names.parse_memory("memory", request.memory)
+        call = Request(
+            tenant_uid=current_principal().tenant_uid,
+            method="AppendTurns",
+            request_id=validation.check_request_id(request.request_id),
+            fingerprint=message_fingerprint(request) if request.request_id else b"",
+            field="memory",
+        )
+        turns = turns_from_wire(request.turns)
+        before = await self._app.writes.first_reply(call)
+        if before is not None:
+            return pb.AppendTurnsResponse.FromString(before)
+        text_bytes = sum(len(turn.text.encode()) for turn in turns)
+        self._app.encoding.check_backpressure(text_bytes, len(turns))
+
+        def reply(written: Written) -> bytes:
+            return pb.AppendTurnsResponse(
+                revision=written.revision,
+                documents=[names.document_name(memory_id, n) for n in written.numbers],
+            ).SerializeToString()
+
+        answer = await self._app.writes.append(
+            call, memory_id, lambda row: pack(turns, row.packing), reply
+        )
+        return pb.AppendTurnsResponse.FromString(answer)
+
+    async def list_documents(self, request: pb.ListDocumentsRequest) -> pb.ListDocumentsResponse:
+        """By ascending number. A page may be shorter than asked, for its bytes."""
+        view = checked_view(request.view, resources_pb2.BASIC)
+        full = view == resources_pb2.FULL
+        limit = validation.check_page_size(
+            request.page_size, validation.MAX_FULL_PAGE if full else validation.MAX_PAGE
+        )
+        memory = await find_active_memory(self._app, "parent", request.parent)
+        binding = (memory.tenant_uid, "ListDocuments", memory.uid)
+        position = self._app.page_tokens.open(binding, request.page_token)
+        after = int(position[0]) if position else 0
+        rows, more = await self._catalog.list_documents(memory.uid, limit, after)
+        documents: Sequence[resources_pb2.Document | None]
+        if not full:
+            documents = [document_to_wire(memory.memory_id, row, None) for row in rows]
+        else:
+            documents = await self._filled(memory, rows)
+            more = more if len(documents) == len(rows) else rows[len(documents) - 1].number
+        return pb.ListDocumentsResponse(
+            documents=[document for document in documents if document is not None],
+            next_page_token=self._app.page_tokens.issue(binding, [more]) if more else "",
+        )
+
+    async def get_document(self, request: pb.GetDocumentRequest) -> resources_pb2.Document:
+        """One document."""
+        view = checked_view(request.view, resources_pb2.FULL)
+        memory_id, number = names.parse_document("name", request.name)
+        memory = await find_active_memory(self._app, "name", names.memory_name(memory_id))
+        try:
+            row = await self._catalog.get_document(memory.uid, number)
+        except NotFoundError as error:
+            raise errors.document_not_found() from error
+        source = None
+        if view == resources_pb2.FULL:
+            (source,) = await read_sources(self._app, memory, [number])
+            if source is None:
+                raise errors.document_not_found()
+        return document_to_wire(memory_id, row, source)
+
+    async def delete_documents(
+        self, request: pb.DeleteDocumentsRequest
+    ) -> pb.DeleteDocumentsResponse:
+        """All those named, or none."""
+        memory_id = names.parse_memory("parent", request.parent)
+        call = Request(
+            tenant_uid=current_principal().tenant_uid,
+            method="DeleteDocuments",
+            request_id=validation.check_request_id(request.request_id),
+            fingerprint=message_fingerprint(request),
+            field="parent",
+        )
+        numbers = _numbers(memory_id, request.names)
+        before = await self._app.writes.first_reply(call)
+        if before is not None:
+            return pb.DeleteDocumentsResponse.FromString(before)
+        answer = await self._app.writes.delete_documents(
+            call,
+            memory_id,
+            numbers,
+            lambda revision: pb.DeleteDocumentsResponse(revision=revision).SerializeToString(),
+        )
+        return pb.DeleteDocumentsResponse.FromString(answer)
+
+    async def _filled(
+        self, memory: MemoryRow, rows: Sequence[DocumentRow]
+    ) -> list[resources_pb2.Document | None]:
+        """Full documents for the first rows, as many as one page takes, at least one.
+
+        None stands for a document that was deleted meanwhile.
+        """
+        rows = rows[: _fitting(rows)]
+        sources = await read_sources(self._app, memory, [row.number for row in rows])
+        documents: list[resources_pb2.Document | None] = []
+        size = 0
+        for row, source in zip(rows, sources, strict=True):
+            document = document_to_wire(memory.memory_id, row, source) if source else None
+            size += document.ByteSize() if document else 0
+            if size > _PAGE_BYTES and documents:
+                break
+            documents.append(document)
+        return documents
+
+
+async def read_sources(
+    application: Application, memory: MemoryRow, numbers: Sequence[int]
+) -> list[Source | None]:
+    """Sources in the order asked; None for what the store does not hold (any more).
+
+    Raises RECORD_CORRUPT (through the gate) for a damaged record.
+    """
+    if not numbers:
+        return []
+    return await application.stores.read(
+        memory.tenant_uid, _read_sources, memory_uid(memory), list(numbers)
+    )
+
+
+def _read_sources(store: TenantStore, memory: MemoryUid, numbers: list[int]) -> list[Source | None]:
+    def read(number: int) -> Source | None:
+        try:
+            return store.get_document(memory, number).source
+        except RecordNotFoundError:
+            return None
+
+    return [read(number) for number in numbers]
+
+
+def checked_view(
+    view: resources_pb2.DocumentView.ValueType, default: resources_pb2.DocumentView.ValueType
+) -> resources_pb2.DocumentView.ValueType:
+    """The view to use. Raises FIELD_INVALID."""
+    if view not in resources_pb2.DocumentView.values():
+        raise errors.field_invalid("view", "is not a view")
+    return view or default
+
+
+def _fitting(rows: Sequence[DocumentRow]) -> int:
+    """How many of the rows fit one page of full documents: at least one."""
+    size = 0
+    for index, row in enumerate(rows):
+        size += row.text_bytes
+        if size > _PAGE_BYTES and index:
+            return index
+    return len(rows)
+
+
+def _numbers(memory_id: str, document_names: Sequence[str]) -> list[int]:
+    """Numbers of documents of one memory, each once."""
+    validation.check_count("names", len(document_names), low=1, high=validation.MAX_DELETE_NAMES)
+    numbers: dict[int, None] = {}
+    for index, name in enumerate(document_names):
+        field = f"names[{index}]"
+        parent, number = names.parse_document(field, name)
+        if parent != memory_id:
+            raise errors.field_invalid(field, "is not a document of parent")
+        if number in numbers:
+            raise errors.field_invalid(field, "names a document a second time")
+        numbers[number] = None
+    return list(numbers)

@@ -1,0 +1,232 @@
+"""CreateMemory, GetMemory, ListMemories, UpdateMemory, DeleteMemory."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+
+from memsvc import errors, names, validation
+from memsvc.api.fingerprint import message_fingerprint
+from memsvc.application import Application
+from memsvc.auth import current_principal
+from memsvc.convert import memory_to_wire, packing_from_wire
+from memsvc.etags import expected_version
+from memsvc.v1 import memory_service_pb2 as pb
+from memsvc.v1 import resources_pb2
+from memsvc.writes import Request
+from storage.catalog import (
+    AlreadyExistsError,
+    ConflictError,
+    Cursor,
+    EncodingRow,
+    EncodingState,
+    MemoryRow,
+    MemoryState,
+    ModelRow,
+    NotFoundError,
+    PackingMode,
+    RequestIdReusedError,
+    RequestRepeatedError,
+)
+
+_UPDATABLE = ("display_name", "labels")
+
+
+class MemoriesHandler:
+    """Memories as resources; what is in them is DocumentsHandler's."""
+
+    def __init__(self, application: Application) -> None:
+        self._app = application
+        self._catalog = application.catalog
+
+    async def create_memory(self, request: pb.CreateMemoryRequest) -> resources_pb2.Memory:
+        """The reply is recorded with the row, so a retry gets the same memory."""
+        tenant = current_principal().tenant_uid
+        call = Request(
+            tenant_uid=tenant,
+            method="CreateMemory",
+            request_id=validation.check_request_id(request.request_id),
+            fingerprint=message_fingerprint(request),
+            field="memory",
+        )
+        memory_id = request.memory_id or names.new_memory_id()
+        row = self._new_row(tenant, names.check_id("memory_id", memory_id), request.memory)
+        before = await self._app.writes.first_reply(call)
+        if before is not None:
+            return resources_pb2.Memory.FromString(before)
+        await self._check_quota(tenant)
+        reply = memory_to_wire(row, await self._empty_encodings(row.uid))
+        try:
+            await self._catalog.create_memory(
+                tenant,
+                row.memory_id,
+                row.display_name,
+                row.labels,
+                row.packing,
+                row.state,
+                call.record(reply.SerializeToString()),
+                uid=row.uid,
+                created_us=row.created_us,
+            )
+        except RequestRepeatedError as repeated:
+            return resources_pb2.Memory.FromString(repeated.record.reply)
+        except RequestIdReusedError as error:
+            raise errors.request_id_reused() from error
+        except AlreadyExistsError as error:
+            raise errors.already_exists("memory_id") from error
+        self._app.encoding.wake()
+        return reply
+
+    async def get_memory(self, request: pb.GetMemoryRequest) -> resources_pb2.Memory:
+        """One memory with how far it is encoded."""
+        row = await self._find("name", request.name)
+        return memory_to_wire(row, await self._catalog.list_encodings(row.uid))
+
+    async def list_memories(self, request: pb.ListMemoriesRequest) -> pb.ListMemoriesResponse:
+        """Newest first."""
+        tenant = current_principal().tenant_uid
+        binding = (tenant, "ListMemories")
+        limit = validation.check_page_size(request.page_size)
+        position = self._app.page_tokens.open(binding, request.page_token)
+        rows, after = await self._catalog.list_memories(tenant, limit, cursor(position))
+        encodings: Mapping[str, list[EncodingRow]] = await self._catalog.list_encodings_for(
+            [row.uid for row in rows]
+        )
+        return pb.ListMemoriesResponse(
+            memories=[memory_to_wire(row, encodings.get(row.uid, ())) for row in rows],
+            next_page_token=self._app.page_tokens.issue(binding, after) if after else "",
+        )
+
+    async def update_memory(self, request: pb.UpdateMemoryRequest) -> resources_pb2.Memory:
+        """Field masks after AIP-134: without one, every field that is set."""
+        wanted = request.memory
+        memory_id = names.parse_memory("memory.name", wanted.name)
+        validation.check_string("memory.etag", wanted.etag, validation.MAX_ETAG)
+        display_name, labels = self._changes(request)
+        row = await self._find("memory.name", wanted.name)
+        if row.state is not MemoryState.ACTIVE:
+            raise errors.memory_not_active(row.state.name, "memory.name")
+        version = expected_version(row, wanted.etag, "memory.etag")
+        if display_name is not None or labels is not None:
+            try:
+                row = await self._catalog.update_memory(
+                    row.tenant_uid, memory_id, display_name, labels, version
+                )
+            except NotFoundError as error:
+                raise errors.memory_not_found("memory.name") from error
+            except ConflictError as error:
+                raise errors.etag_mismatch("memory.etag") from error
+            self._app.progress.publish(row.uid)
+        return memory_to_wire(row, await self._catalog.list_encodings(row.uid))
+
+    async def delete_memory(self, request: pb.DeleteMemoryRequest) -> None:
+        """When it returns, no worker, file or row holds any of the memory."""
+        memory_id = names.parse_memory("name", request.name)
+        validation.check_string("etag", request.etag, validation.MAX_ETAG)
+        tenant = current_principal().tenant_uid
+        try:
+            row = await self._catalog.get_memory(tenant, memory_id)
+            await self._app.writes.delete_memory(row, expected_version(row, request.etag, "etag"))
+        except NotFoundError as error:
+            if not request.allow_missing:
+                raise errors.memory_not_found() from error
+        except ConflictError as error:
+            raise errors.etag_mismatch("etag") from error
+
+    async def _find(self, field: str, name: str) -> MemoryRow:
+        return await find_memory(self._app, field, name)
+
+    def _new_row(self, tenant_uid: str, memory_id: str, wanted: resources_pb2.Memory) -> MemoryRow:
+        """The row as it will be, checked; made here because the recorded reply shows it."""
+        now_us = time.time_ns() // 1000
+        return MemoryRow(
+            uid=secrets.token_hex(16),
+            tenant_uid=tenant_uid,
+            memory_id=memory_id,
+            display_name=validation.check_display_name("memory.display_name", wanted.display_name),
+            labels=validation.check_labels("memory.labels", wanted.labels),
+            packing=packing_from_wire(
+                "memory.packing", wanted.packing, PackingMode(self._app.config.packing)
+            ),
+            state=MemoryState.ACTIVE,
+            revision=0,
+            last_number=0,
+            deletion_epoch=0,
+            document_count=0,
+            text_bytes=0,
+            created_us=now_us,
+            updated_us=now_us,
+            version=1,
+        )
+
+    async def _empty_encodings(self, memory_uid: str) -> list[EncodingRow]:
+        """An empty memory is ready under every known model."""
+        models: list[ModelRow]
+        models, _ = await self._catalog.list_models(validation.MAX_PAGE, None)
+        return [
+            EncodingRow(
+                memory_uid=memory_uid,
+                model_id=model.model_id,
+                identity=model.identity,
+                state=EncodingState.READY,
+                encoded_number=0,
+                encoded_revision=0,
+                encoded_documents=0,
+                pending_documents=0,
+                quarantined_documents=0,
+                tokens=0,
+                bytes=0,
+                failure="",
+            )
+            for model in models
+        ]
+
+    async def _check_quota(self, tenant_uid: str) -> None:
+        limit = self._app.config.max_memories_per_tenant
+        if limit and (await self._catalog.usage(tenant_uid)).memories >= limit:
+            raise errors.quota_exceeded("max_memories_per_tenant", limit)
+
+    @staticmethod
+    def _changes(
+        request: pb.UpdateMemoryRequest,
+    ) -> tuple[str | None, dict[str, str] | None]:
+        """display_name and labels to set; None leaves one as it is."""
+        wanted, paths = request.memory, list(request.update_mask.paths)
+        validation.check_mask("update_mask", paths, _UPDATABLE)
+        display_name = validation.check_display_name("memory.display_name", wanted.display_name)
+        labels = validation.check_labels("memory.labels", wanted.labels)
+        if not paths:
+            return display_name or None, labels or None
+        return (
+            display_name if "display_name" in paths else None,
+            labels if "labels" in paths else None,
+        )
+
+
+async def find_memory(application: Application, field: str, name: str) -> MemoryRow:
+    """The caller's memory of that name, in whatever state but DELETING.
+
+    Another tenant's memory answers exactly as a missing one: MEMORY_NOT_FOUND.
+    """
+    memory_id = names.parse_memory(field, name)
+    try:
+        return await application.catalog.get_memory(current_principal().tenant_uid, memory_id)
+    except NotFoundError as error:
+        raise errors.memory_not_found(field) from error
+
+
+async def find_active_memory(application: Application, field: str, name: str) -> MemoryRow:
+    """As find_memory, and MEMORY_NOT_ACTIVE while an import fills it."""
+    row = await find_memory(application, field, name)
+    if row.state is not MemoryState.ACTIVE:
+        raise errors.memory_not_active(row.state.name, field)
+    return row
+
+
+def cursor(position: list[int | str] | None) -> Cursor | None:
+    """A catalog cursor from an opened page token."""
+    if position is None:
+        return None
+    moment, identifier = position
+    return int(moment), str(identifier)
