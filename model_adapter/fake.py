@@ -2,7 +2,7 @@
 
 A token is a word. A document's routing keys are hashed bags of words, one per
 chunk, so that the inner product with a question counts the words they share
-(short words weigh an eighth). Content KV carries a fingerprint of the document
+(frequent words weigh an eighth). Content KV carries a fingerprint of the document
 that is checked whenever a document is chosen, so a wrong, stale or swapped
 block is noticed. The answer quotes the best documents word by word.
 
@@ -49,6 +49,15 @@ from storage.layout import Bits, KVBlock, KVLayout
 
 NOTHING_FOUND = "I found nothing about that."
 _SPOTS = 4  # coordinates that a word sets in a routing key
+#: Words count by accident too, where hashes collide: a document is relevant above this.
+#: One shared word alone adds about 1 in each layer.
+_RELEVANT = 0.75
+_FREQUENT = frozenset(
+    "a about am an and any are as at be been but by can could did do does for from had has have "
+    "he her his how i if in is it its me my no not of on or our she so that the their them there "
+    "they this to us was we were what when where which who whom whose why will with would you "
+    "your".split()
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,7 @@ def _spots(word: str, salt: int, width: int) -> tuple[tuple[int, ...], tuple[flo
     """Coordinates of a word and what it adds there; punctuation and case do not count."""
     key = re.sub(r"\W", "", word).lower()
     digest = hashlib.blake2b(f"{salt}:{key}".encode(), digest_size=3 * _SPOTS).digest()
-    weight = 0.0 if not key else 1.0 if len(key) > 3 else 0.125
+    weight = 0.0 if not key else 0.125 if key in _FREQUENT else 1.0
     spots = tuple(int.from_bytes(digest[3 * i : 3 * i + 2]) % width for i in range(_SPOTS))
     signs = tuple(weight if digest[3 * i + 2] & 1 else -weight for i in range(_SPOTS))
     return spots, signs
@@ -228,7 +237,7 @@ class FakeEngine:
     def _rank(
         self, words: Sequence[str], memory: MemoryView, limit: int, without: frozenset[int]
     ) -> tuple[list[RankedDocument], int]:
-        """Documents with a positive score, best first, and how many there were."""
+        """Relevant documents, best first, and how many there were."""
         numbers_N = memory.numbers_N
         if not len(numbers_N):
             return [], 0
@@ -243,7 +252,7 @@ class FakeEngine:
         best = [
             n
             for n in (-total_N).argsort(kind="stable")
-            if total_N[n] > 0 and int(numbers_N[n]) not in without
+            if total_N[n] > _RELEVANT and int(numbers_N[n]) not in without
         ]
         ranked = [
             RankedDocument(

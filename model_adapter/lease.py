@@ -53,7 +53,7 @@ class Lease:
         yield from self._streamed(layer)
 
     def content(self, layer: int, documents: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """See MemoryView. Raises CorruptRecordError and MemoryChangedError of `paging`."""
+        """See MemoryView. Raises CorruptRecordError and MemoryChangedError."""
         assert not self._released
         keys, values = [], []
         for position in documents:
@@ -63,7 +63,7 @@ class Lease:
         return torch.cat(keys), torch.cat(values)
 
     def text(self, number: int) -> str:
-        """See MemoryView. Raises CorruptRecordError of `paging`."""
+        """See MemoryView. Raises CorruptRecordError."""
         assert not self._released
         if number > self._last_number:
             raise KeyError(number)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 
 from model_adapter.engine import EngineError
+from model_adapter.errors import MemoryInUseError
 from model_adapter.lease import Lease
 from model_adapter.paging import BlockSource, Slab
 from model_adapter.readers import Readers
@@ -34,12 +35,6 @@ from model_adapter.residency import (
 )
 from storage.layout import KVLayout
 from storage.store import EncodingId
-
-
-class MemoryInUseError(EngineError):
-    """A memory could not be evicted because somebody kept reading it."""
-
-    reason = "OVERLOADED"
 
 
 @dataclass(frozen=True)
@@ -92,7 +87,7 @@ class Pager:
     def lease(self, key: MemoryKey, last_number: int, epoch: int) -> Lease:
         """Pins the memory as of `last_number` and brings in what is new of it.
 
-        Raises CorruptRecordError and MemoryChangedError of `paging`, ModelMismatchError.
+        Raises CorruptRecordError and MemoryChangedError, ModelMismatchError.
         """
         with self._changed:
             memory = self._memories.get(key)
@@ -125,9 +120,9 @@ class Pager:
         with self._changed:
             before = self._reserved + self._content.bytes
             for held in list(self._memories.values()):
-                if self._named(held, tenant, memory):
+                if held.key.within(tenant, memory):
                     self._let_go(held)
-            while any(self._named(held, tenant, memory) for held in self._leaving):
+            while any(held.key.within(tenant, memory) for held in self._leaving):
                 if not self._changed.wait(deadline - time.monotonic()):
                     raise MemoryInUseError("the memory is still being read")
             freed = before - self._reserved - self._content.bytes
@@ -159,10 +154,6 @@ class Pager:
             assert self._reserved <= self._budgets.routing_bytes
             assert {memory for memory, _ in self._content} <= set(everything)
             self._content.check_integrity()
-
-    @staticmethod
-    def _named(held: HeldMemory, tenant: str, memory: str) -> bool:
-        return held.key.tenant == tenant and memory in ("", held.key.memory)
 
     # Loading: by the thread that holds memory.loading, of a pinned memory.
 

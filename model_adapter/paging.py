@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from model_adapter.engine import EngineError, ModelMismatchError
+from model_adapter.engine import ModelMismatchError
+from model_adapter.errors import CorruptRecordError, MemoryChangedError
 from model_adapter.readers import Readers
 from model_adapter.residency import HeldContent, as_tensor
 from storage import store
@@ -20,21 +21,6 @@ from storage.store import BlockReader, EncodingId, MemoryUid, RecordNotFoundErro
 
 #: Documents read first, to learn how large they are.
 _FIRST_DOCUMENTS = 64
-
-
-class CorruptRecordError(EngineError):
-    """A stored record fails its checks. metadata: number, record ("block" or "text").
-
-    A block is made again from its text; text cannot be.
-    """
-
-    reason = "RECORD_CORRUPT"
-
-
-class MemoryChangedError(EngineError):
-    """Records went away under a reader: the memory was deleted from. Asking again helps."""
-
-    reason = "WORKER_UNAVAILABLE"
 
 
 @dataclass(frozen=True, eq=False)

@@ -190,6 +190,10 @@ class MemoryKey:
     tenant: str
     memory: str
 
+    def within(self, tenant: str, memory: str = "") -> bool:
+        """Whether it is that memory, or with an empty name any of the tenant."""
+        return self.tenant == tenant and memory in ("", self.memory)
+
 
 @dataclass(eq=False)
 class HeldMemory:

@@ -1,0 +1,107 @@
+"""Command line of a worker: python -m model_adapter."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import re
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from model_adapter import logs
+from model_adapter.engine import Engine
+from model_adapter.engines import UnusableModelError, choose_device, load_engine
+from model_adapter.pager import Budgets
+from model_adapter.worker import ListenError, WorkerConfig, serving
+from storage.paths import DataFolder
+
+log = logging.getLogger(__name__)
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+_DEFAULT_BUDGET = "1G"
+
+#: Exit status when the model or the address is at fault: starting again won't help.
+EXIT_UNUSABLE = 2
+
+
+def parse_bytes(text: str) -> int:
+    """A count of bytes: digits, then K, M or G (powers of 1024), optionally with iB or B."""
+    match = re.fullmatch(r"(\d+)([KMG]?)(?:i?B)?", text, re.IGNORECASE)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"not a number of bytes: {text!r}")
+    return int(match[1]) * _UNITS[match[2].upper()]
+
+
+def parser() -> argparse.ArgumentParser:
+    """What the command takes."""
+    made = argparse.ArgumentParser(prog="python -m model_adapter", description=__doc__)
+    made.add_argument(
+        "--listen", required=True, help="unix:PATH, or host:port (port 0: a free one)"
+    )
+    made.add_argument("--data-dir", required=True, type=Path, help="the data folder, read only")
+    made.add_argument("--model", required=True, help="default, fake[:key=value,...], or a path")
+    made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    made.add_argument("--dtype", default="auto", choices=("auto", "bf16", "fp32"))
+    made.add_argument("--threads", type=int, default=0, help="of torch; 0: one per core")
+    made.add_argument("--routing-budget", type=parse_bytes, default=_DEFAULT_BUDGET)
+    made.add_argument("--content-budget", type=parse_bytes, default=_DEFAULT_BUDGET)
+    made.add_argument("--drain-grace", type=float, default=10.0, help="seconds for queries to end")
+    made.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    made.add_argument(
+        "--exit-with-parent", action="store_true", help="drain when standard input ends"
+    )
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a worker until SIGTERM, SIGINT or its parent's end; returns the exit status."""
+    options = parser().parse_args(arguments)
+    logs.configure(options.log_level)
+    if options.threads > 0:
+        torch.set_num_threads(options.threads)
+    config = WorkerConfig(
+        listen=options.listen,
+        data=DataFolder(options.data_dir),
+        budgets=Budgets(options.routing_budget, options.content_budget),
+        drain_grace_s=options.drain_grace,
+    )
+    try:
+        device = choose_device(options.device)
+        engine = load_engine(options.model, config.data, device, options.dtype)
+        asyncio.run(_serve(engine, device, config, options.exit_with_parent))
+    except (UnusableModelError, ListenError) as error:
+        log.error("the worker can't start: %s", error)
+        return EXIT_UNUSABLE
+    return 0
+
+
+async def _serve(
+    engine: Engine, device: torch.device, config: WorkerConfig, exit_with_parent: bool
+) -> None:
+    loop, over = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, over.set)
+    if exit_with_parent:
+        threading.Thread(target=_watch_stdin, args=(loop, over), daemon=True).start()
+    async with serving(engine, device, config) as address:
+        log.info("serving %s on %s", engine.description.model_id, address)
+        sys.stdout.write(json.dumps({"ready": True, "address": address}) + "\n")
+        sys.stdout.flush()
+        await over.wait()
+        log.info("draining")
+    log.info("drained")
+
+
+def _watch_stdin(loop: asyncio.AbstractEventLoop, over: asyncio.Event) -> None:
+    """The parent holds the other end of the pipe; it closes however the parent ends."""
+    while sys.stdin.buffer.read(4096):
+        pass
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(over.set)

@@ -1,0 +1,364 @@
+"""Decides what the engine does next. One engine thread, plain Python.
+
+Each turn of the loop:
+  1. jobs that were cancelled, evicted or ran out of time leave;
+  2. waiting queries start while there are places, first come first served, and at
+     most one ranking is run;
+  3. every running query advances by one step, all in one batch;
+  4. a batch of documents is encoded: each turn while no query runs, else every
+     `steps_per_encode`-th turn and small, so that a query is slowed by a bounded
+     share and encoding never stops.
+Encode jobs take turns batch by batch, so a long one delays a short one little.
+A document too long for a busy batch waits for a turn without queries, but not for
+longer than `long_document_patience_s`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from model_adapter.engine import (
+    DocumentText,
+    Engine,
+    EngineError,
+    Generation,
+    MemoryView,
+    StepResult,
+)
+from model_adapter.errors import (
+    DrainingError,
+    InterruptedQueryError,
+    MemoryInUseError,
+    OverloadedError,
+    internal_fault,
+)
+from model_adapter.jobs import EncodeJob, Job, QueryJob, RouteJob, text_bytes
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of every queue and batch. Sizes in bytes of UTF-8 text.
+
+    waiting_queries counts queries and rankings that are being paged in or wait.
+    """
+
+    running_queries: int = 8
+    waiting_queries: int = 64
+    encode_jobs: int = 32
+    encode_bytes: int = 64 * 1024 * 1024
+    encode_batch_bytes: int = 32 * 1024
+    busy_encode_batch_bytes: int = 2 * 1024
+    steps_per_encode: int = 2
+    long_document_patience_s: float = 2.0
+
+
+@dataclass(frozen=True)
+class Load:
+    """Queries at a moment, rankings included."""
+
+    running: int
+    waiting: int
+
+
+class Scheduler:
+    """Thread-safe. Jobs are admitted, paged in by the caller, then queued.
+
+    An admitted job ends exactly once: by finishing, by `stop_job`, or by draining.
+    """
+
+    def __init__(self, engine: Engine, limits: Limits | None = None) -> None:
+        self._engine = engine
+        self._limits = limits or Limits()
+        self._wake = threading.Condition()
+        self._paging: set[Job[Any]] = set()
+        self._waiting: deque[QueryJob | RouteJob] = deque()
+        self._starting: list[QueryJob | RouteJob] = []
+        self._running: list[QueryJob] = []
+        self._encoding: deque[EncodeJob] = deque()
+        self._busy_job: Job[Any] | None = None
+        self._turns_since_encode = 0
+        self._draining = False
+        self._stopped = False
+        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Begins to take jobs."""
+        self._thread.start()
+
+    def load(self) -> Load:
+        """Queries now."""
+        with self._wake:
+            return Load(len(self._running), len(self._waiting) + len(self._paging))
+
+    def admit(self, job: QueryJob | RouteJob) -> None:
+        """Takes a place for a job that is about to be paged in.
+
+        Raises OverloadedError, DrainingError; the job then never was.
+        """
+        with self._wake:
+            self._refuse_if_draining()
+            if len(self._waiting) + len(self._paging) >= self._limits.waiting_queries:
+                raise OverloadedError("too many queries wait")
+            self._paging.add(job)
+
+    def queue(
+        self, job: QueryJob | RouteJob, view: MemoryView, release: Callable[[], None]
+    ) -> None:
+        """Hands over an admitted job with its view; release is called when the job ends.
+
+        A job that ended while it was paged in gives its view back at once.
+        """
+        with self._wake:
+            alive = job in self._paging
+            if alive:
+                self._paging.discard(job)
+                job.view, job.release = view, release
+                if isinstance(job, QueryJob):
+                    job.queued_at = time.monotonic()
+                self._waiting.append(job)
+                self._wake.notify_all()
+        if not alive:
+            release()
+
+    def encode(self, job: EncodeJob) -> None:
+        """Takes an encode job. Raises OverloadedError, DrainingError."""
+        size = sum(text_bytes(document) for document in job.documents)
+        with self._wake:
+            self._refuse_if_draining()
+            held = sum(text_bytes(d) for other in self._encoding for d in other.documents)
+            # One job alone is always taken: a request's size is bounded by the wire.
+            too_much = held and held + size > self._limits.encode_bytes
+            if too_much or len(self._encoding) >= self._limits.encode_jobs:
+                raise OverloadedError("too many documents wait to be encoded")
+            self._encoding.append(job)
+            self._wake.notify_all()
+
+    def wake(self) -> None:
+        """A sink that was not ready is."""
+        with self._wake:
+            self._wake.notify_all()
+
+    def stop_job(self, job: Job[Any], error: EngineError) -> None:
+        """Ends a job at its next turn. A job that is being paged in ends here and now."""
+        with self._wake:
+            self._stop([job], error)
+
+    def stop_memory(self, tenant: str, memory: str = "", timeout_s: float = 5.0) -> None:
+        """Ends every job on a memory, or on a tenant, and waits until they have ended.
+
+        Raises MemoryInUseError when one is still busy after timeout_s; it ends later.
+        """
+        error = InterruptedQueryError("the memory was evicted from the worker")
+        deadline = time.monotonic() + timeout_s
+        with self._wake:
+            while True:
+                self._stop(
+                    [job for job in self._jobs() if job.memory.within(tenant, memory)], error
+                )
+                if not any(job.memory.within(tenant, memory) for job in self._jobs()):
+                    return
+                if not self._wake.wait(deadline - time.monotonic()):
+                    raise MemoryInUseError("the memory is still being read")
+
+    def drain(self, grace_s: float) -> None:
+        """Refuses new jobs, drops encode jobs, lets queries finish for grace_s, then stops.
+
+        Encoding is dropped because it is asked for again. Blocks until the thread ended.
+        """
+        error = DrainingError("the worker is going down")
+        deadline = time.monotonic() + grace_s
+        with self._wake:
+            self._draining = True
+            self._stop(list(self._encoding), error)
+            while self._jobs() and (left := deadline - time.monotonic()) > 0:
+                self._wake.wait(left)
+            self._stop(self._jobs(), error)
+            self._stopped = True
+        self._thread.join()
+
+    def _stop(self, jobs: Sequence[Job[Any]], error: EngineError) -> None:
+        for job in jobs:
+            job.stopping = job.stopping or error
+            if job in self._paging:
+                self._paging.discard(job)
+                job.end(job.stopping)
+        self._wake.notify_all()
+
+    def _refuse_if_draining(self) -> None:
+        if self._draining:
+            raise DrainingError("the worker is going down")
+
+    def _jobs(self) -> list[Job[Any]]:
+        busy = [self._busy_job] if self._busy_job is not None else []
+        queries = (*self._paging, *self._waiting, *self._starting, *self._running)
+        return [*queries, *self._encoding, *busy]
+
+    # The engine's thread.
+
+    def _loop(self) -> None:
+        while True:
+            with self._wake:
+                while not (self._has_work() or self._stopped):
+                    self._wake.wait(self._idle_s())
+                if self._stopped and not self._has_work():
+                    return
+            self._turn()
+
+    def _has_work(self) -> bool:
+        return bool(self._waiting or self._running) or any(
+            job.stopping is not None or job.sink.ready() for job in self._encoding
+        )
+
+    def _idle_s(self) -> float | None:
+        """Until the first deadline among jobs that can't go on."""
+        deadlines = [job.deadline for job in self._encoding if job.deadline is not None]
+        return max(min(deadlines) - time.monotonic(), 0.001) if deadlines else None
+
+    def _turn(self) -> None:
+        with self._wake:
+            ended = self._sweep()
+            self._starting = self._take_waiting()
+        for job in ended:
+            job.end(job.stopping)
+        for waiting in self._starting:
+            self._begin(waiting)
+        with self._wake:
+            self._starting = []
+        self._step()
+        self._encode_some()
+        with self._wake:
+            self._wake.notify_all()
+
+    def _sweep(self) -> list[Job[Any]]:
+        """Takes out the jobs that must end."""
+        now = time.monotonic()
+        over = [job for job in self._jobs() if job.verdict(now) and job not in self._paging]
+        if over:
+            self._waiting = deque(job for job in self._waiting if not job.stopping)
+            self._running = [job for job in self._running if not job.stopping]
+            self._encoding = deque(job for job in self._encoding if not job.stopping)
+        return over
+
+    def _take_waiting(self) -> list[QueryJob | RouteJob]:
+        taken: list[QueryJob | RouteJob] = []
+        places = self._limits.running_queries - len(self._running)
+        rankings = 1
+        while self._waiting:
+            if isinstance(self._waiting[0], QueryJob):
+                places -= 1
+            else:
+                rankings -= 1
+            if places < 0 or rankings < 0:
+                break
+            taken.append(self._waiting.popleft())
+        return taken
+
+    def _begin(self, job: QueryJob | RouteJob) -> None:
+        assert job.view is not None
+        try:
+            if job.stopping is not None:
+                job.end(job.stopping)
+                return
+            if isinstance(job, RouteJob):
+                job.sink.put(self._engine.route(job.question, job.view, job.limit))
+                job.end(None)
+                return
+            job.started_at = time.monotonic()
+            job.generation = self._engine.start(job.request, job.view)
+        except EngineError as error:
+            job.end(error)
+        except Exception as error:  # noqa: BLE001  # an engine's fault ends its job, not the worker
+            job.end(internal_fault(error))
+        else:
+            with self._wake:
+                self._running.append(job)
+
+    def _step(self) -> None:
+        running = list(self._running)
+        if not running:
+            return
+        generations: list[Generation] = []
+        for job in running:
+            assert job.generation is not None
+            generations.append(job.generation)
+        try:
+            results = self._engine.step(generations)
+        except Exception as error:  # noqa: BLE001  # as above; it is not known whose fault it was
+            fault = error if isinstance(error, EngineError) else internal_fault(error)
+            results = [StepResult(generation, (), fault) for generation in generations]
+        self._turns_since_encode += 1
+        over = {
+            job for job, result in zip(running, results, strict=True) if self._deliver(job, result)
+        }
+        if over:
+            with self._wake:
+                self._running = [job for job in self._running if job not in over]
+
+    @staticmethod
+    def _deliver(job: QueryJob, result: StepResult) -> bool:
+        """Passes on what a step made; True when the job is over."""
+        assert job.generation is result.generation
+        job.counts = result.generation.counts
+        for event in result.events:
+            job.sink.put(event)
+        if result.error is None and not result.generation.done:
+            return False
+        job.end(result.error)
+        return True
+
+    def _encode_some(self) -> None:
+        batch = self._take_encode()
+        if batch is None:
+            return
+        job, documents = batch
+        error: EngineError | None = None
+        try:
+            encoded = self._engine.encode(documents)
+        except EngineError as refused:
+            error = refused
+        except Exception as fault:  # noqa: BLE001  # as above
+            error = internal_fault(fault)
+        else:
+            if job.stopping is None:
+                for block in encoded.blocks:
+                    job.sink.put(block)
+                for failure in encoded.failures:
+                    job.sink.put(failure)
+        self._turns_since_encode = 0
+        with self._wake:
+            self._busy_job = None
+            over = error is not None or not job.documents
+            if not over:
+                job.waiting_since = time.monotonic()
+                self._encoding.append(job)
+        if over:
+            job.end(error or job.stopping)
+
+    def _take_encode(self) -> tuple[EncodeJob, Sequence[DocumentText]] | None:
+        """The next batch and its job, which is then out of the queue; None when it must wait."""
+        limits = self._limits
+        with self._wake:
+            busy = bool(self._running or self._waiting)
+            if busy and self._turns_since_encode < limits.steps_per_encode:
+                return None
+            size = limits.busy_encode_batch_bytes if busy else limits.encode_batch_bytes
+            for job in self._encoding:
+                if job.sink.ready() and not (busy and self._too_long(job, size)):
+                    self._encoding.remove(job)
+                    self._busy_job = job
+                    return job, job.take(size)
+        return None
+
+    def _too_long(self, job: EncodeJob, size: int) -> bool:
+        waited = time.monotonic() - job.waiting_since
+        return (
+            text_bytes(job.documents[0]) > size and waited < self._limits.long_document_patience_s
+        )
