@@ -5,7 +5,7 @@ With the mean over query heads, the score of a token and a chunk is one inner pr
   mean_h q[t, h] . key[c, h // G]  =  (sum of the heads of each group / H)[t] . key[c]
 
 of length E = K * D, so [heads, tokens, chunks] never exists: blocks of chunks are
-multiplied, and reduced over tokens while still in cache. The maximum over heads has
+multiplied and at once reduced over tokens. The maximum over heads has
 no such form and is computed per kv head, block by block.
 
 Scores are fp32. bf16 keys on a CPU are multiplied in bf16, whose results round to 8
@@ -33,10 +33,11 @@ Positions = npt.NDArray[np.int64]
 
 #: Scores at or below this select nothing.
 INVALID = -1e9
-#: Chunks multiplied at once: the product of a block stays in the CPU's second cache.
-BLOCK_CHUNKS = 2048
-#: Twice the unit roundoff of bf16, as bound on the relative error of a coarse score ..
-_COARSE_RELATIVE = 2.0**-7
+#: Chunks multiplied at once. Larger than a cache on purpose: every block costs a few
+#: barriers between threads, which are dear when other work shares the cores.
+BLOCK_CHUNKS = 131072
+#: Twice the two bf16 roundings of a coarse score, as bound on its relative error ..
+_COARSE_RELATIVE = 2.0**-6
 #: .. and, for scores near zero, a share of the largest one.
 _COARSE_ABSOLUTE = 2.0**-13
 
@@ -111,16 +112,17 @@ def score_documents(query: RoutingQuery, memory: MemoryView, layer: int) -> Scor
 def score_chunks(query: RoutingQuery, keys_CE: torch.Tensor) -> torch.Tensor:
     """fp32 scores [C] of chunks, accumulated in fp32."""
     scores_C = torch.empty(keys_CE.shape[0], dtype=torch.float32, device=keys_CE.device)
-    for first in range(0, keys_CE.shape[0], BLOCK_CHUNKS):
-        block_cE = keys_CE[first : first + BLOCK_CHUNKS].float()
+    step = BLOCK_CHUNKS if keys_CE.dtype is torch.float32 else BLOCK_CHUNKS // 32
+    for first in range(0, keys_CE.shape[0], step):
+        block_cE = keys_CE[first : first + step].float()
         if query.reduced_QE is not None:
             product_cQ = functional.linear(block_cE, query.reduced_QE.to(block_cE.device))
         else:
             product_cQ = _head_max(query, block_cE)
         if query.query_reduce is QueryReduce.MEAN:
-            scores_C[first : first + BLOCK_CHUNKS] = product_cQ.mean(dim=1)
+            scores_C[first : first + step] = product_cQ.mean(dim=1)
         else:
-            scores_C[first : first + BLOCK_CHUNKS] = product_cQ.amax(dim=1)
+            scores_C[first : first + step] = product_cQ.amax(dim=1)
     return scores_C
 
 
@@ -189,9 +191,9 @@ def _coarse_chunks(query: RoutingQuery, keys_CE: torch.Tensor) -> torch.Tensor:
     tokens = split_XE.shape[0] // 2
     scores_C = torch.empty(keys_CE.shape[0], dtype=torch.float32)
     for first in range(0, keys_CE.shape[0], BLOCK_CHUNKS):
-        product_cX = functional.linear(keys_CE[first : first + BLOCK_CHUNKS], split_XE).float()
+        product_cX = functional.linear(keys_CE[first : first + BLOCK_CHUNKS], split_XE)
         product_cQ = product_cX[:, :tokens] + product_cX[:, tokens:]
-        torch.amax(product_cQ, dim=1, out=scores_C[first : first + BLOCK_CHUNKS])
+        scores_C[first : first + BLOCK_CHUNKS] = product_cQ.amax(dim=1)
     return scores_C
 
 

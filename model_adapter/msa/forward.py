@@ -1,0 +1,231 @@
+"""One pass over packed rows: prefills with routing and decode steps side by side.
+
+The linear layers see the tokens of all rows at once; attention, KV cache and routing
+are per row, so that nothing of one row reaches another.
+
+Shape suffixes are those of model.py; R rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+import torch
+from torch.nn import functional
+
+from model_adapter.engine import MemoryView
+from model_adapter.msa.kvcache import KVCache
+from model_adapter.msa.model import Decoder, Probe, Projected, Want
+from model_adapter.msa.routing import Positions, Scores, prepare, score_documents, select
+
+
+class Attend(Enum):
+    """Who a segment's tokens see, beside everything cached before them.
+
+    CAUSAL: themselves and earlier tokens of the segment. BIDIRECTIONAL: the whole
+    segment (the reference does so when it puts the question in again). GHOST: only
+    the cache, and they leave no trace in it (the reference's idle rows).
+    """
+
+    CAUSAL = "causal"
+    BIDIRECTIONAL = "bidirectional"
+    GHOST = "ghost"
+
+
+@dataclass
+class Row:
+    """A sequence that is being run. position: of its next token."""
+
+    cache: KVCache
+    position: int
+
+
+@dataclass(frozen=True)
+class RoutingRequest:
+    """Asks a prefill to route. votes: per token. k: documents per routed layer.
+
+    forced: positions per model layer, taken instead of the best (parity runs).
+    """
+
+    memory: MemoryView
+    votes: Sequence[bool]
+    k: int
+    last: int | None = None
+    forced: Mapping[int, Positions] | None = None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens to run for a row."""
+
+    row: Row
+    ids: Sequence[int]
+    routing: RoutingRequest | None = None
+    attend: Attend = Attend.CAUSAL
+
+
+@dataclass
+class RowRouting:
+    """What routing found for one row, by model layer."""
+
+    scores_N: dict[int, Scores] = field(default_factory=dict)
+    chosen: dict[int, Positions] = field(default_factory=dict)
+    chunks: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """logits: fp32 [R, V] of each row's last token, or all tokens packed [T, V] when
+    asked for; None when the pass stopped after routing."""
+
+    logits: torch.Tensor | None
+    routings: list[RowRouting | None]
+
+
+def run(
+    decoder: Decoder,
+    segments: Sequence[Segment],
+    *,
+    every_token: bool = False,
+    only_routing: bool = False,
+    probe: Probe | None = None,
+) -> Outcome:
+    """Runs every segment once and updates its row. No segment is empty.
+
+    only_routing stops behind the last routed layer's choice; the rows are of no
+    further use then.
+    """
+    device = decoder.device
+    ids_T = torch.tensor([token for segment in segments for token in segment.ids], device=device)
+    positions = [s.row.position + offset for s in segments for offset in range(len(s.ids))]
+    positions_T = torch.tensor(positions, device=device)
+    cos_TD, sin_TD = decoder.rope.at(positions_T, max(positions) + 1)
+    routings = [RowRouting() if segment.routing else None for segment in segments]
+    masks = [_mask(segment, device) for segment in segments]
+    hidden_TM = decoder.embed(ids_T)
+    if probe is not None:
+        probe("embed", hidden_TM)
+    routed_layers = decoder.config.msa.routed_layers
+    for index in range(decoder.config.num_layers):
+        routes = index in routed_layers and any(segment.routing for segment in segments)
+        want = Want.ROUTING_QUERY if routes else Want.CONTENT
+        projected = decoder.project(index, hidden_TM, cos_TD, sin_TD, want)
+        if routes:
+            _route(decoder, index, segments, projected, routings)
+        if only_routing and index == routed_layers[-1]:
+            return Outcome(None, routings)
+        attention_THD = _attend(index, segments, projected, masks)
+        hidden_TM = decoder.finish(index, hidden_TM, attention_THD, probe)
+    for segment in segments:
+        if segment.attend is not Attend.GHOST:
+            segment.row.position += len(segment.ids)
+    if not every_token:
+        ends = torch.tensor([len(segment.ids) for segment in segments]).cumsum(0) - 1
+        hidden_TM = hidden_TM[ends.to(device)]
+    return Outcome(decoder.logits(hidden_TM, probe), routings)
+
+
+def _route(
+    decoder: Decoder,
+    index: int,
+    segments: Sequence[Segment],
+    projected: Projected,
+    routings: Sequence[RowRouting | None],
+) -> None:
+    """Scores documents for every row that routes and appends its choice to its cache."""
+    assert projected.routing_THD is not None
+    c = decoder.config
+    layer = c.msa.routed_layers.index(index)
+    first = 0
+    for segment, found in zip(segments, routings, strict=True):
+        stop = first + len(segment.ids)
+        request = segment.routing
+        if request is not None and found is not None:
+            started = time.perf_counter()
+            votes_T = torch.tensor(request.votes, device=decoder.device)
+            query = prepare(
+                projected.routing_THD[first:stop],
+                votes_T,
+                c.num_kv_heads,
+                c.msa,
+                k=request.k,
+                last=request.last,
+            )
+            if query is not None and len(request.memory.numbers_N):
+                scores_N = score_documents(query, request.memory, layer)
+                found.scores_N[index] = scores_N
+                forced = None if request.forced is None else request.forced[index]
+                found.chosen[index] = select(scores_N, request.k) if forced is None else forced
+            found.seconds += time.perf_counter() - started
+            found.chunks += _take_in(decoder, index, layer, segment, found)
+        first = stop
+
+
+def _take_in(decoder: Decoder, index: int, layer: int, segment: Segment, found: RowRouting) -> int:
+    """Appends the chunks of the chosen documents, in document order. Returns their number."""
+    chosen = found.chosen.get(index)
+    if chosen is None or not len(chosen) or segment.routing is None:
+        return 0
+    keys_CE, values_CE = segment.routing.memory.content(layer, sorted(int(n) for n in chosen))
+    shape = (keys_CE.shape[0], decoder.config.num_kv_heads, decoder.config.head_dim)
+    segment.row.cache.append(
+        index, keys_CE.to(decoder.device).view(shape), values_CE.to(decoder.device).view(shape)
+    )
+    return shape[0]
+
+
+def _attend(
+    index: int,
+    segments: Sequence[Segment],
+    projected: Projected,
+    masks: Sequence[torch.Tensor | None],
+) -> torch.Tensor:
+    """Attention output [T, H, D], row by row."""
+    parts = []
+    first = 0
+    for segment, mask_TT in zip(segments, masks, strict=True):
+        stop = first + len(segment.ids)
+        cache = segment.row.cache
+        before = cache.length(index)
+        if segment.attend is not Attend.GHOST:
+            cache.append(index, projected.k_TKD[first:stop], projected.v_TKD[first:stop])
+        keys_KSD, values_KSD = cache.read(index)
+        mask_TS = None if mask_TT is None else functional.pad(mask_TT, (before, 0), value=True)
+        out_1HTD = functional.scaled_dot_product_attention(
+            projected.q_THD[first:stop].transpose(0, 1)[None],
+            keys_KSD[None],
+            values_KSD[None],
+            attn_mask=mask_TS,
+            enable_gqa=True,
+        )
+        parts.append(out_1HTD[0].transpose(0, 1))
+        first = stop
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _mask(segment: Segment, device: torch.device) -> torch.Tensor | None:
+    """What a segment's tokens see of the segment itself; None when that is all of it."""
+    size = len(segment.ids)
+    if size == 1 or segment.attend is not Attend.CAUSAL:
+        return None
+    return torch.ones(size, size, dtype=torch.bool, device=device).tril_()
+
+
+def new_row(decoder: Decoder, prefix: KVCache | None = None, position: int = 0) -> Row:
+    """A fresh row, behind a copy of the template prefix or behind nothing."""
+    cache = KVCache(decoder.config, decoder.dtype, decoder.device)
+    if prefix is not None:
+        cache.begin_with(prefix)
+    return Row(cache, position)
+
+
+def encode_prefix(decoder: Decoder, head: Sequence[int]) -> KVCache:
+    """The template head alone, at positions from 0: the prefix of every question row."""
+    row = new_row(decoder)
+    if head:
+        run(decoder, [Segment(row, head)])
+    return row.cache
