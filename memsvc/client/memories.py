@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -139,9 +139,13 @@ class AsyncMemories:
         memory_id: str = "",
         display_name: str = "",
         request_id: str = "",
+        on_sent: Callable[[int], object] | None = None,
         timeout_s: float | None = TRANSFER_S,
     ) -> Imported:
-        """Makes a new memory from an archive, given as a file or as bytes."""
+        """Makes a new memory from an archive, given as a file or as bytes.
+
+        on_sent is told the bytes handed over so far; it starts again with a retry.
+        """
         header = service.ImportMemoryRequest.Header(
             memory_id=memory_id,
             display_name=display_name,
@@ -150,7 +154,11 @@ class AsyncMemories:
 
         async def requests() -> AsyncIterator[service.ImportMemoryRequest]:
             yield service.ImportMemoryRequest(header=header)
+            sent = 0
             async for piece in _pieces(source):
+                sent += len(piece)
+                if on_sent is not None:
+                    on_sent(sent)
                 yield service.ImportMemoryRequest(data=piece)
 
         call = self._stub.ImportMemory

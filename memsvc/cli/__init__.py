@@ -1,0 +1,1 @@
+"""The `memsvc` command. docs/cli.md lists its commands and exit codes."""

@@ -1,0 +1,125 @@
+"""`memsvc admin ...`: tenants, API keys, usage. Needs an ADMIN key."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import typer
+
+from memsvc.cli.output import moment, size
+from memsvc.cli.session import Session, command
+from memsvc.client import Scope
+
+admin_group = typer.Typer(help="Tenants, API keys and usage.", no_args_is_help=True)
+tenant_group = typer.Typer(help="Tenants; operator's key only.", no_args_is_help=True)
+key_group = typer.Typer(help="API keys of a tenant.", no_args_is_help=True)
+admin_group.add_typer(tenant_group, name="tenant")
+admin_group.add_typer(key_group, name="key")
+
+TenantArgument = Annotated[str, typer.Argument(metavar="TENANT", help="Id or name of the tenant.")]
+TenantOption = Annotated[str, typer.Option("--tenant", help="Id or name of the tenant.")]
+
+
+@command(tenant_group, "create")
+def create_tenant(
+    session: Session,
+    tenant: TenantArgument,
+    display_name: Annotated[str, typer.Option(help="Name for people.")] = "",
+) -> None:
+    """Makes a tenant."""
+    with session.client() as client:
+        made = client.admin.create_tenant(tenant, display_name=display_name)
+    session.output.result(made, f"Created {made.name}.")
+
+
+@command(tenant_group, "list")
+def list_tenants(session: Session) -> None:
+    """Lists tenants, newest first."""
+    with session.client() as client:
+        tenants = list(client.admin.iterate_tenants())
+    session.output.rows(
+        tenants,
+        ("Tenant", "Name", "Created"),
+        ((t.name.removeprefix("tenants/"), t.display_name, moment(t.create_time)) for t in tenants),
+        empty="There are no tenants.",
+    )
+
+
+@command(tenant_group, "delete")
+def delete_tenant(session: Session, tenant: TenantArgument) -> None:
+    """Deletes a tenant with everything in it. There is no way back."""
+    with session.client() as client:
+        client.admin.delete_tenant(tenant)
+    session.output.result({"deleted": tenant}, f"Deleted {tenant}.")
+
+
+@command(key_group, "create")
+def create_key(
+    session: Session,
+    scope: Annotated[Scope, typer.Argument(help="What the key may do.")],
+    tenant: TenantOption = "default",
+    display_name: Annotated[str, typer.Option(help="Name for people.")] = "",
+    expires: Annotated[datetime | None, typer.Option(help="When it ends; else never.")] = None,
+) -> None:
+    """Makes a key and prints its secret, which cannot be shown again."""
+    with session.client() as client:
+        made = client.admin.create_api_key(
+            tenant, scope, display_name=display_name, expire_time=expires
+        )
+    session.output.note(f"{made.api_key.name}; the secret is shown this once:")
+    session.output.result(made, made.secret)
+
+
+@command(key_group, "list")
+def list_keys(session: Session, tenant: TenantOption = "default") -> None:
+    """Lists a tenant's keys, revoked ones included."""
+    with session.client() as client:
+        keys = list(client.admin.iterate_api_keys(tenant))
+    session.output.rows(
+        keys,
+        ("Key", "Name", "Scope", "Created", "Expires", "Revoked"),
+        (
+            (
+                key.name,
+                key.display_name,
+                str(key.scope),
+                moment(key.create_time),
+                moment(key.expire_time),
+                moment(key.revoke_time),
+            )
+            for key in keys
+        ),
+        empty="There are no keys.",
+    )
+
+
+@command(key_group, "revoke")
+def revoke_key(
+    session: Session,
+    key: Annotated[str, typer.Argument(metavar="KEY", help="Whole name of the key.")],
+) -> None:
+    """Revokes a key at once."""
+    with session.client() as client:
+        revoked = client.admin.revoke_api_key(key)
+    session.output.result(revoked, f"Revoked {revoked.name}.")
+
+
+@command(admin_group, "usage")
+def usage(session: Session, tenant: TenantOption = "default") -> None:
+    """Shows what a tenant holds and has used."""
+    with session.client() as client:
+        used = client.admin.usage(tenant)
+    session.output.fields(
+        used,
+        [
+            ("tenant", used.name),
+            ("memories", str(used.memories)),
+            ("documents", f"{used.documents} ({size(used.text_bytes)} of text)"),
+            ("blocks", size(used.block_bytes)),
+            ("queries", str(used.queries)),
+            ("question tokens", str(used.question_tokens)),
+            ("answer tokens", str(used.answer_tokens)),
+            ("encoded tokens", str(used.encoded_tokens)),
+        ],
+    )

@@ -1,0 +1,154 @@
+"""`memsvc memory ...`: make, look at, change and delete memories."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from memsvc.cli.output import moment, size
+from memsvc.cli.session import Session, command
+from memsvc.client import Encoding, Memory, Packing, PackingMode
+
+memory_group = typer.Typer(
+    help="Create, fill, ask, export and delete memories.", no_args_is_help=True
+)
+
+MemoryArgument = Annotated[str, typer.Argument(metavar="MEMORY", help="Id or name of the memory.")]
+LabelsOption = Annotated[
+    list[str] | None, typer.Option("--label", help="KEY=VALUE; may be repeated.")
+]
+
+
+def labels_of(pairs: list[str] | None) -> dict[str, str] | None:
+    """Options KEY=VALUE as a mapping; None when there are none."""
+    if not pairs:
+        return None
+    labels: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise typer.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--label")
+        labels[key] = value
+    return labels
+
+
+def encoding_line(encoding: Encoding) -> str:
+    """How far one model has read a memory, for people."""
+    text = (
+        f"{encoding.model}: {encoding.state}, {encoding.encoded_documents} encoded, "
+        f"{encoding.pending_documents} waiting, {encoding.tokens} tokens, {size(encoding.bytes)}"
+    )
+    if encoding.quarantined_documents:
+        text += f", {encoding.quarantined_documents} set aside"
+    return f"{text} ({encoding.failure})" if encoding.failure else text
+
+
+def _rows(memory: Memory) -> list[tuple[str, str]]:
+    packing = memory.packing
+    rows = [
+        ("name", memory.name),
+        ("uid", memory.uid),
+        ("display name", memory.display_name),
+        ("labels", ", ".join(f"{k}={v}" for k, v in sorted(memory.labels.items()))),
+        ("state", str(memory.state)),
+        ("revision", str(memory.revision)),
+        ("documents", f"{memory.document_count} ({size(memory.text_bytes)} of text)"),
+        ("packing", str(packing.mode)),
+        ("created", moment(memory.create_time)),
+        ("updated", moment(memory.update_time)),
+        ("etag", memory.etag),
+    ]
+    return rows + [("encoding", encoding_line(encoding)) for encoding in memory.encodings]
+
+
+@command(memory_group, "create")
+def create(
+    session: Session,
+    *,
+    memory: Annotated[str, typer.Argument(metavar="[MEMORY]", help="Id; else one is made.")] = "",
+    display_name: Annotated[str, typer.Option(help="Name for people.")] = "",
+    label: LabelsOption = None,
+    packing: Annotated[
+        PackingMode, typer.Option(help="How turns become documents.")
+    ] = PackingMode.DEFAULT,
+    window_turns: Annotated[int, typer.Option(min=0, help="Turns per document (window).")] = 0,
+) -> None:
+    """Makes an empty memory."""
+    with session.client() as client:
+        made = client.memories.create(
+            memory,
+            display_name=display_name,
+            labels=labels_of(label),
+            packing=Packing(packing, window_turns=window_turns),
+        )
+    session.output.result(made, f"Created {made.name}.")
+
+
+@command(memory_group, "list")
+def list_memories(session: Session) -> None:
+    """Lists the tenant's memories, newest first."""
+    with session.client() as client:
+        memories = list(client.memories.iterate())
+    session.output.rows(
+        memories,
+        ("Memory", "Name", "State", "Documents", "Text", "Revision", "Waiting", "Updated"),
+        (
+            (
+                memory.id,
+                memory.display_name,
+                str(memory.state),
+                str(memory.document_count),
+                size(memory.text_bytes),
+                str(memory.revision),
+                str(sum(encoding.pending_documents for encoding in memory.encodings)),
+                moment(memory.update_time),
+            )
+            for memory in memories
+        ),
+        empty="There are no memories.",
+    )
+
+
+@command(memory_group, "show")
+def show(session: Session, memory: MemoryArgument) -> None:
+    """Shows one memory with its encodings."""
+    with session.client() as client:
+        found = client.memories.get(memory)
+    session.output.fields(found, _rows(found))
+
+
+@command(memory_group, "update")
+def update(
+    session: Session,
+    *,
+    memory: MemoryArgument,
+    display_name: Annotated[str | None, typer.Option(help="New name for people.")] = None,
+    label: LabelsOption = None,
+    clear_labels: Annotated[bool, typer.Option("--clear-labels", help="Drop all labels.")] = False,
+    etag: Annotated[str, typer.Option(help="Refuse when the memory has another one.")] = "",
+) -> None:
+    """Changes the display name, or the labels as a whole."""
+    labels = {} if clear_labels else labels_of(label)
+    if display_name is None and labels is None:
+        raise typer.BadParameter("give --display-name, --label or --clear-labels")
+    with session.client() as client:
+        changed = client.memories.update(
+            memory, display_name=display_name, labels=labels, etag=etag
+        )
+    session.output.result(changed, f"Updated {changed.name}.")
+
+
+@command(memory_group, "delete")
+def delete(
+    session: Session,
+    memory: MemoryArgument,
+    etag: Annotated[str, typer.Option(help="Refuse when the memory has another one.")] = "",
+    missing_ok: Annotated[
+        bool, typer.Option("--missing-ok", help="Succeed when there is none.")
+    ] = False,
+) -> None:
+    """Deletes a memory with all that is in it. There is no way back."""
+    with session.client() as client:
+        client.memories.delete(memory, etag=etag, allow_missing=missing_ok)
+    session.output.result({"deleted": memory}, f"Deleted {memory}.")
