@@ -89,7 +89,7 @@ async def _has_operator(catalog: Catalog, tenant: TenantRow) -> bool:
 def make_folders(folder: DataFolder) -> None:
     """Folders below the data folder; staging is emptied of what a crash left."""
     shutil.rmtree(folder.staging, ignore_errors=True)
-    for path in (folder.staging, folder.tenant("").parent, folder.models):
+    for path in (folder.staging, folder.tenant("any").parent, folder.models):
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 

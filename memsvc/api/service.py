@@ -1,0 +1,167 @@
+"""The two servicers: they hand each call to its handler and decide nothing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from google.protobuf import empty_pb2
+from grpc import aio
+
+from memsvc.api.admin import AdminHandler
+from memsvc.api.documents import DocumentsHandler
+from memsvc.api.memories import MemoriesHandler
+from memsvc.api.models import ModelsHandler
+from memsvc.api.put import PutHandler
+from memsvc.api.query import QueryHandler
+from memsvc.api.watch import WatchHandler
+from memsvc.application import Application
+from memsvc.v1 import admin_service_pb2 as admin
+from memsvc.v1 import admin_service_pb2_grpc, memory_service_pb2_grpc
+from memsvc.v1 import memory_service_pb2 as pb
+from memsvc.v1 import resources_pb2 as resources
+
+Context = aio.ServicerContext[Any, Any]
+
+
+class MemoryService(memory_service_pb2_grpc.MemoryServiceServicer):
+    """memsvc.v1.MemoryService."""
+
+    def __init__(self, application: Application) -> None:
+        self._memories = MemoriesHandler(application)
+        self._documents = DocumentsHandler(application)
+        self._put = PutHandler(application)
+        self._query = QueryHandler(application)
+        self._watch = WatchHandler(application)
+        self._models = ModelsHandler(application)
+
+    async def CreateMemory(
+        self, request: pb.CreateMemoryRequest, context: Context
+    ) -> resources.Memory:
+        """See the proto, here and below."""
+        return await self._memories.create_memory(request)
+
+    async def GetMemory(self, request: pb.GetMemoryRequest, context: Context) -> resources.Memory:
+        """One memory."""
+        return await self._memories.get_memory(request)
+
+    async def ListMemories(
+        self, request: pb.ListMemoriesRequest, context: Context
+    ) -> pb.ListMemoriesResponse:
+        """A page of memories."""
+        return await self._memories.list_memories(request)
+
+    async def UpdateMemory(
+        self, request: pb.UpdateMemoryRequest, context: Context
+    ) -> resources.Memory:
+        """Display name and labels."""
+        return await self._memories.update_memory(request)
+
+    async def DeleteMemory(
+        self, request: pb.DeleteMemoryRequest, context: Context
+    ) -> empty_pb2.Empty:
+        """All of a memory."""
+        await self._memories.delete_memory(request)
+        return empty_pb2.Empty()
+
+    async def AppendTurns(
+        self, request: pb.AppendTurnsRequest, context: Context
+    ) -> pb.AppendTurnsResponse:
+        """Conversation."""
+        return await self._documents.append_turns(request)
+
+    async def PutDocuments(
+        self, request_iterator: AsyncIterator[pb.PutDocumentsRequest], context: Context
+    ) -> pb.PutDocumentsResponse:
+        """Texts."""
+        return await self._put.put_documents(request_iterator)
+
+    async def ListDocuments(
+        self, request: pb.ListDocumentsRequest, context: Context
+    ) -> pb.ListDocumentsResponse:
+        """A page of documents."""
+        return await self._documents.list_documents(request)
+
+    async def GetDocument(
+        self, request: pb.GetDocumentRequest, context: Context
+    ) -> resources.Document:
+        """One document."""
+        return await self._documents.get_document(request)
+
+    async def DeleteDocuments(
+        self, request: pb.DeleteDocumentsRequest, context: Context
+    ) -> pb.DeleteDocumentsResponse:
+        """Some documents."""
+        return await self._documents.delete_documents(request)
+
+    def Query(self, request: pb.QueryRequest, context: Context) -> AsyncIterator[pb.QueryResponse]:
+        """An answer."""
+        return self._query.query(request, context)
+
+    async def Retrieve(self, request: pb.RetrieveRequest, context: Context) -> pb.RetrieveResponse:
+        """Ranked documents."""
+        return await self._query.retrieve(request, context)
+
+    def WatchMemory(
+        self, request: pb.WatchMemoryRequest, context: Context
+    ) -> AsyncIterator[pb.WatchMemoryResponse]:
+        """Progress."""
+        return self._watch.watch(request)
+
+    async def ListModels(
+        self, request: pb.ListModelsRequest, context: Context
+    ) -> pb.ListModelsResponse:
+        """A page of models."""
+        return await self._models.list_models(request)
+
+
+class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
+    """memsvc.v1.AdminService."""
+
+    def __init__(self, application: Application) -> None:
+        self._admin = AdminHandler(application)
+
+    async def CreateTenant(
+        self, request: admin.CreateTenantRequest, context: Context
+    ) -> admin.Tenant:
+        """See the proto, here and below."""
+        return await self._admin.create_tenant(request)
+
+    async def GetTenant(self, request: admin.GetTenantRequest, context: Context) -> admin.Tenant:
+        """One tenant."""
+        return await self._admin.get_tenant(request)
+
+    async def ListTenants(
+        self, request: admin.ListTenantsRequest, context: Context
+    ) -> admin.ListTenantsResponse:
+        """A page of tenants."""
+        return await self._admin.list_tenants(request)
+
+    async def DeleteTenant(
+        self, request: admin.DeleteTenantRequest, context: Context
+    ) -> empty_pb2.Empty:
+        """All of a tenant."""
+        await self._admin.delete_tenant(request)
+        return empty_pb2.Empty()
+
+    async def CreateApiKey(
+        self, request: admin.CreateApiKeyRequest, context: Context
+    ) -> admin.CreateApiKeyResponse:
+        """A new key with its secret."""
+        return await self._admin.create_api_key(request)
+
+    async def ListApiKeys(
+        self, request: admin.ListApiKeysRequest, context: Context
+    ) -> admin.ListApiKeysResponse:
+        """A page of keys."""
+        return await self._admin.list_api_keys(request)
+
+    async def RevokeApiKey(
+        self, request: admin.RevokeApiKeyRequest, context: Context
+    ) -> admin.ApiKey:
+        """Ends a key."""
+        return await self._admin.revoke_api_key(request)
+
+    async def GetUsage(self, request: admin.GetUsageRequest, context: Context) -> admin.TenantUsage:
+        """What a tenant holds and has used."""
+        return await self._admin.get_usage(request)

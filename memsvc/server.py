@@ -1,0 +1,235 @@
+"""The server process: built, run, drained, closed.
+
+hold the data folder -> open the catalog -> reconcile -> start workers and
+the encoding queue -> serve -> (SIGTERM) drain -> close in the opposite order
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import grpc
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+
+from memsvc.api.service import AdminService, MemoryService
+from memsvc.application import Application
+from memsvc.auth import Authenticator, load_server_key
+from memsvc.config import Config
+from memsvc.encoding import EncodingQueue
+from memsvc.gate import Gate
+from memsvc.paging import PageTokens
+from memsvc.progress import Progress
+from memsvc.reconcile import reconcile
+from memsvc.setup import Initialised, hold, initialise, make_folders
+from memsvc.stores import Stores
+from memsvc.v1 import admin_service_pb2, memory_service_pb2
+from memsvc.v1 import admin_service_pb2_grpc as admin_grpc
+from memsvc.v1 import memory_service_pb2_grpc as memory_grpc
+from memsvc.validation import MAX_REQUEST_BYTES
+from memsvc.workers import Workers
+from memsvc.writes import Writes
+from storage.catalog import Catalog, CatalogError, MemoryRow
+
+__all__ = ["Initialised", "Server", "ServerStartError", "initialise", "open_server", "run"]
+
+log = logging.getLogger(__name__)
+
+SERVICES = tuple(
+    service.full_name
+    for module in (memory_service_pb2, admin_service_pb2)
+    for service in module.DESCRIPTOR.services_by_name.values()
+)
+
+_FORGET_EVERY_S = 600.0
+#: Calls that are still inside when the grace has passed are cancelled; this is
+#: how long they get to notice.
+_CANCEL_S = 2.0
+
+
+class ServerStartError(Exception):
+    """The server cannot start; the message says what to do."""
+
+
+class Server:
+    """A serving process. Made by `open_server`."""
+
+    def __init__(self, application: Application, server: aio.Server, gate: Gate) -> None:
+        self.application = application
+        self.address = ""
+        self._hurry = asyncio.Event()
+        self._server = server
+        self._gate = gate
+        self._health = health_aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+
+    async def start(self) -> None:
+        """Begins to serve. Raises ServerStartError when the address is taken."""
+        self.address = _bind(self._server, self.application.config)
+        await self._server.start()
+        for service in ("", *SERVICES):
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        log.info("serving", extra={"address": self.address})
+
+    def hurry(self) -> None:
+        """Ends the grace of a drain at once."""
+        self._hurry.set()
+
+    async def drain(self, grace_s: float) -> None:
+        """Refuses new calls with DRAINING, lets those inside finish for grace_s, then stops."""
+        log.info("draining", extra={"calls": self._gate.calls})
+        self.application.draining.set()
+        await self._health.enter_graceful_shutdown()
+        idle = asyncio.create_task(self._gate.wait_idle())
+        hurried = asyncio.create_task(self._hurry.wait())
+        await asyncio.wait({idle, hurried}, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
+        for task in (idle, hurried):
+            task.cancel()
+        await self._server.stop(_CANCEL_S if self._gate.calls else 0)
+        await self.application.writes.drain()
+        log.info("drained", extra={"calls": self._gate.calls})
+
+
+@asynccontextmanager
+async def open_server(config: Config) -> AsyncIterator[Server]:
+    """A server, serving inside the with block and drained at its end.
+
+    Raises DataFolderError, ServerKeyError, ServerStartError.
+    """
+    async with AsyncExitStack() as stack:
+        stack.enter_context(hold(config.folder))
+        make_folders(config.folder)
+        application = await _build(config, stack)
+        await reconcile(application)
+        await application.workers.start()
+        stack.push_async_callback(application.workers.close)
+        await application.encoding.start()
+        stack.push_async_callback(application.encoding.drain)
+        forgetting = asyncio.create_task(_forget_requests(application))
+        stack.callback(forgetting.cancel)
+        server = _make_server(application)
+        await server.start()
+        try:
+            yield server
+        finally:
+            await server.drain(config.drain_grace_s)
+
+
+async def _build(config: Config, stack: AsyncExitStack) -> Application:
+    """The parts, in the order they need each other."""
+    server_key = load_server_key(config.folder.server_key)
+    try:
+        catalog = await Catalog.open(config.catalog_url)
+    except CatalogError as error:
+        raise ServerStartError(str(error)) from error
+    stack.push_async_callback(catalog.close)
+    stores = Stores(config.folder, config.open_environments, config.reader_threads)
+    stack.push_async_callback(stores.close)
+    progress = Progress()
+    workers = Workers(config, catalog)
+    encoding = EncodingQueue(config, catalog, stores, progress, workers)
+
+    def notify(memory: MemoryRow) -> None:
+        progress.publish(memory.uid)
+        encoding.wake()
+
+    return Application(
+        config=config,
+        data=config.folder,
+        catalog=catalog,
+        stores=stores,
+        writes=Writes(config, catalog, stores, notify, workers.evict),
+        progress=progress,
+        encoding=encoding,
+        workers=workers,
+        authenticator=Authenticator(catalog, server_key),
+        page_tokens=PageTokens(server_key.derive("page tokens")),
+    )
+
+
+def _make_server(application: Application) -> Server:
+    config = application.config
+    gate = Gate(application.authenticator, application.draining, config.max_concurrent_calls)
+    keepalive_ms = round(config.keepalive_s * 1000)
+    server = aio.server(
+        interceptors=[gate],
+        options=(
+            # Above the API's own limit, so that the gate can say what is wrong.
+            ("grpc.max_receive_message_length", 2 * MAX_REQUEST_BYTES),
+            ("grpc.max_send_message_length", 2 * MAX_REQUEST_BYTES),
+            ("grpc.keepalive_time_ms", keepalive_ms),
+            ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+            # A second server on the same port is a mistake, not a cluster.
+            ("grpc.so_reuseport", 0),
+        ),
+    )
+    memory_grpc.add_MemoryServiceServicer_to_server(MemoryService(application), server)
+    admin_grpc.add_AdminServiceServicer_to_server(AdminService(application), server)
+    if config.reflection:
+        names = (*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+    return Server(application, server, gate)
+
+
+def _bind(server: aio.Server, config: Config) -> str:
+    """Returns the address with the port that was chosen for port 0."""
+    try:
+        if config.tls_certificate:
+            credentials = grpc.ssl_server_credentials(
+                [
+                    (
+                        Path(config.tls_private_key).read_bytes(),
+                        Path(config.tls_certificate).read_bytes(),
+                    )
+                ]
+            )
+            port = server.add_secure_port(config.listen, credentials)
+        else:
+            port = server.add_insecure_port(config.listen)
+    except (OSError, RuntimeError) as error:
+        raise ServerStartError(f"cannot serve on {config.listen}: {error}") from error
+    host, separator, given = config.listen.rpartition(":")
+    return f"{host}:{port}" if separator and given == "0" else config.listen
+
+
+async def _forget_requests(application: Application) -> None:
+    """Drops request ids that are past their time."""
+    while True:
+        older_than_us = round((time.time() - application.config.request_memory_s) * 1e6)
+        try:
+            await application.catalog.purge_requests(older_than_us)
+        except CatalogError as error:
+            log.warning("old requests not forgotten", extra={"fault": type(error).__name__})
+        await asyncio.sleep(_FORGET_EVERY_S)
+
+
+async def run(config: Config, on_serving: Callable[[str], None]) -> None:
+    """Serves until SIGTERM or SIGINT, then drains. A second signal ends the grace.
+
+    on_serving: told the address once calls are taken.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    serving: list[Server] = []
+
+    def signalled() -> None:
+        if stop.is_set():
+            for server in serving:
+                server.hurry()
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signalled)
+    async with open_server(config) as server:
+        serving.append(server)
+        on_serving(server.address)
+        await stop.wait()
