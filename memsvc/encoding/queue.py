@@ -128,6 +128,8 @@ class EncodingQueue:
         # The watermark first: a crash in between costs a look at sound blocks, no more.
         await self._catalog.rewind_encoding(memory.uid, model.model_id, damaged[0])
         await self._stores.run(memory.tenant_uid, delete)
+        # What a worker holds was read beside the damage.
+        await self._workers.evict(memory.tenant_uid, memory.uid)
         self._progress.publish(memory.uid)
         self.wake()
 

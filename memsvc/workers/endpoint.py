@@ -95,7 +95,11 @@ class Endpoint(ABC):
             try:
                 async with self._connect() as client:
                     await self._serve(client)
-            except (WorkerStartError, WorkerFaultError, ApiError, OSError) as error:
+            except WorkerStartError as error:
+                log.error("worker: %s", error)
+                if error.hopeless:
+                    backoff_s = _BACKOFF_LAST_S
+            except (WorkerFaultError, ApiError, OSError) as error:
                 log.warning("worker lost: %s", error)
             if time.monotonic() - started > _STEADY_S:
                 backoff_s = _BACKOFF_FIRST_S

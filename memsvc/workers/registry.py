@@ -112,17 +112,15 @@ class Workers:
             raise errors.worker_unavailable(model_id, RETRY_AFTER_S)
         return served
 
-    async def resolve(self, model_id: str) -> ModelRow:
+    async def resolve(self, model_id: str, wait_s: float) -> ModelRow:
         """The model of that id, or the default one for an empty id. Raises MODEL_NOT_FOUND.
 
         With an empty id and no model known yet, the server has just been set up
-        and its first worker is starting: WORKER_UNAVAILABLE.
+        and its first worker is starting: that is awaited for up to wait_s, then
+        WORKER_UNAVAILABLE is raised.
         """
         if not model_id:
-            default = await self._catalog.default_model()
-            if default is None:
-                raise errors.worker_unavailable("", RETRY_AFTER_S)
-            return default
+            return await self._default(wait_s)
         served = self._served.get(model_id)
         if served is not None:
             return served.row
@@ -130,6 +128,15 @@ class Workers:
             return await self._catalog.get_model(model_id)
         except NotFoundError as error:
             raise errors.model_not_found() from error
+
+    async def _default(self, wait_s: float) -> ModelRow:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                seen = self._generation
+                while (default := await self._catalog.default_model()) is None:
+                    seen = await self.changed(seen)
+                return default
+        raise errors.worker_unavailable("", RETRY_AFTER_S)
 
     async def evict(self, tenant_uid: str, memory_uid: str) -> None:
         """Drops a memory (with an empty uid: a tenant) from every worker, gone ones included."""

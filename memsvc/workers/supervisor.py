@@ -27,9 +27,20 @@ log = logging.getLogger(__name__)
 #: Linux holds a socket's path in 108 bytes, its end included.
 _MAX_SOCKET_PATH = 107
 
+#: For the worker's own end: its callers are gone by then.
+_DRAIN_GRACE_S = 5.0
+
+
+#: Exit status by which a worker says that its model or its settings are at fault.
+_EXIT_UNUSABLE = 2
+
 
 class WorkerStartError(Exception):
-    """The worker ended, or stayed silent, before it served."""
+    """The worker ended, or stayed silent, before it served. hopeless: it will again."""
+
+    def __init__(self, message: str, *, hopeless: bool = False) -> None:
+        super().__init__(message)
+        self.hopeless = hopeless
 
 
 @dataclass(frozen=True)
@@ -38,7 +49,7 @@ class WorkerCommand:
 
     arguments: tuple[str, ...]
     start_timeout_s: float
-    stop_grace_s: float = 10.0
+    stop_grace_s: float = 2 * _DRAIN_GRACE_S
 
     @classmethod
     def from_config(cls, config: Config) -> WorkerCommand:
@@ -50,6 +61,8 @@ class WorkerCommand:
             f"--dtype={config.worker_dtype}",
             f"--routing-budget={config.worker_routing_budget}",
             f"--content-budget={config.worker_content_budget}",
+            f"--drain-grace={_DRAIN_GRACE_S:g}",
+            f"--log-level={config.log_level}",
         ]
         if config.worker_threads:
             arguments.append(f"--threads={config.worker_threads}")
@@ -161,7 +174,10 @@ class WorkerProcess:
             if isinstance(message, dict) and message.get("ready") is True:
                 return
         status = await self._process.wait()
-        raise WorkerStartError(f"ended with status {status} before it served")
+        raise WorkerStartError(
+            f"ended with status {status} before it served; its log says why",
+            hopeless=status == _EXIT_UNUSABLE,
+        )
 
     async def _drop_output(self) -> None:
         """Reads on, so that the child never blocks on a full pipe."""

@@ -212,6 +212,20 @@ class Documents(CatalogPart):
             raise NotFoundError(f"no document {number}", (number,))
         return _document(row)
 
+    async def get_documents(
+        self, memory_uid: str, numbers: Iterable[int]
+    ) -> dict[int, DocumentRow]:
+        """Those of these documents that are live, by number."""
+        found: dict[int, DocumentRow] = {}
+        async with self._database.reading() as connection:
+            for some in _slices(sorted(set(numbers))):
+                query = select(*_COLUMNS).where(
+                    _table.c.memory_uid == memory_uid, _table.c.number.in_(some), LIVE
+                )
+                for row in await connection.execute(query):
+                    found[row.number] = _document(row)
+        return found
+
     async def list_documents(
         self, memory_uid: str, limit: int, after_number: int | None = None
     ) -> tuple[list[DocumentRow], int | None]:

@@ -1,0 +1,225 @@
+"""What Query and Retrieve share: which memory, as of when, under which model, by when."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from grpc import aio
+
+from memsvc import errors, names, validation
+from memsvc.api.documents import read_sources
+from memsvc.api.memories import find_active_memory
+from memsvc.application import Application
+from memsvc.convert import document_to_wire
+from memsvc.errors import ApiError
+from memsvc.v1 import memory_service_pb2 as pb
+from memsvc.v1 import resources_pb2
+from memsvc.v1.errors_pb2 import ErrorReason
+from memsvc.workers import ServedModel
+from model_adapter.v1 import model_adapter_pb2 as worker_pb
+from storage.catalog import MemoryRow, ModelRow, NotFoundError
+
+T = TypeVar("T")
+
+Context = aio.ServicerContext[Any, Any]
+
+#: A typed error must leave before the client's own deadline cuts the call.
+_MARGIN_SHARE, _MAX_MARGIN_S = 0.1, 0.25
+#: Tries of a call to the worker before anything was streamed.
+_TRIES = 3
+_PAUSE_S = 0.1
+
+_AGAIN = (ErrorReason.WORKER_UNAVAILABLE, ErrorReason.MODEL_MISMATCH, ErrorReason.RECORD_CORRUPT)
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """answer_by: time.monotonic() at which waiting ends. hard: of the whole call, or None."""
+
+    answer_by: float
+    hard: float | None
+
+    @classmethod
+    def of(cls, context: Context, otherwise_s: float) -> Deadline:
+        """From what the client set; without that, waiting alone is bounded."""
+        now, left_s = time.monotonic(), context.time_remaining()
+        if left_s is None:
+            return cls(now + otherwise_s, None)
+        return cls(now + left_s - min(left_s * _MARGIN_SHARE, _MAX_MARGIN_S), now + left_s)
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds that may still be spent waiting."""
+        return max(0.0, self.answer_by - time.monotonic())
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds the worker has; None for no limit."""
+        return None if self.hard is None else max(0.001, self.hard - time.monotonic())
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question's view: the memory as it was when the call arrived."""
+
+    memory: MemoryRow
+    deadline: Deadline
+    model_id: str
+
+    @property
+    def revision(self) -> int:
+        """Revision that the answer sees."""
+        return self.memory.revision
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What the worker is asked to look at."""
+
+    served: ServedModel
+    reference: worker_pb.MemoryRef
+
+    @property
+    def model(self) -> ModelRow:
+        """The model that answers."""
+        return self.served.row
+
+
+async def ask(
+    application: Application, request: pb.QueryRequest | pb.RetrieveRequest, context: Context
+) -> Asked:
+    """Checks what both requests have in common."""
+    validation.check_question(request.question)
+    model_id = names.parse_model("model", request.model) if request.model else ""
+    if request.at_least_revision < 0:
+        raise errors.field_invalid("at_least_revision", "must not be negative")
+    memory = await find_active_memory(application, "memory", request.memory)
+    if request.at_least_revision > memory.revision:
+        raise errors.revision_not_reached(memory.revision)
+    deadline = Deadline.of(context, application.config.query_wait_s)
+    return Asked(memory, deadline, model_id)
+
+
+async def prepare(application: Application, asked: Asked) -> Snapshot:
+    """Waits until the revision is encoded and a worker is there. Raises ApiError."""
+    memory, deadline = asked.memory, asked.deadline
+    model = await application.workers.resolve(asked.model_id, deadline.wait_s)
+    await application.encoding.wait_encoded(memory, model, asked.revision, deadline.answer_by)
+    served = await application.workers.require(model.model_id, deadline.wait_s)
+    if served.row.identity != model.identity:
+        raise ApiError(ErrorReason.MODEL_MISMATCH, "the model was changed meanwhile")
+    current = await still_there(application, memory)
+    return Snapshot(
+        served,
+        worker_pb.MemoryRef(
+            tenant=memory.tenant_uid,
+            memory_uid=memory.uid,
+            # Of the revision asked; what was appended since may not be encoded.
+            last_number=memory.last_number,
+            # Of now: what was deleted since is not to be seen.
+            deletion_epoch=current.deletion_epoch,
+            identity=model.identity,
+        ),
+    )
+
+
+async def still_there(application: Application, memory: MemoryRow) -> MemoryRow:
+    """The memory's row as it is now. Raises MEMORY_NOT_FOUND when it was deleted."""
+    try:
+        current = await application.catalog.get_memory(memory.tenant_uid, memory.memory_id)
+    except NotFoundError as error:
+        raise errors.memory_not_found("memory") from error
+    if current.uid != memory.uid:
+        raise errors.memory_not_found("memory")
+    return current
+
+
+async def answered(
+    application: Application, asked: Asked, call: Callable[[Snapshot], Awaitable[T]]
+) -> tuple[Snapshot, T]:
+    """The worker's one answer, asked again where that helps."""
+
+    async def once(snapshot: Snapshot) -> AsyncGenerator[T]:
+        yield await call(snapshot)
+
+    async with aclosing(streamed(application, asked, once)) as answers:
+        async for answer in answers:
+            return answer
+    raise AssertionError("a call that neither answers nor fails")
+
+
+async def streamed(
+    application: Application, asked: Asked, call: Callable[[Snapshot], AsyncGenerator[T]]
+) -> AsyncGenerator[tuple[Snapshot, T]]:
+    """The worker's answers, each with the snapshot it belongs to.
+
+    Until the first one came, a lost worker, one that serves another model now, or
+    a damaged block (which is made again) leads to another try.
+    """
+    for left in reversed(range(_TRIES)):
+        began = False
+        snapshot = None
+        try:
+            snapshot = await prepare(application, asked)
+            async with aclosing(call(snapshot)) as answers:
+                async for answer in answers:
+                    began = True
+                    yield snapshot, answer
+            return
+        except ApiError as error:
+            if snapshot is not None:
+                await _learn(application, asked, snapshot, error)
+            # Read anew: a call that names a deleted memory is not to be tried again.
+            await still_there(application, asked.memory)
+            again = error.reason in _AGAIN and snapshot is not None
+            if began or not left or not again or asked.deadline.wait_s <= _PAUSE_S:
+                raise
+        await asyncio.sleep(_PAUSE_S)
+
+
+async def _learn(
+    application: Application, asked: Asked, snapshot: Snapshot, error: ApiError
+) -> None:
+    """What a failed call says about the worker or the blocks."""
+    if error.reason in {ErrorReason.WORKER_UNAVAILABLE, ErrorReason.MODEL_MISMATCH}:
+        snapshot.served.endpoint.suspect()
+    number = error.metadata.get("number", "")
+    damaged_block = (
+        error.reason == ErrorReason.RECORD_CORRUPT
+        and error.metadata.get("record", "block") == "block"
+    )
+    if damaged_block and number.isdecimal():
+        await application.encoding.rebuild(asked.memory, snapshot.model, [int(number)])
+
+
+async def documents(
+    application: Application,
+    memory: MemoryRow,
+    numbers: Iterable[int],
+    view: resources_pb2.DocumentView.ValueType,
+) -> dict[int, resources_pb2.Document]:
+    """Those of these documents that are live, by number."""
+    rows = await application.catalog.get_documents(memory.uid, numbers)
+    if view == resources_pb2.BASIC:
+        return {n: document_to_wire(memory.memory_id, row, None) for n, row in rows.items()}
+    sources = await read_sources(application, memory, list(rows))
+    return {
+        row.number: document_to_wire(memory.memory_id, row, source)
+        for row, source in zip(rows.values(), sources, strict=True)
+        if source is not None
+    }
+
+
+def ranked_to_wire(memory: MemoryRow, ranked: worker_pb.RankedDocument) -> pb.RankedDocument:
+    """A ranked document without its content."""
+    return pb.RankedDocument(
+        document=names.document_name(memory.memory_id, ranked.number),
+        number=ranked.number,
+        score=ranked.score,
+        layers=[pb.LayerScore(layer=s.layer, rank=s.rank, score=s.score) for s in ranked.layers],
+    )
