@@ -1,0 +1,210 @@
+"""Writes an archive as a stream of pieces, one member in memory at a time."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from storage.archive.errors import ArchiveLimits, ArchiveSourceError
+from storage.archive.manifest import ArchivedEncoding, Manifest, encode_manifest
+from storage.archive.members import (
+    INDEX,
+    MANIFEST,
+    blocks_name,
+    documents_name,
+    end_parts,
+    member_parts,
+)
+from storage.archive.tensors import encode_blocks
+from storage.codecs import compress
+from storage.document_json import dump_json, encode_document
+from storage.layout import KVBlock, KVLayout
+from storage.store import (
+    BlockReader,
+    EncodingId,
+    MemoryUid,
+    RecordNotFoundError,
+    StorageError,
+    StorageFullError,
+    StoredDocument,
+)
+
+#: A member is closed at this size; only a single larger item makes a larger one.
+_TEXT_BYTES = 4 * 2**20
+_BLOCK_BYTES = 8 * 2**20
+_READ_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class _Listed:
+    name: str
+    size: int
+    sha256: str
+
+
+class _Writer:
+    """Makes members and remembers them for the index."""
+
+    def __init__(self, limits: ArchiveLimits) -> None:
+        self._limits = limits
+        self._listed: list[_Listed] = []
+
+    def member(self, name: str, data: bytes) -> Iterator[bytes]:
+        """The parts of one member. Raises ArchiveSourceError for one that no reader accepts."""
+        if len(data) > self._limits.member_bytes:
+            raise ArchiveSourceError(f"{name} would hold {len(data)} bytes")
+        self._listed.append(_Listed(name, len(data), hashlib.sha256(data).hexdigest()))
+        return member_parts(name, data)
+
+    def index(self) -> Iterator[bytes]:
+        """The last member: every other one's size and hash, then the end."""
+        members = [
+            {"name": one.name, "sha256": one.sha256, "size": one.size} for one in self._listed
+        ]
+        yield from member_parts(INDEX, dump_json({"members": members}))
+        yield from end_parts()
+
+
+def write_archive(
+    manifest: Manifest,
+    documents: Iterable[StoredDocument],
+    blocks: Mapping[EncodingId, Iterable[KVBlock]],
+    limits: ArchiveLimits | None = None,
+) -> Iterator[bytes]:
+    """The archive's bytes in order, in pieces of very different sizes.
+
+    documents and each of `blocks` ascend by number, as many as the manifest says;
+    blocks has an entry for each of its encodings. Raises ArchiveSourceError when they
+    do not: what was given out by then is no archive.
+    """
+    writer = _Writer(limits or ArchiveLimits())
+    yield from writer.member(MANIFEST, encode_manifest(manifest))
+    count = 0
+    for index, (lines, number) in enumerate(_document_runs(documents, limits or ArchiveLimits())):
+        yield from writer.member(documents_name(index), compress(lines))
+        count += number
+    _expect("documents", manifest.documents, count)
+    for encoding in manifest.encodings:
+        count = 0
+        runs = _block_runs(encoding.layout, blocks[encoding.encoding_id])
+        for index, run in enumerate(runs):
+            name = blocks_name(encoding.encoding_id, index)
+            yield from writer.member(name, encode_blocks(encoding.layout, run))
+            count += len(run)
+        _expect(f"blocks of {encoding.model_id}", encoding.blocks, count)
+    yield from writer.index()
+
+
+def _expect(what: str, expected: int, found: int) -> None:
+    if found != expected:
+        raise ArchiveSourceError(f"{found} {what} were found, {expected} were there at first")
+
+
+def _document_runs(
+    documents: Iterable[StoredDocument], limits: ArchiveLimits
+) -> Iterator[tuple[bytes, int]]:
+    lines: list[bytes] = []
+    size = 0
+    for document in documents:
+        line = encode_document(document) + b"\n"
+        if len(line) > limits.text_bytes:
+            raise ArchiveSourceError(f"document {document.number} has {len(line)} bytes")
+        if lines and size + len(line) > _TEXT_BYTES:
+            yield b"".join(lines), len(lines)
+            lines, size = [], 0
+        lines.append(line)
+        size += len(line)
+    if lines:
+        yield b"".join(lines), len(lines)
+
+
+def _block_runs(layout: KVLayout, blocks: Iterable[KVBlock]) -> Iterator[list[KVBlock]]:
+    run: list[KVBlock] = []
+    size = 0
+    for block in blocks:
+        own = layout.block_bytes(block.tokens)
+        if run and size + own > _BLOCK_BYTES:
+            yield run
+            run, size = [], 0
+        run.append(block)
+        size += own
+    if run:
+        yield run
+
+
+def export_memory(
+    store: BlockReader, memory: MemoryUid, manifest: Manifest, numbers: Sequence[int]
+) -> Iterator[bytes]:
+    """An archive of the memory's documents with these numbers, and of their blocks.
+
+    manifest: its counts are filled in here; encodings names what to take blocks of,
+    none for an archive without blocks. Blocks that are not there are left out. Raises
+    ArchiveSourceError when a document goes away meanwhile: try again.
+    """
+    wanted = frozenset(numbers)
+    present = {
+        encoding.encoding_id: wanted.intersection(store.block_numbers(memory, encoding.encoding_id))
+        for encoding in manifest.encodings
+    }
+    counted = replace(
+        manifest,
+        documents=len(wanted),
+        encodings=tuple(
+            replace(encoding, blocks=len(present[encoding.encoding_id]))
+            for encoding in manifest.encodings
+        ),
+    )
+    documents = (d for d in store.iter_documents(memory) if d.number in wanted)
+    blocks = {
+        encoding.encoding_id: _stored_blocks(store, memory, encoding, present[encoding.encoding_id])
+        for encoding in manifest.encodings
+    }
+    yield from write_archive(counted, documents, blocks)
+
+
+def _stored_blocks(
+    store: BlockReader, memory: MemoryUid, encoding: ArchivedEncoding, numbers: frozenset[int]
+) -> Iterator[KVBlock]:
+    name = encoding.encoding_id
+    for part in store.iter_routing(memory, name, encoding.layout):
+        if part.number not in numbers:
+            continue
+        try:
+            content = store.get_content(memory, name, encoding.layout, part.number)
+        except RecordNotFoundError:
+            raise ArchiveSourceError(f"the block of document {part.number} went away") from None
+        yield KVBlock(
+            part.number, part.tokens, part.routing_key_LCE, content.key_LCE, content.value_LCE
+        )
+
+
+def stage_archive(path: Path, pieces: Iterable[bytes]) -> int:
+    """Writes an archive to a new file, so that its size is known. Returns that.
+
+    Leaves no file behind when it fails. Raises StorageFullError, StorageError, and
+    what `pieces` raises.
+    """
+    size = 0
+    try:
+        with path.open("xb") as file:
+            try:
+                for piece in pieces:
+                    size += file.write(piece)
+            except BaseException:
+                path.unlink()
+                raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StorageFullError(f"no room to stage the archive: {error}") from error
+        raise StorageError(str(error)) from error
+    return size
+
+
+def staged_pieces(path: Path, piece_bytes: int = _READ_BYTES) -> Iterator[bytes]:
+    """The bytes of a staged archive in pieces of a size that a message can carry."""
+    with path.open("rb") as file:
+        while piece := file.read(piece_bytes):
+            yield piece
