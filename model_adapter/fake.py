@@ -52,12 +52,12 @@ _SPOTS = 4  # coordinates that a word sets in a routing key
 #: Words count by accident too, where hashes collide: a document is relevant above this.
 #: One shared word alone adds about 1 in each layer.
 _RELEVANT = 0.75
-_FREQUENT = frozenset(
-    "a about am an and any are as at be been but by can could did do does for from had has have "
-    "he her his how i if in is it its me my no not of on or our she so that the their them there "
-    "they this to us was we were what when where which who whom whose why will with would you "
-    "your".split()
-)
+_FREQUENT_TEXT = """
+a about am an and any are as at be been but by can could did do does for from had has have he her
+his how i if in is it its me my no not of on or our she so that the their them there they this to
+us was we were what when where which who whom whose why will with would you your
+"""
+_FREQUENT = frozenset(_FREQUENT_TEXT.split())
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,9 @@ class Lease:
     def routing_keys(self, layer: int) -> Iterator[tuple[int, torch.Tensor]]:
         """See MemoryView. The resident part, a few segments, then slabs from the store."""
         assert not self._released
-        ends = [segment.first for segment in self._segments[1:]] + [self._resident.chunks]
-        for segment, end in zip(self._segments, ends, strict=True):
+        for position, segment in enumerate(self._segments):
+            last = position + 1 == len(self._segments)
+            end = self._resident.chunks if last else self._segments[position + 1].first
             count = min(end, self._resident.chunks) - segment.first
             if count > 0:
                 yield segment.first, segment.keys_LCE[layer, :count]

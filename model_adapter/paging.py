@@ -19,15 +19,20 @@ from storage.documents import render
 from storage.layout import Bits, KVLayout
 from storage.store import BlockReader, EncodingId, MemoryUid, RecordNotFoundError
 
-#: Documents read first, to learn how large they are.
-_FIRST_DOCUMENTS = 64
+#: Documents read first, to learn how large they are, and how much more than the last
+#: time are read at most.
+_FIRST_DOCUMENTS = 4
+_STEP_GROWTH = 16
+#: An average of fewer documents predicts nothing.
+_SAMPLE_DOCUMENTS = 64
 
 
 @dataclass(frozen=True, eq=False)
 class Slab:
     """Routing keys [L, C, E] of consecutive documents, in RAM.
 
-    expected_chunks: of this slab and all that is left after it, by its own average.
+    expected_chunks: of this slab and all that is left after it, by its own average;
+    0 when it is too small to tell.
     """
 
     numbers: Sequence[int]
@@ -71,7 +76,8 @@ class BlockSource:
                 if slab is not None:
                     yield slab
                     per_document = slab.keys_LCE.nbytes / len(slab.numbers)
-                    step = max(1, int(self._slab_bytes / per_document))
+                    fitting = max(1, int(self._slab_bytes / per_document))
+                    step = min(fitting, step * _STEP_GROWTH)
                 position += len(wanted)
 
     def content(self, number: int, routing_too: bool) -> HeldContent:
@@ -126,7 +132,7 @@ class BlockSource:
             return None
         chunks = [self._layout.chunks(int(tokens)) for tokens in packed.tokens_N]
         keys_LCE = as_tensor(packed.routing_key_LCE, self._layout)
-        expected = -(-sum(chunks) * left // len(found))
+        expected = -(-sum(chunks) * left // len(found)) if len(found) >= _SAMPLE_DOCUMENTS else 0
         return Slab(found, chunks, keys_LCE, expected)
 
     def _culprit(self, reader: BlockReader, numbers: Sequence[int]) -> int:
