@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from grpc import aio
 
 from memsvc.workers.failures import WorkerFaultError, from_rpc_error
 from model_adapter.v1 import model_adapter_pb2 as pb
-from model_adapter.v1.model_adapter_pb2_grpc import (
-    ModelAdapterServiceAsyncStub,
-    ModelAdapterServiceStub,
-)
+from model_adapter.v1.model_adapter_pb2_grpc import ModelAdapterServiceStub
 from storage.layout import NUMPY_DTYPE, Bits, KVBlock, KVLayout, LayoutError
+
+if TYPE_CHECKING:
+    # In the stub file alone.
+    from model_adapter.v1.model_adapter_pb2_grpc import ModelAdapterServiceAsyncStub
 
 #: Largest message in either direction. A block of the longest document is the
 #: largest thing sent; a worker keeps its replies below this.
