@@ -7,8 +7,13 @@ writes becomes a control token or moves a marker.
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+
+from tokenizers import Tokenizer
 
 
 class Answering(StrEnum):
@@ -30,8 +35,10 @@ class Template:
 
     Every control is a tuple of ids, because a base that lacks one may stand it for a
     short sequence. head opens the cached prefix and tail ends a user turn.
-    retrieval_end is matched in the generated text. The defaults are the published
-    model's sentences; `system` is used by ROUTED_TEXT only.
+    retrieval_end is matched in the generated text. The sentences default to the
+    published model's. ROUTED_TEXT only: `system` opens the chat (none when empty),
+    `documents_before` and `documents_after` surround the routed documents' texts, of
+    which at most document_tokens are put in (INTERLEAVE: per round).
     """
 
     answering: Answering
@@ -46,4 +53,98 @@ class Template:
     question_again: str = "The user's question is: "
     answer_mark: str = "The answer to the question is:"
     system: str = ""
+    documents_before: str = ""
+    documents_after: str = ""
     document_tokens: int = 1024
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A row's tokens, and which of them vote in routing."""
+
+    ids: list[int]
+    votes: list[bool]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of tokens that vote alike."""
+
+    ids: Sequence[int]
+    votes: bool = False
+
+
+def join(parts: Sequence[Part]) -> Prompt:
+    """Parts in order."""
+    ids = [token for part in parts for token in part.ids]
+    votes = [part.votes for part in parts for _ in part.ids]
+    return Prompt(ids, votes)
+
+
+class PromptBuilder:
+    """Makes token rows of one model's texts."""
+
+    def __init__(self, tokenizer: Tokenizer, template: Template) -> None:
+        self.template = template
+        self._tokenizer = _text_only(tokenizer)
+
+    def text(self, text: str) -> list[int]:
+        """Tokens of a text in which nothing is a control token."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def document(self, number: int, text: str) -> list[int]:
+        """A document as it is encoded: its number before and after its text."""
+        t = self.template
+        return [*t.turn_start, *self.text(f"[{number}]. {text}[{number}]"), *t.turn_end]
+
+    def question(self, question: str) -> list[Part]:
+        """The first round's row behind the cached head: the question votes, all of it."""
+        t = self.template
+        asked = self.text(f"{t.ask}{question}{t.return_documents}\n")
+        return [Part(asked, votes=True), Part([*t.tail, *t.turn_start])]
+
+    def question_of_later_round(self, question: str) -> list[Part]:
+        """The same tokens; as in the published loop, the last line break does not vote."""
+        t = self.template
+        voting = len(self.text(f"{t.ask}{question}{t.return_documents}"))
+        first, controls = self.question(question)
+        return [Part(first.ids[:voting], votes=True), Part(first.ids[voting:]), controls]
+
+    def question_again(self, question: str) -> list[int]:
+        """The segment that opens the answer once retrieval is over."""
+        t = self.template
+        return [*t.turn_start, *self.text(f"{t.question_again}{question}\n"), *t.reference_end]
+
+    def cited(self, number: int, text: str) -> list[int]:
+        """A document's text as it is put before the model."""
+        return self.text(f"[{number}]. {text}\n")
+
+    def chat(self, documents: Sequence[Sequence[int]], question: str) -> list[int]:
+        """A chat turn with documents' tokens before the question, open for the answer."""
+        t = self.template
+        ids: list[int] = []
+        if t.system:
+            ids += [*t.turn_start, *self.text(f"system\n{t.system}"), *t.turn_end, *self.text("\n")]
+        ids += [*t.turn_start, *self.text("user\n" + (t.documents_before if documents else ""))]
+        for document in documents:
+            ids += document
+        after = t.documents_after if documents else ""
+        ids += [*self.text(after + question), *t.turn_end, *self.text("\n")]
+        return [*ids, *t.turn_start, *self.text("assistant\n")]
+
+
+def _text_only(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy that reads control strings as the characters they are.
+
+    The library leaves alone only tokens marked special, and checkpoints leave some
+    bracketed control tokens unmarked; here all of them are.
+    """
+    raw = json.loads(tokenizer.to_str())
+    for token in raw.get("added_tokens", []):
+        if re.fullmatch(r"<.*>|\[.*\]", token["content"], flags=re.DOTALL):
+            token["special"] = True
+    copy = Tokenizer.from_str(json.dumps(raw))
+    copy.encode_special_tokens = True
+    copy.no_padding()
+    copy.no_truncation()
+    return copy

@@ -1,0 +1,189 @@
+"""The MSA engine: encode, route and generate for one loaded model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from model_adapter.engine import (
+    DocumentText,
+    DocumentTooLongError,
+    Encoded,
+    EncodeFailure,
+    EngineError,
+    Event,
+    Generate,
+    Generation,
+    MemoryView,
+    ModelDescription,
+    QuestionTooLongError,
+    RankedDocument,
+    StepResult,
+)
+from model_adapter.msa import ranking
+from model_adapter.msa.config import MAX_TOP_K, LoadedModel
+from model_adapter.msa.encode import TokenisedDocument, batches, encode_batch
+from model_adapter.msa.forward import encode_prefix, run
+from model_adapter.msa.generate import Limits, Model, Session
+from model_adapter.msa.interleave import InterleaveSession
+from model_adapter.msa.model import Decoder
+from model_adapter.msa.prompt import Answering, PromptBuilder
+from model_adapter.msa.routed_text import RoutedTextSession, routing_segment
+
+#: Limits of a model with room for them; a small context lowers them.
+MAX_DOCUMENT_TOKENS = 32768
+MAX_QUESTION_TOKENS = 2048
+MAX_ANSWER_TOKENS = 1024
+MAX_ROUNDS = 8
+
+
+def limits_of(model: LoadedModel) -> Limits:
+    """What fits the model's context: a question and an answer take a quarter each at most."""
+    positions = model.config.max_positions
+    return Limits(
+        document_tokens=min(MAX_DOCUMENT_TOKENS, positions),
+        question_tokens=max(min(MAX_QUESTION_TOKENS, positions // 4), 1),
+        answer_tokens=max(min(MAX_ANSWER_TOKENS, positions // 4), 1),
+        positions=positions,
+        rounds=MAX_ROUNDS,
+    )
+
+
+class MsaEngine:
+    """model_adapter.engine.Engine over torch, on a CPU or a GPU."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        device: str = "cpu",
+        threads: int = 0,
+        limits: Limits | None = None,
+    ) -> None:
+        """threads: of the CPU for torch, 0 for as many as it finds. The weights move
+        out of `model`. Raises CheckpointError when they do not fit its config."""
+        if threads:
+            torch.set_num_threads(threads)
+        place = torch.device(device)
+        limits = limits or limits_of(model)
+        with torch.inference_mode():
+            decoder = Decoder(model, place)
+            model.weights.clear()
+            prefix = encode_prefix(decoder, model.template.head)
+        self._model = Model(
+            decoder=decoder,
+            tokenizer=model.tokenizer,
+            prompts=PromptBuilder(model.tokenizer, model.template),
+            prefix=prefix,
+            eos_ids=frozenset(model.eos_ids),
+            limits=limits,
+        )
+        self._description = ModelDescription(
+            model_id=model.model_id,
+            display_name=model.display_name,
+            identity=model.identity,
+            layout=model.config.layout(model.compute_dtype),
+            max_document_tokens=limits.document_tokens,
+            max_question_tokens=limits.question_tokens,
+            max_answer_tokens=limits.answer_tokens,
+            device=device,
+            compute_dtype=model.compute_dtype,
+        )
+
+    @property
+    def description(self) -> ModelDescription:
+        """Constant for the engine's life."""
+        return self._description
+
+    def encode(self, documents: Sequence[DocumentText]) -> Encoded:
+        """Each document alone, batched by length; blocks come in no particular order."""
+        result = Encoded()
+        tokenised = []
+        for document in documents:
+            ids = self._model.prompts.document(document.number, document.text)
+            if len(ids) <= self._model.limits.document_tokens:
+                tokenised.append(TokenisedDocument(document.number, ids))
+                continue
+            error = DocumentTooLongError(
+                f"document {document.number} has {len(ids)} tokens, "
+                f"the model encodes {self._model.limits.document_tokens}"
+            )
+            result.failures.append(EncodeFailure(document.number, error))
+        with torch.inference_mode():
+            for batch in batches(tokenised):
+                result.blocks.extend(encode_batch(self._model.decoder, batch))
+        return result
+
+    def route(self, question: str, memory: MemoryView, limit: int) -> list[RankedDocument]:
+        """The best documents over all routed layers. Raises QuestionTooLongError."""
+        self._check_question(question)
+        k = self._model.decoder.config.msa.top_k
+        with torch.inference_mode():
+            segment = routing_segment(self._model, question, memory, k)
+            found = run(self._model.decoder, [segment], only_routing=True).routings[0]
+        assert found is not None
+        return list(ranking.rank(found, memory.numbers_N, limit))
+
+    def start(self, request: Generate, memory: MemoryView) -> Generation:
+        """Raises QuestionTooLongError."""
+        self._check_question(request.question)
+        request = replace(request, top_k=min(request.top_k, MAX_TOP_K))
+        if self._model.template.answering is Answering.INTERLEAVE:
+            return InterleaveSession(self._model, request, memory)
+        return RoutedTextSession(self._model, request, memory)
+
+    def step(self, generations: Sequence[Generation]) -> list[StepResult]:
+        """Advances each by one unit.
+
+        Rows that only continue share one pass; a row that routes has a pass of its
+        own, so that a memory that cannot be read ends that row alone.
+        """
+        sessions = [generation for generation in generations if isinstance(generation, Session)]
+        if len(sessions) != len(generations) or any(session.done for session in sessions):
+            raise ValueError("a generation of another engine, or one that is done")
+        events: dict[int, list[Event]] = {}
+        errors: dict[int, EngineError] = {}
+        with torch.inference_mode():
+            self._advance_together(sessions, events, errors)
+        return [
+            StepResult(session, tuple(events.get(place, ())), errors.get(place))
+            for place, session in enumerate(sessions)
+        ]
+
+    def _advance_together(
+        self,
+        sessions: Sequence[Session],
+        events: dict[int, list[Event]],
+        errors: dict[int, EngineError],
+    ) -> None:
+        segments = [session.segment() for session in sessions]
+        joined = [place for place, segment in enumerate(segments) if segment.routing is None]
+        alone = [[place] for place, segment in enumerate(segments) if segment.routing is not None]
+        for places in ([joined] if joined else []) + alone:
+            only_routing = sessions[places[0]].only_routes
+            try:
+                outcome = run(
+                    self._model.decoder,
+                    [segments[place] for place in places],
+                    only_routing=only_routing,
+                )
+            except EngineError as error:
+                if len(places) > 1:  # nothing of a shared pass belongs to one row
+                    raise
+                sessions[places[0]].fail()
+                errors[places[0]] = error
+                continue
+            for row, place in enumerate(places):
+                logits_V = None if outcome.logits is None else outcome.logits[row]
+                try:
+                    events[place] = sessions[place].accept(logits_V, outcome.routings[row])
+                except EngineError as error:
+                    sessions[place].fail()
+                    errors[place] = error
+
+    def _check_question(self, question: str) -> None:
+        tokens = len(self._model.prompts.text(question))
+        limit = self._model.limits.question_tokens
+        if tokens > limit:
+            raise QuestionTooLongError(f"the question has {tokens} tokens, the model takes {limit}")

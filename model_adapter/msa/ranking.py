@@ -1,0 +1,54 @@
+"""One ranking out of the routed layers' own.
+
+Layers score on scales of their own, so each layer's scores are standardised over all
+documents of the memory and then averaged: every layer counts alike.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from model_adapter.engine import LayerScore, RankedDocument
+from model_adapter.msa.forward import RowRouting
+from model_adapter.msa.routing import Positions, Scores, select
+
+
+def combine(routing: RowRouting) -> Scores:
+    """fp32 [N]: mean over routed layers of scores standardised over documents."""
+    total_N: Scores | None = None
+    for scores_N in routing.scores_N.values():
+        spread = float(scores_N.std())
+        part_N = (scores_N - scores_N.mean()) / spread if spread > 0 else np.zeros_like(scores_N)
+        total_N = part_N if total_N is None else total_N + part_N
+    if total_N is None:
+        return np.empty(0, dtype=np.float32)
+    return (total_N / len(routing.scores_N)).astype(np.float32)
+
+
+def rank(routing: RowRouting, numbers_N: Positions, limit: int) -> tuple[RankedDocument, ...]:
+    """The best `limit` documents over all layers, each with the layers that chose it."""
+    combined_N = combine(routing)
+    layers = _layer_scores(routing)
+    return tuple(
+        RankedDocument(int(numbers_N[n]), float(combined_N[n]), tuple(layers.get(int(n), ())))
+        for n in select(combined_N, limit)
+    )
+
+
+def chosen(routing: RowRouting, numbers_N: Positions) -> tuple[RankedDocument, ...]:
+    """All documents that some layer chose, best first by the combined score."""
+    combined_N = combine(routing)
+    layers = _layer_scores(routing)
+    order = sorted(layers, key=lambda n: (-combined_N[n], n))
+    return tuple(
+        RankedDocument(int(numbers_N[n]), float(combined_N[n]), tuple(layers[n])) for n in order
+    )
+
+
+def _layer_scores(routing: RowRouting) -> dict[int, list[LayerScore]]:
+    found: dict[int, list[LayerScore]] = {}
+    for layer, positions in routing.chosen.items():
+        for place, n in enumerate(positions, start=1):
+            score = float(routing.scores_N[layer][n])
+            found.setdefault(int(n), []).append(LayerScore(layer, place, score))
+    return found

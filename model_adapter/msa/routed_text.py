@@ -1,0 +1,81 @@
+"""Answers from the routed documents' text, in the base's own chat format.
+
+For bases that were not trained to name documents. Step 1 routes the question over the
+memory and stops there; step 2 prefills a chat turn with the best documents' text, best
+first, before the question; further steps decode. The compressed KV serves routing only:
+such a base has never attended to mean-pooled keys and values.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from model_adapter.engine import (
+    CitationEvent,
+    Event,
+    FinishReason,
+    Generate,
+    MemoryView,
+    TextEvent,
+)
+from model_adapter.msa.forward import RoutingRequest, Row, RowRouting, Segment, new_row
+from model_adapter.msa.generate import AnswerText, Model, Session
+from model_adapter.msa.prompt import join
+
+
+class RoutedTextSession(Session):
+    """Answering.ROUTED_TEXT."""
+
+    def __init__(self, model: Model, request: Generate, memory: MemoryView) -> None:
+        super().__init__(model, request, memory)
+        self._answer = AnswerText(model.tokenizer, mark="")
+        self._row: Row | None = None
+        self._pending: list[int] = []
+
+    @property
+    def only_routes(self) -> bool:
+        """True until the documents are known."""
+        return self._row is None
+
+    def segment(self) -> Segment:
+        """The question to be routed, then the chat turn, then one token at a time."""
+        if self._row is not None:
+            return Segment(self._row, self._pending)
+        return routing_segment(self._model, self._request.question, self._memory, self._k)
+
+    def accept(self, logits_V: torch.Tensor | None, routing: RowRouting | None) -> list[Event]:
+        """Documents after the first segment, text after the others."""
+        if self._row is None:
+            assert routing is not None
+            return self._open_chat(routing)
+        assert logits_V is not None
+        token = self._sampler.pick(logits_V)
+        if token in self._model.eos_ids:
+            return self._finish(FinishReason.STOP, self._answer.flush())
+        self.counts.answer_tokens += 1
+        text = self._answer.push(token)
+        if (
+            self.counts.answer_tokens >= self._answer_limit
+            or self._row.position >= self._model.limits.positions
+        ):
+            return self._finish(FinishReason.LENGTH, text + self._answer.flush())
+        self._pending = [token]
+        return [TextEvent(text)] if text else []
+
+    def _open_chat(self, routing: RowRouting) -> list[Event]:
+        chosen = self._take_routing(routing, by_rank=True)
+        prompts = self._model.prompts
+        bare = prompts.chat([[]], self._request.question)
+        best_first = (document.number for document in chosen.documents)
+        kept = self._fitting(best_first, self._room(len(bare)))
+        self._pending = prompts.chat([ids for _, ids in kept], self._request.question)
+        self._row = new_row(self._model.decoder)
+        citations = [CitationEvent(number, chosen.round) for number, _ in kept]
+        return [chosen, *citations]
+
+
+def routing_segment(model: Model, question: str, memory: MemoryView, k: int) -> Segment:
+    """A question's first-round row, to be routed over a memory."""
+    prompt = join(model.prompts.question(question))
+    routing = RoutingRequest(memory, prompt.votes, k)
+    return Segment(model.question_row(k), prompt.ids, routing)
