@@ -27,6 +27,12 @@ class Subscription:
         await self._event.wait()
         self._event.clear()
 
+    def take(self) -> bool:
+        """Whether a change happened since the last return of this or of `changed`."""
+        happened = self._event.is_set()
+        self._event.clear()
+        return happened
+
     def _notify(self) -> None:
         self._event.set()
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, TypeAlias
 
 from google.protobuf import empty_pb2
 from grpc import aio
 
 from memsvc.api.admin import AdminHandler
+from memsvc.api.archive import ArchiveHandler
 from memsvc.api.documents import DocumentsHandler
 from memsvc.api.memories import MemoriesHandler
 from memsvc.api.models import ModelsHandler
@@ -21,7 +22,8 @@ from memsvc.v1 import admin_service_pb2_grpc, memory_service_pb2_grpc
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2 as resources
 
-Context = aio.ServicerContext[Any, Any]
+# Generic for the type checker alone.
+Context: TypeAlias = "aio.ServicerContext[Any, Any]"
 
 
 class MemoryService(memory_service_pb2_grpc.MemoryServiceServicer):
@@ -33,6 +35,7 @@ class MemoryService(memory_service_pb2_grpc.MemoryServiceServicer):
         self._put = PutHandler(application)
         self._query = QueryHandler(application)
         self._watch = WatchHandler(application)
+        self._archive = ArchiveHandler(application)
         self._models = ModelsHandler(application)
 
     async def CreateMemory(
@@ -107,6 +110,18 @@ class MemoryService(memory_service_pb2_grpc.MemoryServiceServicer):
     ) -> AsyncIterator[pb.WatchMemoryResponse]:
         """Progress."""
         return self._watch.watch(request)
+
+    def ExportMemory(
+        self, request: pb.ExportMemoryRequest, context: Context
+    ) -> AsyncIterator[pb.ExportMemoryResponse]:
+        """An archive, going out."""
+        return self._archive.export(request)
+
+    async def ImportMemory(
+        self, request_iterator: AsyncIterator[pb.ImportMemoryRequest], context: Context
+    ) -> pb.ImportMemoryResponse:
+        """An archive, coming in."""
+        return await self._archive.import_memory(request_iterator)
 
     async def ListModels(
         self, request: pb.ListModelsRequest, context: Context

@@ -11,6 +11,7 @@ from sqlalchemy import (
     Row,
     String,
     and_,
+    case,
     delete,
     insert,
     literal,
@@ -234,13 +235,26 @@ class Memories(CatalogPart):
             raise NotFoundError("no such memory")
         raise ConflictError(f"the memory is at version {found.version}, not {expected_version}")
 
-    async def activate_memory(self, uid: str, *, request: RequestRecord | None = None) -> MemoryRow:
+    async def activate_memory(
+        self, uid: str, *, request: RequestRecord | None = None, last_number: int = 0
+    ) -> MemoryRow:
         """Ends an import: IMPORTING becomes ACTIVE; an ACTIVE memory stays as it is.
+
+        last_number: the highest document number that was ever given out where the
+        memory came from; none up to it will be given out again.
 
         Raises NotFoundError (also for one being deleted), RequestRepeatedError,
         RequestIdReusedError.
         """
-        values = {**CHANGED, "state": MemoryState.ACTIVE.value, "updated_us": self._clock_us()}
+        highest = case(
+            (memories.c.last_number < last_number, last_number), else_=memories.c.last_number
+        )
+        values = {
+            **CHANGED,
+            "state": MemoryState.ACTIVE.value,
+            "last_number": highest,
+            "updated_us": self._clock_us(),
+        }
         importing = memories.c.state == MemoryState.IMPORTING.value
         async with self._database.writing() as connection:
             found = select(memories).where(memories.c.uid == uid, NOT_DELETING).with_for_update()

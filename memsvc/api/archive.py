@@ -1,0 +1,214 @@
+"""ExportMemory and ImportMemory."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from pathlib import Path
+
+from memsvc import errors, names, validation
+from memsvc.api.fingerprint import StreamFingerprint
+from memsvc.api.memories import find_active_memory
+from memsvc.application import Application
+from memsvc.auth import current_principal
+from memsvc.convert import memory_to_wire
+from memsvc.errors import ApiError
+from memsvc.exporting import current, stage_export
+from memsvc.importing import Imported, import_archive, row_from_manifest
+from memsvc.packing import policy
+from memsvc.progress import TooManySubscribersError
+from memsvc.staging import Incoming, Staging
+from memsvc.v1 import memory_service_pb2 as pb
+from memsvc.v1.errors_pb2 import ErrorReason
+from memsvc.writes import Request
+from storage.archive import (
+    Archive,
+    ArchiveCorruptError,
+    ArchiveError,
+    ArchiveForbiddenError,
+    ArchiveTruncatedError,
+    ArchiveVersionError,
+    open_archive,
+)
+from storage.archive.manifest import VERSION
+from storage.catalog import (
+    MemoryRow,
+    MemoryState,
+    PackingMode,
+    RequestIdReusedError,
+    RequestRecord,
+    RequestRepeatedError,
+)
+
+_PIECE_BYTES = 1024 * 1024
+_MAX_DATA_BYTES = 2 * 1024 * 1024
+
+
+class ArchiveHandler:
+    """Memories as files."""
+
+    def __init__(self, application: Application) -> None:
+        self._app = application
+        self._staging = Staging(application.data)
+
+    async def export(
+        self, request: pb.ExportMemoryRequest
+    ) -> AsyncGenerator[pb.ExportMemoryResponse]:
+        """The archive of one revision. Ends with MEMORY_NOT_FOUND when it is deleted meanwhile."""
+        memory = await find_active_memory(self._app, "name", request.name)
+        try:
+            with self._app.progress.subscribe(memory.uid) as news:
+                async with self._staging.path() as path:
+                    total = await stage_export(
+                        self._app, memory, path, with_blocks=not request.without_blocks
+                    )
+                    await current(self._app, memory)
+                    first = True
+                    async for data in _pieces(path):
+                        if news.take():
+                            await current(self._app, memory)
+                        yield pb.ExportMemoryResponse(data=data, total_bytes=total if first else 0)
+                        first = False
+        except TooManySubscribersError as error:
+            raise errors.overloaded() from error
+
+    async def import_memory(
+        self, messages: AsyncIterator[pb.ImportMemoryRequest]
+    ) -> pb.ImportMemoryResponse:
+        """Receives all, verifies all, then makes the memory."""
+        header = await _header(messages)
+        tenant_uid = current_principal().tenant_uid
+        async with self._staging.path() as path:
+            digest = await _receive(messages, path)
+            fingerprint = StreamFingerprint()
+            for part in (header.memory_id.encode(), header.display_name.encode(), digest):
+                fingerprint.add(part)
+            call = Request(
+                tenant_uid, "ImportMemory", header.request_id, fingerprint.digest(), "memory_id"
+            )
+            before = await self._app.writes.first_reply(call)
+            if before is not None:
+                return pb.ImportMemoryResponse.FromString(before)
+            try:
+                archive = await asyncio.to_thread(open_archive, path)
+            except ArchiveError as error:
+                raise _refused(error) from error
+            try:
+                return await self._import(archive, header, call)
+            except ArchiveError as error:
+                raise _refused(error) from error
+            finally:
+                archive.close()
+
+    async def _import(
+        self, archive: Archive, header: pb.ImportMemoryRequest.Header, call: Request
+    ) -> pb.ImportMemoryResponse:
+        new = row_from_manifest(archive.manifest, _empty_row(call.tenant_uid, header))
+        await self._check_quota(call.tenant_uid)
+        self._app.encoding.check_backpressure(0)
+        default = await self._app.catalog.default_model()
+
+        def reply(imported: Imported) -> pb.ImportMemoryResponse:
+            return pb.ImportMemoryResponse(
+                memory=memory_to_wire(imported.memory),
+                reused_blocks=sum(imported.reused.values()),
+                documents_to_encode=imported.to_encode(default),
+            )
+
+        def record(imported: Imported) -> RequestRecord | None:
+            return call.record(reply(imported).SerializeToString())
+
+        try:
+            imported = await import_archive(self._app, archive, new, record)
+        except RequestRepeatedError as repeated:
+            return pb.ImportMemoryResponse.FromString(repeated.record.reply)
+        except RequestIdReusedError as error:
+            raise errors.request_id_reused() from error
+        response = reply(imported)
+        encodings = await self._app.catalog.list_encodings(imported.memory.uid)
+        response.memory.CopyFrom(memory_to_wire(imported.memory, encodings))
+        return response
+
+    async def _check_quota(self, tenant_uid: str) -> None:
+        limit = self._app.config.max_memories_per_tenant
+        if limit and (await self._app.catalog.usage(tenant_uid)).memories >= limit:
+            raise errors.quota_exceeded("max_memories_per_tenant", limit)
+
+
+async def _pieces(path: Path) -> AsyncIterator[bytes]:
+    """A staged file piece by piece; its name is gone from the first one on."""
+    with await asyncio.to_thread(path.open, "rb") as file:
+        await asyncio.to_thread(path.unlink)
+        while piece := await asyncio.to_thread(file.read, _PIECE_BYTES):
+            yield piece
+
+
+async def _header(messages: AsyncIterator[pb.ImportMemoryRequest]) -> pb.ImportMemoryRequest.Header:
+    """The first message, checked."""
+    async for message in messages:
+        if message.WhichOneof("message") != "header":
+            raise errors.stream_protocol("the header comes first and once")
+        header = message.header
+        if header.memory_id:
+            names.check_id("header.memory_id", header.memory_id)
+        validation.check_display_name("header.display_name", header.display_name)
+        validation.check_request_id(header.request_id, "header.request_id")
+        return header
+    raise errors.stream_protocol("the stream ended before its header")
+
+
+async def _receive(messages: AsyncIterator[pb.ImportMemoryRequest], path: Path) -> bytes:
+    """Writes the data messages to the file. Returns their SHA-256."""
+    incoming = Incoming(path)
+    try:
+        async for message in messages:
+            if message.WhichOneof("message") != "data":
+                raise errors.stream_protocol("after the header comes data alone")
+            if len(message.data) > _MAX_DATA_BYTES:
+                raise errors.field_invalid("data", f"must be at most {_MAX_DATA_BYTES} bytes")
+            await incoming.write(message.data)
+    finally:
+        digest = incoming.finish()
+    return digest
+
+
+def _empty_row(tenant_uid: str, header: pb.ImportMemoryRequest.Header) -> MemoryRow:
+    """The memory before the archive has told about it."""
+    now_us = time.time_ns() // 1000
+    return MemoryRow(
+        uid=secrets.token_hex(16),
+        tenant_uid=tenant_uid,
+        memory_id=header.memory_id or names.new_memory_id(),
+        display_name=header.display_name,
+        labels={},
+        packing=policy(PackingMode.TURN, 0, 0),
+        state=MemoryState.IMPORTING,
+        revision=0,
+        last_number=0,
+        deletion_epoch=0,
+        document_count=0,
+        text_bytes=0,
+        created_us=now_us,
+        updated_us=now_us,
+        version=1,
+    )
+
+
+def _refused(error: ArchiveError) -> ApiError:
+    """What is wrong with an archive. Its own words name members, never contents."""
+    match error:
+        case ArchiveVersionError():
+            return ApiError(
+                ErrorReason.ARCHIVE_VERSION_UNSUPPORTED,
+                "the archive was written by a newer program",
+                version=error.version,
+                supported=VERSION,
+            )
+        case ArchiveTruncatedError():
+            return ApiError(ErrorReason.ARCHIVE_TRUNCATED, str(error))
+        case ArchiveForbiddenError():
+            return ApiError(ErrorReason.ARCHIVE_FORBIDDEN, str(error))
+        case ArchiveCorruptError() | ArchiveError():
+            return ApiError(ErrorReason.ARCHIVE_CORRUPT, str(error))

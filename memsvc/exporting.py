@@ -1,0 +1,118 @@
+"""A memory as one archive: a consistent view of one revision while writes go on.
+
+Documents never change, so a revision is the list of its live documents. It is
+read under the memory's write lock, in a moment; everything after goes on beside
+writes. A document that is deleted meanwhile makes the view impossible: the
+export is then made anew, of the newer revision.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from memsvc import errors
+from memsvc.application import Application
+from memsvc.writes import memory_uid
+from storage.archive import (
+    ArchivedEncoding,
+    ArchivedPacking,
+    ArchiveSourceError,
+    Manifest,
+    export_memory,
+    stage_archive,
+)
+from storage.catalog import MemoryRow, MemoryState, NotFoundError
+from storage.store import TenantStore
+
+_TRIES = 3
+
+
+class _StoppedError(Exception):
+    """The caller has left."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One revision of a memory: its row, its live documents, its encodings."""
+
+    memory: MemoryRow
+    numbers: Sequence[int]
+    encodings: tuple[ArchivedEncoding, ...]
+
+    def manifest(self) -> Manifest:
+        """What the archive says of itself."""
+        row = self.memory
+        return Manifest(
+            created_at_us=time.time_ns() // 1000,
+            display_name=row.display_name,
+            packing=ArchivedPacking(
+                row.packing.mode.value, row.packing.window_turns, row.packing.max_document_bytes
+            ),
+            revision=row.revision,
+            last_number=row.last_number,
+            labels=row.labels,
+            encodings=self.encodings,
+        )
+
+
+async def stage_export(
+    application: Application, memory: MemoryRow, path: Path, *, with_blocks: bool
+) -> int:
+    """Writes the archive to path; returns its bytes.
+
+    Raises MEMORY_NOT_FOUND when it is deleted meanwhile, OVERLOADED when documents
+    keep being deleted under it, STORAGE_FULL.
+    """
+    stop = threading.Event()
+    try:
+        for _ in range(_TRIES):
+            view = await take_view(application, memory, with_blocks=with_blocks)
+            try:
+                return await application.stores.read(memory.tenant_uid, _stage, view, path, stop)
+            except ArchiveSourceError:
+                continue
+    finally:
+        # The thread outlives a cancelled caller by one piece.
+        stop.set()
+    raise errors.overloaded()
+
+
+async def take_view(application: Application, memory: MemoryRow, *, with_blocks: bool) -> View:
+    """The memory's revision of now. Raises MEMORY_NOT_FOUND."""
+    catalog = application.catalog
+    async with application.writes.locks.exclusive(memory.tenant_uid, memory.memory_id):
+        row = await current(application, memory)
+        numbers = await catalog.live_numbers(row.uid, 1, row.last_number)
+    encodings: list[ArchivedEncoding] = []
+    for encoding in await catalog.list_encodings(row.uid) if with_blocks else ():
+        model = await catalog.get_model(encoding.model_id)
+        if model.identity == encoding.identity:
+            encodings.append(ArchivedEncoding(model.model_id, model.identity, model.layout))
+    return View(row, numbers, tuple(encodings))
+
+
+async def current(application: Application, memory: MemoryRow) -> MemoryRow:
+    """The memory's row as it is now. Raises MEMORY_NOT_FOUND once it is deleted."""
+    try:
+        row = await application.catalog.get_memory_by_uid(memory.uid)
+    except NotFoundError as error:
+        raise errors.memory_not_found() from error
+    if row.state is MemoryState.DELETING:
+        raise errors.memory_not_found()
+    return row
+
+
+def _stage(store: TenantStore, view: View, path: Path, stop: threading.Event) -> int:
+    pieces = export_memory(store, memory_uid(view.memory), view.manifest(), view.numbers)
+    return stage_archive(path, _until(stop, pieces))
+
+
+def _until(stop: threading.Event, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    for piece in pieces:
+        if stop.is_set():
+            raise _StoppedError
+        yield piece

@@ -1,0 +1,89 @@
+"""Staging files: archives on their way in or out.
+
+A staging file has a random name, is readable by this user alone, and is gone
+when its with block ends, however it ends. What a killed process leaves behind is
+removed when the data folder is taken hold of again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from memsvc import errors
+from memsvc.config import MIB
+from memsvc.errors import ApiError
+from memsvc.v1.errors_pb2 import ErrorReason
+from storage.paths import DataFolder
+
+#: Most bytes of one archive that are taken in.
+MAX_ARCHIVE_BYTES = 64 * 1024 * MIB
+#: Archives on their way at once, in and out.
+MAX_AT_ONCE = 4
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Staging:
+    """The staging folder of one server, and how much of it may be used at once."""
+
+    def __init__(self, data: DataFolder, at_once: int = MAX_AT_ONCE) -> None:
+        self._folder = data.staging
+        self._left = at_once
+
+    @asynccontextmanager
+    async def path(self) -> AsyncIterator[Path]:
+        """A name in the folder that nothing has yet. Raises OVERLOADED."""
+        if not self._left:
+            raise errors.overloaded()
+        self._left -= 1
+        path = self._folder / f"{secrets.token_hex(16)}.msamem"
+        try:
+            yield path
+        finally:
+            self._left += 1
+            path.unlink(missing_ok=True)
+
+
+class Incoming:
+    """An archive being received into a file. Bounded by max_bytes."""
+
+    def __init__(self, path: Path, max_bytes: int = MAX_ARCHIVE_BYTES) -> None:
+        self._file: BinaryIO = os.fdopen(
+            os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb"
+        )
+        self._max_bytes = max_bytes
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    async def write(self, data: bytes) -> None:
+        """Adds a piece. Raises ARCHIVE_FORBIDDEN past the limit, STORAGE_FULL."""
+        self.size += len(data)
+        if self.size > self._max_bytes:
+            raise ApiError(
+                ErrorReason.ARCHIVE_FORBIDDEN,
+                "the archive is larger than this server takes",
+                field="data",
+                limit=self._max_bytes,
+            )
+        try:
+            await asyncio.to_thread(self._write, data)
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                raise errors.storage_full() from error
+            raise
+
+    def _write(self, data: bytes) -> None:
+        self._hash.update(data)
+        self._file.write(data)
+
+    def finish(self) -> bytes:
+        """Closes the file; returns the SHA-256 of all of it. Again is no error."""
+        self._file.close()
+        return self._hash.digest()
