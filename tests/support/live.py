@@ -1,0 +1,155 @@
+"""A real server in a process of its own, as `memsvc serve` starts it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from memsvc.client import Client
+
+START_S = 90.0
+_MEMSVC = (sys.executable, "-m", "memsvc.cli")
+
+
+class LiveError(AssertionError):
+    """A process did not do what it should."""
+
+
+def environment() -> dict[str, str]:
+    """This process's, without settings of memsvc, and with one thread for torch."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("MEMSVC_")}
+    return kept | {"OMP_NUM_THREADS": "1"}
+
+
+def run_cli(
+    *arguments: str | Path, stdin: str | bytes = b"", extra: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """Runs `memsvc ...` to its end."""
+    return subprocess.run(
+        [*_MEMSVC, *map(str, arguments)],
+        input=stdin.encode() if isinstance(stdin, str) else stdin,
+        capture_output=True,
+        env=environment() | (extra or {}),
+        timeout=120,
+        check=False,
+    )
+
+
+class LiveServer:
+    """A data folder and, while started, the server on it."""
+
+    def __init__(self, folder: Path, *, model: str = "fake", options: Sequence[str] = ()) -> None:
+        self.folder = folder
+        self.log = folder.with_name(f"{folder.name}.log")
+        self.address = ""
+        self._options = ("--model", model, *options)
+        self._process: subprocess.Popen[str] | None = None
+        if not folder.exists():
+            done = run_cli("init", "--data-dir", folder, "--json")
+            if done.returncode != 0:
+                raise LiveError(done.stderr.decode())
+        self.api_key = (folder / "operator.key").read_text().strip()
+
+    @property
+    def process(self) -> psutil.Process:
+        """The server's process. Raises LiveError when there is none."""
+        if self._process is None:
+            raise LiveError("not started")
+        return psutil.Process(self._process.pid)
+
+    def spawn(self) -> None:
+        """Starts the server and does not wait until it serves."""
+        listen = self.address or "127.0.0.1:0"
+        command = [*_MEMSVC, "serve", "--data-dir", str(self.folder), "--listen", listen, "--json"]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*command, *self._options],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=environment(),
+            )
+
+    def wait_serving(self) -> None:
+        """Blocks until it serves. Raises LiveError with the log's end when it does not."""
+        if self._process is None or self._process.stdout is None:
+            raise LiveError("not started")
+        line = self._process.stdout.readline()
+        if not line:
+            raise LiveError(f"the server did not start:\n{self.log_tail()}")
+        self.address = json.loads(line)["serving"]
+
+    def start(self) -> None:
+        """Starts the server and waits until it serves."""
+        self.spawn()
+        self.wait_serving()
+
+    def kill(self) -> None:
+        """SIGKILL to the server alone; a supervised worker sees its parent end."""
+        if self._process is not None:
+            self._process.kill()
+            self._reap()
+
+    def stop(self) -> int:
+        """SIGTERM, then waits; the exit status."""
+        if self._process is None:
+            return 0
+        self._process.send_signal(signal.SIGTERM)
+        return self._reap()
+
+    def _reap(self) -> int:
+        if self._process is None:
+            return 0
+        status = self._process.wait(timeout=START_S)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._process = None
+        return status
+
+    def workers(self) -> list[psutil.Process]:
+        """The model workers that the server supervises."""
+        return [
+            child
+            for child in self.process.children(recursive=True)
+            if "model_adapter" in " ".join(child.cmdline())
+        ]
+
+    def client(self) -> Client:
+        """A client with the operator's key."""
+        return Client(self.address, self.api_key)
+
+    def wait_model(self) -> None:
+        """Blocks until a worker serves a model."""
+        end = time.monotonic() + START_S
+        with self.client() as client:
+            while not any(m.state == "serving" for m in client.models.list().items):
+                if time.monotonic() > end:
+                    raise LiveError(f"no worker came up:\n{self.log_tail()}")
+                time.sleep(0.05)
+
+    def log_tail(self) -> str:
+        """The end of what the server logged."""
+        return self.log.read_text(errors="replace")[-4000:]
+
+
+@contextmanager
+def live_server(
+    folder: Path, *, model: str = "fake", options: Sequence[str] = ()
+) -> Iterator[LiveServer]:
+    """A server with the fake engine, serving; stopped at the end."""
+    server = LiveServer(folder, model=model, options=options)
+    server.start()
+    try:
+        server.wait_model()
+        yield server
+    finally:
+        server.stop()
