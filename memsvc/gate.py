@@ -12,7 +12,7 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 from grpc import aio
@@ -28,8 +28,9 @@ from storage.store import CorruptRecordError, StorageFullError
 log = logging.getLogger(__name__)
 
 # Requests and replies are messages of every kind here; handlers type their own.
-Context = aio.ServicerContext[Any, Any]
-Handler = grpc.RpcMethodHandler[Any, Any]
+# Both are generic for the type checker alone.
+Context: TypeAlias = "aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 class Gate(aio.ServerInterceptor):
