@@ -74,9 +74,16 @@ class Scheduler:
     An admitted job ends exactly once: by finishing, by `stop_job`, or by draining.
     """
 
-    def __init__(self, engine: Engine, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        limits: Limits | None = None,
+        on_fault: Callable[[], None] = lambda: None,
+    ) -> None:
+        """on_fault: called once, from the engine's thread, when the scheduler itself fails."""
         self._engine = engine
         self._limits = limits or Limits()
+        self._on_fault = on_fault
         self._wake = threading.Condition()
         self._paging: set[Job[Any]] = set()
         self._waiting: deque[QueryJob | RouteJob] = deque()
@@ -87,7 +94,7 @@ class Scheduler:
         self._turns_since_encode = 0
         self._draining = False
         self._stopped = False
-        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
         """Begins to take jobs."""
@@ -129,7 +136,8 @@ class Scheduler:
             release()
 
     def encode(self, job: EncodeJob) -> None:
-        """Takes an encode job. Raises OverloadedError, DrainingError."""
+        """Takes an encode job of one document at least. Raises OverloadedError, DrainingError."""
+        assert job.documents
         size = sum(text_bytes(document) for document in job.documents)
         with self._wake:
             self._refuse_if_draining()
@@ -202,6 +210,24 @@ class Scheduler:
         return [*queries, *self._encoding, *busy]
 
     # The engine's thread.
+
+    def _run(self) -> None:
+        try:
+            self._loop()
+        except Exception as error:  # noqa: BLE001  # without this thread the worker is of no use
+            fault = internal_fault(error)
+            with self._wake:
+                self._draining = True
+                over = self._jobs()
+                self._paging.clear()
+                self._waiting.clear()
+                self._running.clear()
+                self._encoding.clear()
+                self._starting, self._busy_job = [], None
+                self._wake.notify_all()
+            for job in over:
+                job.end(fault)
+            self._on_fault()
 
     def _loop(self) -> None:
         while True:
