@@ -76,12 +76,14 @@ class Fields:
 
     def text(self, name: str) -> str:
         """A string, which must be sound Unicode."""
-        value = self._take(name, str)
+        return self._sound(self._take(name, str))
+
+    def _sound(self, text: str) -> str:
         try:
-            value.encode()
+            text.encode()
         except UnicodeEncodeError:
-            raise DocumentFormatError(f"{self._what}.{name} holds a lone surrogate") from None
-        return value
+            raise DocumentFormatError(f"{self._what} holds a lone surrogate") from None
+        return text
 
     def integer(self, name: str, low: int, high: int) -> int:
         """An integer with low <= value <= high."""
@@ -101,7 +103,7 @@ class Fields:
     def strings(self, name: str) -> dict[str, str]:
         """A map from string to string."""
         inner = Fields(self._take(name, dict), f"{self._what}.{name}")
-        return {key: inner.text(key) for key in list(inner._fields)}
+        return {inner._sound(key): inner.text(key) for key in list(inner._fields)}
 
     def moment(self, name: str) -> datetime | None:
         """Microseconds since 1970 UTC, or null."""
