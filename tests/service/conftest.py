@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
 
-from tests.support.served import Folder, Served, make_folder, serve
-
-Serve = Callable[..., AbstractAsyncContextManager[Served]]
+from tests.support.served import Folder, Serve, Served, make_folder, serve
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2 as resources
-from tests.support.served import Served, names_of, refused
+from tests.support.served import Serve, Served, names_of, refused
 
 
 async def test_a_memory_is_created_as_asked(served: Served) -> None:
@@ -223,11 +223,8 @@ async def test_an_etag_of_an_earlier_memory_of_the_name_is_stale(served: Served)
     assert refusal.reason == "ETAG_MISMATCH"
 
 
-async def test_quota_of_memories(start: object) -> None:
-    from tests.service.conftest import Serve
-
-    begin: Serve = start  # type: ignore[assignment]  # fixtures are untyped
-    async with begin(max_memories_per_tenant=2) as served:
+async def test_quota_of_memories(start: Serve) -> None:
+    async with start(max_memories_per_tenant=2) as served:
         await served.create()
         await served.create()
         refusal = await refused(served.create())

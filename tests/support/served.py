@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,10 @@ class Served:
             token = page.next_page_token
             if not token:
                 return found
+
+
+#: The `start` fixture: keyword arguments are settings.
+Serve = Callable[..., AbstractAsyncContextManager[Served]]
 
 
 @asynccontextmanager
