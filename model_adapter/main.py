@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import logging
+import os
 import re
 import signal
 import sys
@@ -101,7 +102,8 @@ async def _serve(
 
 def _watch_stdin(loop: asyncio.AbstractEventLoop, over: asyncio.Event) -> None:
     """The parent holds the other end of the pipe; it closes however the parent ends."""
-    while sys.stdin.buffer.read(4096):
+    # Not through sys.stdin: its lock, held by this thread, would abort the interpreter's end.
+    while os.read(sys.stdin.fileno(), 4096):
         pass
     if not loop.is_closed():
         loop.call_soon_threadsafe(over.set)
