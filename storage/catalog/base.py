@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -18,6 +21,38 @@ from storage.catalog.tables import requests
 MAX_PAGE = 1000
 #: Values bound in one statement. SQLite and PostgreSQL allow 32,766.
 MAX_BOUND = 10_000
+
+
+Params = ParamSpec("Params")
+Result = TypeVar("Result")
+
+
+def uninterrupted(
+    method: Callable[Params, Coroutine[Any, Any, Result]],
+) -> Callable[Params, Coroutine[Any, Any, Result]]:
+    """Lets a method run to its end when its caller is cancelled, and then cancels the caller.
+
+    A connection that is cancelled in the middle of a statement is thrown away with
+    its transaction open, which on SQLite keeps the write lock until it is collected.
+    Statements are short and the database's timeouts bound them.
+    """
+
+    @functools.wraps(method)
+    async def run(*args: Params.args, **kwargs: Params.kwargs) -> Result:
+        task = asyncio.ensure_future(method(*args, **kwargs))
+        cancelled: asyncio.CancelledError | None = None
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            # Its outcome is nobody's any more; looked at so that it is not reported as lost.
+            task.cancelled() or task.exception()
+            raise cancelled
+        return task.result()
+
+    return run
 
 
 def wall_clock_us() -> int:

@@ -7,7 +7,7 @@ from typing import Self
 
 from sqlalchemy import text
 
-from storage.catalog.base import CatalogPart, wall_clock_us
+from storage.catalog.base import CatalogPart, uninterrupted, wall_clock_us
 from storage.catalog.database import Database, database_url
 from storage.catalog.documents import Documents
 from storage.catalog.encodings import Encodings
@@ -45,6 +45,7 @@ class Catalog(Tenants, Memories, Documents, Models, Encodings, Usage, CatalogPar
         """Closes every connection."""
         await self._database.close()
 
+    @uninterrupted
     async def ping(self) -> None:
         """Returns when the database answers. Raises CatalogUnavailableError."""
         async with self._database.reading() as connection:

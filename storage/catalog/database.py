@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError as BadUrlError
@@ -33,6 +33,8 @@ from storage.catalog.errors import CatalogError, CatalogFullError, CatalogUnavai
 #: How long a writer waits for another process's transaction, and for a connection.
 BUSY_TIMEOUT_S = 10
 CONNECT_TIMEOUT_S = 10
+#: How long PostgreSQL may take over one statement.
+STATEMENT_TIMEOUT_S = 60
 
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
 
@@ -65,7 +67,11 @@ def sqlite_url(path: Path) -> str:
 
 
 def make_engine(
-    url: URL, *, pool_size: int = 8, foreign_keys: bool = True, busy_timeout_s: int = BUSY_TIMEOUT_S
+    url: URL,
+    *,
+    pool_size: int = 8,
+    busy_timeout_s: int = BUSY_TIMEOUT_S,
+    statement_timeout_s: int = STATEMENT_TIMEOUT_S,
 ) -> AsyncEngine:
     """An engine for `url` (of `database_url`); connects on first use."""
     if url.get_backend_name() == "postgresql":
@@ -75,18 +81,25 @@ def make_engine(
             max_overflow=0,
             pool_timeout=CONNECT_TIMEOUT_S,
             pool_pre_ping=True,
-            connect_args={"timeout": CONNECT_TIMEOUT_S, "command_timeout": 60},
+            hide_parameters=True,
+            connect_args={"timeout": CONNECT_TIMEOUT_S, "command_timeout": statement_timeout_s},
         )
     engine = create_async_engine(
         url,
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=CONNECT_TIMEOUT_S,
+        hide_parameters=True,
         connect_args={"timeout": busy_timeout_s},
     )
-    event.listen(engine.sync_engine, "connect", _sqlite_on_connect(foreign_keys))
-    event.listen(engine.sync_engine, "begin", _sqlite_begin)
+    prepare_sqlite(engine.sync_engine, foreign_keys=True)
     return engine
+
+
+def prepare_sqlite(engine: Engine, *, foreign_keys: bool) -> None:
+    """Makes a SQLite engine's connections and transactions what this catalog needs."""
+    event.listen(engine, "connect", _sqlite_on_connect(foreign_keys))
+    event.listen(engine, "begin", _sqlite_begin)
 
 
 def _sqlite_on_connect(foreign_keys: bool) -> Any:

@@ -10,10 +10,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import Row, and_, delete, insert, select, update
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Row,
+    String,
+    and_,
+    bindparam,
+    delete,
+    insert,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from storage.catalog.base import MAX_BOUND, CatalogPart, page_size
+from storage.catalog.base import MAX_BOUND, CatalogPart, page_size, uninterrupted
 from storage.catalog.errors import ConflictError, NotFoundError
 from storage.catalog.memories import CHANGED, NOT_DELETING, memory_row
 from storage.catalog.progress import Removed, grow_pending, shrink_encodings
@@ -27,6 +39,19 @@ _COLUMNS = (
     _table.c.revision_added,
     _table.c.created_us,
     _table.c.text_bytes,
+)
+
+# One statement and round trip on PostgreSQL however many documents; asyncpg's
+# executemany also does not notice a connection that breaks under it.
+_INSERT_ARRAYS = text(
+    "INSERT INTO documents (memory_uid, number, revision_added, created_us, text_bytes) "
+    "SELECT :memory_uid, * FROM unnest(:numbers, :revisions, :times, :sizes)"
+).bindparams(
+    bindparam("memory_uid", type_=String),
+    *(
+        bindparam(name, type_=ARRAY(BigInteger))
+        for name in ("numbers", "revisions", "times", "sizes")
+    ),
 )
 
 
@@ -55,6 +80,7 @@ def _check_new(added: Sequence[DocumentRow], revision: int) -> None:
 class Documents(CatalogPart):
     """Appending to a memory, deleting from it, and reading what it holds."""
 
+    @uninterrupted
     async def commit_append(
         self,
         memory_uid: str,
@@ -82,12 +108,29 @@ class Documents(CatalogPart):
             row = await self._advance(
                 connection, memory_uid, expected_revision, values, request, above
             )
-            await connection.execute(
-                insert(_table), [{"memory_uid": memory_uid, **vars(new)} for new in documents]
-            )
+            await self._insert(connection, memory_uid, documents)
             await grow_pending(connection, memory_uid, len(documents), text_bytes, documents[0])
         return row
 
+    async def _insert(
+        self, connection: AsyncConnection, memory_uid: str, added: Sequence[DocumentRow]
+    ) -> None:
+        if self._database.is_sqlite:
+            rows = [{"memory_uid": memory_uid, **vars(document)} for document in added]
+            await connection.execute(insert(_table), rows)
+            return
+        await connection.execute(
+            _INSERT_ARRAYS,
+            {
+                "memory_uid": memory_uid,
+                "numbers": [document.number for document in added],
+                "revisions": [document.revision_added for document in added],
+                "times": [document.created_us for document in added],
+                "sizes": [document.text_bytes for document in added],
+            },
+        )
+
+    @uninterrupted
     async def commit_delete_documents(
         self,
         memory_uid: str,
@@ -190,17 +233,20 @@ class Documents(CatalogPart):
             raise NotFoundError(f"no documents {missing}", tuple(missing))
         return removed
 
+    @uninterrupted
     async def find_request(self, tenant_uid: str, request_id: str) -> RequestRecord | None:
         """What was answered to this tenant's request id, or None."""
         async with self._database.reading() as connection:
             return await self._find_request(connection, tenant_uid, request_id)
 
+    @uninterrupted
     async def purge_requests(self, older_than_us: int) -> int:
         """Forgets request records made before that time; returns how many."""
         old = requests.c.created_us < older_than_us
         async with self._database.writing() as connection:
             return (await connection.execute(delete(requests).where(old))).rowcount
 
+    @uninterrupted
     async def get_document(self, memory_uid: str, number: int) -> DocumentRow:
         """The live document of that number. Raises NotFoundError."""
         query = select(*_COLUMNS).where(
@@ -212,6 +258,7 @@ class Documents(CatalogPart):
             raise NotFoundError(f"no document {number}", (number,))
         return _document(row)
 
+    @uninterrupted
     async def get_documents(
         self, memory_uid: str, numbers: Iterable[int]
     ) -> dict[int, DocumentRow]:
@@ -226,6 +273,7 @@ class Documents(CatalogPart):
                     found[row.number] = _document(row)
         return found
 
+    @uninterrupted
     async def list_documents(
         self, memory_uid: str, limit: int, after_number: int | None = None
     ) -> tuple[list[DocumentRow], int | None]:
@@ -241,12 +289,14 @@ class Documents(CatalogPart):
             rows = [_document(row) for row in await connection.execute(query)]
         return rows[:limit], rows[limit - 1].number if len(rows) > limit else None
 
+    @uninterrupted
     async def live_numbers(self, memory_uid: str, first: int, last: int) -> list[int]:
         """Numbers of the live documents from `first` to `last`, both included, ascending."""
         return await self._numbers(
             and_(_table.c.memory_uid == memory_uid, _table.c.number.between(first, last), LIVE)
         )
 
+    @uninterrupted
     async def removed_numbers(self, memory_uid: str) -> list[int]:
         """Numbers of deleted documents whose text may still lie in the store, ascending."""
         removed = _table.c.revision_removed.is_not(None)
@@ -257,6 +307,7 @@ class Documents(CatalogPart):
         async with self._database.reading() as connection:
             return list((await connection.execute(query)).scalars())
 
+    @uninterrupted
     async def forget_removed(self, memory_uid: str, numbers: Iterable[int]) -> None:
         """Drops the rows of deleted documents, once the store holds nothing of them.
 

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Row, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from storage.catalog.base import MAX_BOUND, CatalogPart, page_size
+from storage.catalog.base import MAX_BOUND, MAX_PAGE, CatalogPart, page_size, uninterrupted
 from storage.catalog.errors import ConflictError, NotFoundError
 from storage.catalog.memories import NOT_DELETING, memory_row
 from storage.catalog.progress import (
@@ -30,6 +30,7 @@ MAX_NUMBER = 2**63 - 1
 class Encodings(CatalogPart):
     """Encoding progress of every memory under every model."""
 
+    @uninterrupted
     async def ensure_encoding(self, memory_uid: str, model_id: str, identity: str) -> EncodingRow:
         """The encoding under that model identity, made or started over as needed.
 
@@ -62,6 +63,7 @@ class Encodings(CatalogPart):
                 await connection.execute(insert(encodings).values(values))
             return await self._read(connection, memory_uid, model_id)
 
+    @uninterrupted
     async def get_encoding(self, memory_uid: str, model_id: str) -> EncodingRow | None:
         """The encoding, or None where the memory has none under that model."""
         query = encoding_query().where(
@@ -71,10 +73,12 @@ class Encodings(CatalogPart):
             row = (await connection.execute(query)).one_or_none()
         return encoding_row(row) if row is not None else None
 
+    @uninterrupted
     async def list_encodings(self, memory_uid: str) -> list[EncodingRow]:
         """The memory's encodings by model id."""
         return (await self.list_encodings_for([memory_uid]))[memory_uid]
 
+    @uninterrupted
     async def list_encodings_for(self, memory_uids: Sequence[str]) -> dict[str, list[EncodingRow]]:
         """Encodings by memory uid, each list by model id; every uid given is a key."""
         found: dict[str, list[EncodingRow]] = {uid: [] for uid in memory_uids}
@@ -88,6 +92,7 @@ class Encodings(CatalogPart):
                     found[row.memory_uid].append(encoding_row(row))
         return found
 
+    @uninterrupted
     async def backlog(self, model_id: str, limit: int) -> list[tuple[str, MemoryRow, EncodingRow]]:
         """Active memories with documents to encode, the longest waiting document first.
 
@@ -109,6 +114,7 @@ class Encodings(CatalogPart):
             rows = (await connection.execute(query)).all()
         return [(row.tenant_uid, memory_row(row), encoding_row(row)) for row in rows]
 
+    @uninterrupted
     async def pending_count(self, model_id: str) -> tuple[int, int]:
         """Documents and text bytes that wait under the model, failed encodings included."""
         query = (
@@ -125,6 +131,7 @@ class Encodings(CatalogPart):
             count, text_bytes = (await connection.execute(query)).one()
         return int(count), int(text_bytes)
 
+    @uninterrupted
     async def next_numbers(self, memory_uid: str, model_id: str, limit: int) -> list[int]:
         """The next live documents above the watermark, ascending, at most `limit`."""
         query = (
@@ -142,6 +149,7 @@ class Encodings(CatalogPart):
         async with self._database.reading() as connection:
             return list((await connection.execute(query)).scalars())
 
+    @uninterrupted
     async def commit_encoded(  # noqa: PLR0917 - a batch's outcome has that many parts
         self,
         memory_uid: str,
@@ -216,10 +224,12 @@ class Encodings(CatalogPart):
                 {**key, **row._mapping, "reason": quarantined[row.number]}
                 for row in await connection.execute(query)
             )
-        if live:
-            await connection.execute(insert(quarantined_documents), live)
+        for start in range(0, len(live), MAX_PAGE):
+            some = live[start : start + MAX_PAGE]
+            await connection.execute(insert(quarantined_documents).values(some))
         return len(live), sum(row["text_bytes"] for row in live)
 
+    @uninterrupted
     async def fail_encoding(self, memory_uid: str, model_id: str, failure: str) -> None:
         """Stops an encoding; nothing happens if no document waits. Raises ValueError if empty."""
         if not failure:
@@ -234,6 +244,7 @@ class Encodings(CatalogPart):
                 .values(failure=failure)
             )
 
+    @uninterrupted
     async def resume_encodings(self, model_id: str) -> int:
         """Lets the model's failed encodings be tried again; returns how many."""
         failed = (encodings.c.model_id == model_id, encodings.c.failure != "")
@@ -241,6 +252,7 @@ class Encodings(CatalogPart):
             done = await connection.execute(update(encodings).where(*failed).values(failure=""))
             return done.rowcount
 
+    @uninterrupted
     async def rewind_encoding(self, memory_uid: str, model_id: str, below_number: int) -> None:
         """Puts the watermark below that number: it and all later documents wait again.
 
@@ -285,6 +297,7 @@ class Encodings(CatalogPart):
         count, text_bytes = (await connection.execute(query)).one()
         return int(count), int(text_bytes)
 
+    @uninterrupted
     async def quarantined(self, memory_uid: str, model_id: str) -> dict[int, str]:
         """Live documents that were set aside, by ascending number, with the reasons."""
         table = quarantined_documents.c

@@ -14,15 +14,21 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TypeVar
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
+from sqlalchemy import URL, Connection, create_engine, text
 
-from storage.catalog.database import database_url, make_engine, translated_errors
+from storage.catalog.database import (
+    database_url,
+    make_engine,
+    prepare_sqlite,
+    translated_errors,
+)
 from storage.catalog.errors import SchemaError
 
 Result = TypeVar("Result")
@@ -31,6 +37,8 @@ Result = TypeVar("Result")
 ADVISORY_LOCK = 0x6D656D737663
 #: How long one migration waits for another to end.
 LOCK_WAIT_S = 120
+#: How long one statement of a migration may take on PostgreSQL.
+MIGRATION_S = 3600
 
 
 def alembic_config() -> Config:
@@ -71,6 +79,10 @@ def migrate(url: str) -> None:
 
 def current_revision(url: str) -> str | None:
     """The schema revision of the database at `url`; None if it was never migrated."""
+    target = database_url(url)
+    if target.get_backend_name() == "sqlite" and not Path(target.database or "").exists():
+        # Connecting would make an empty file.
+        return None
     return run_locked(url, _revision_of)
 
 
@@ -102,30 +114,38 @@ def run_locked(url: str, work: Callable[[Connection], Result]) -> Result:
     tables, which would delete what refers to them. They are checked at the end.
     """
 
-    async def run() -> Result:
-        engine = make_engine(
-            database_url(url), pool_size=1, foreign_keys=False, busy_timeout_s=LOCK_WAIT_S
-        )
-        try:
-            async with engine.connect() as connection:
-                await connection.execution_options(catalog_writes=True)
-                async with connection.begin():
-                    return await connection.run_sync(lambda sync: _locked(sync, work))
-        finally:
-            await engine.dispose()
-
-    # A thread of its own: the caller may be inside an event loop.
-    with translated_errors(), ThreadPoolExecutor(max_workers=1) as thread:
-        return thread.submit(asyncio.run, run()).result()
+    target = database_url(url)
+    with translated_errors():
+        if target.get_backend_name() == "sqlite":
+            return _on_sqlite(target, work)
+        # asyncpg has no blocking form. A thread of its own: the caller may be inside a loop.
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            return thread.submit(asyncio.run, _on_postgres(target, work)).result()
 
 
-def _locked(connection: Connection, work: Callable[[Connection], Result]) -> Result:
-    if connection.dialect.name == "postgresql":
-        connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_WAIT_S}s'"))
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
-        return work(connection)
-    result = work(connection)
-    broken = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
-    if broken:
-        raise SchemaError(f"the migration broke {len(broken)} references; it was undone")
-    return result
+def _on_sqlite(url: URL, work: Callable[[Connection], Result]) -> Result:
+    engine = create_engine(
+        url.set(drivername="sqlite"), hide_parameters=True, connect_args={"timeout": LOCK_WAIT_S}
+    )
+    prepare_sqlite(engine, foreign_keys=False)
+    try:
+        with engine.execution_options(catalog_writes=True).begin() as connection:
+            result = work(connection)
+            broken = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
+            if broken:
+                raise SchemaError(f"the migration broke {len(broken)} references: undone")
+            return result
+    finally:
+        engine.dispose()
+
+
+async def _on_postgres(url: URL, work: Callable[[Connection], Result]) -> Result:
+    engine = make_engine(url, pool_size=1, statement_timeout_s=MIGRATION_S)
+    try:
+        async with engine.begin() as connection:
+            await connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_WAIT_S}s'"))
+            lock = text("SELECT pg_advisory_xact_lock(:key)")
+            await connection.execute(lock, {"key": ADVISORY_LOCK})
+            return await connection.run_sync(work)
+    finally:
+        await engine.dispose()

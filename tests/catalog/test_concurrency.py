@@ -1,0 +1,192 @@
+"""Writers at once: none lost, none doubled, and every loser is told what happened."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from storage.catalog import (
+    AlreadyExistsError,
+    Catalog,
+    ConflictError,
+    MemoryRow,
+    RequestIdReusedError,
+    RequestRepeatedError,
+    TenantRow,
+)
+from tests.support.catalogs import (
+    append,
+    make_memory,
+    model_row,
+    new_documents,
+    open_catalog,
+    request_record,
+)
+
+WRITERS = 8
+
+
+async def outcomes(
+    catalogs: Sequence[Catalog], call: Callable[[Catalog, int], Awaitable[MemoryRow]]
+) -> tuple[list[MemoryRow], list[BaseException]]:
+    """Runs one call per writer at once: what succeeded, what was raised."""
+    results = await asyncio.gather(
+        *(call(catalogs[number % len(catalogs)], number) for number in range(WRITERS)),
+        return_exceptions=True,
+    )
+    rows = [result for result in results if isinstance(result, MemoryRow)]
+    errors = [result for result in results if isinstance(result, BaseException)]
+    return rows, errors
+
+
+class TestConcurrentWriters:
+    """Two catalogs on one database stand for two processes."""
+
+    async def test_one_of_many_appends_to_one_revision_wins(
+        self, catalog_url: str, catalog: Catalog, tenant: TenantRow
+    ) -> None:
+        memory = await make_memory(catalog, tenant)
+        async with open_catalog(catalog_url) as second:
+            rows, errors = await outcomes(
+                [catalog, second], lambda one, _number: append(one, memory, [1, 2])
+            )
+        assert len(rows) == 1
+        assert {type(error) for error in errors} == {ConflictError}
+        after = await catalog.get_memory(tenant.uid, "memory")
+        assert (after.revision, after.document_count) == (1, 2)
+
+    async def test_the_same_request_at_once_is_served_once(
+        self, catalog_url: str, catalog: Catalog, tenant: TenantRow
+    ) -> None:
+        memories = [
+            await make_memory(catalog, tenant, f"memory{number}") for number in range(WRITERS)
+        ]
+
+        # Different memories: only the request's unique key stands between them.
+        async def call(one: Catalog, number: int) -> MemoryRow:
+            record = request_record("r1", payload="p", reply=str(number).encode())
+            return await append(one, memories[number], request=record)
+
+        async with open_catalog(catalog_url) as second:
+            rows, errors = await outcomes([catalog, second], call)
+        assert len(rows) == 1
+        winner = await catalog.find_request(tenant.uid, "r1")
+        assert winner is not None
+        assert winner.reply == rows[0].memory_id.removeprefix("memory").encode()
+        for error in errors:
+            assert isinstance(error, RequestRepeatedError)
+            assert error.record == winner
+        assert (await catalog.usage(tenant.uid)).documents == 1
+
+    async def test_the_same_id_for_other_payloads_at_once(
+        self, catalog_url: str, catalog: Catalog, tenant: TenantRow
+    ) -> None:
+        memories = [
+            await make_memory(catalog, tenant, f"memory{number}") for number in range(WRITERS)
+        ]
+        async with open_catalog(catalog_url) as second:
+            rows, errors = await outcomes(
+                [catalog, second],
+                lambda one, number: append(
+                    one, memories[number], request=request_record("r1", payload=str(number))
+                ),
+            )
+        assert len(rows) == 1
+        assert {type(error) for error in errors} == {RequestIdReusedError}
+        assert (await catalog.usage(tenant.uid)).documents == 1
+
+    async def test_one_of_many_creations_of_a_name_wins(
+        self, catalog_url: str, catalog: Catalog, tenant: TenantRow
+    ) -> None:
+        async with open_catalog(catalog_url) as second:
+            rows, errors = await outcomes(
+                [catalog, second], lambda one, _number: make_memory(one, tenant)
+            )
+        assert len(rows) == 1
+        assert {type(error) for error in errors} == {AlreadyExistsError}
+
+    async def test_appends_to_many_memories_all_land(
+        self, catalog_url: str, catalog: Catalog, tenant: TenantRow
+    ) -> None:
+        await catalog.upsert_model(model_row())
+
+        async def write(one: Catalog, number: int) -> MemoryRow:
+            memory = await make_memory(one, tenant, f"memory{number}")
+            for step in range(5):
+                memory = await append(one, memory, [1], request_record(f"{number}/{step}"))
+            return memory
+
+        async with open_catalog(catalog_url) as second:
+            rows, errors = await outcomes([catalog, second], write)
+        assert errors == []
+        assert {(row.revision, row.document_count) for row in rows} == {(5, 5)}
+        assert await catalog.pending_count("fake") == (5 * WRITERS, 5 * WRITERS)
+
+    async def test_encoding_and_writing_do_not_disturb_each_other(
+        self, catalog_url: str, catalog: Catalog, tenant: TenantRow
+    ) -> None:
+        await catalog.upsert_model(model_row())
+        memory = await append(catalog, await make_memory(catalog, tenant), [1] * 10)
+
+        async def write() -> None:
+            current = memory
+            for step in range(15):
+                if step % 3 == 2:
+                    current = await catalog.commit_delete_documents(
+                        current.uid,
+                        current.revision,
+                        [current.last_number - 1, current.last_number],
+                        None,
+                    )
+                else:
+                    current = await append(catalog, current, [1] * 2)
+
+        async def encode(other: Catalog) -> None:
+            while True:
+                numbers = await other.next_numbers(memory.uid, "fake", 3)
+                if not numbers:
+                    return
+                await other.commit_encoded(
+                    memory.uid, "fake", "identity-1", numbers[-1], len(numbers), 1, 1, {}
+                )
+
+        async with open_catalog(catalog_url) as second:
+            await asyncio.gather(write(), encode(second))
+            await encode(second)
+        row = await catalog.get_encoding(memory.uid, "fake")
+        live = await catalog.live_numbers(memory.uid, 1, 1000)
+        assert row is not None
+        assert (row.pending_documents, row.encoded_documents) == (0, len(live))
+
+    async def test_a_model_and_memories_that_come_together_find_each_other(
+        self, catalog_url: str, catalog: Catalog, tenant: TenantRow
+    ) -> None:
+        async with open_catalog(catalog_url) as second:
+            *memories, _ = await asyncio.gather(
+                *(make_memory(catalog, tenant, f"memory{number}") for number in range(WRITERS)),
+                second.upsert_model(model_row()),
+            )
+        uids = [memory.uid for memory in memories if isinstance(memory, MemoryRow)]
+        encodings = await catalog.list_encodings_for(uids)
+        assert {len(rows) for rows in encodings.values()} == {1}
+        assert len(uids) == WRITERS
+
+    async def test_a_cancelled_write_leaves_the_catalog_usable(
+        self, catalog: Catalog, tenant: TenantRow
+    ) -> None:
+        memory = await make_memory(catalog, tenant)
+        for delay_s in (0.0, 0.0005, 0.001, 0.002, 0.004):
+            write = asyncio.create_task(
+                catalog.commit_append(
+                    memory.uid, memory.revision, new_documents(memory, [1] * 50), None
+                )
+            )
+            await asyncio.sleep(delay_s)
+            write.cancel()
+            await asyncio.gather(write, return_exceptions=True)
+            # All of it happened or none of it.
+            memory = await catalog.get_memory(tenant.uid, "memory")
+            assert memory.document_count == 50 * memory.revision
+            live = await catalog.live_numbers(memory.uid, 1, memory.last_number)
+            assert len(live) == memory.document_count
+        assert (await append(catalog, memory)).document_count == memory.document_count + 1
