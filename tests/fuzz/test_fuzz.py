@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.campaign import MAX_GROWTH_BYTES, fuzz_method, prepare
-from tests.fuzz.generate import Generator
 from tests.fuzz.target import METHODS, Target
 from tests.support.live import LiveServer, live_server
 
@@ -25,7 +24,7 @@ class Fuzzed:
     def __init__(self, server: LiveServer) -> None:
         self.server = server
         with server.client() as client:
-            self.generator = Generator(prepare(client))
+            self.known = prepare(client)
         self.target = Target(server.address, server.api_key)
         self.rss_before = server.process.memory_info().rss
 
@@ -45,7 +44,7 @@ def test_every_method_is_fuzzed_often_enough() -> None:
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_method(fuzzed: Fuzzed, name: str) -> None:
-    outcomes = fuzz_method(fuzzed.target, fuzzed.generator, METHODS[name], EXAMPLES, number=1)
+    outcomes = fuzz_method(fuzzed.target, fuzzed.known, METHODS[name], EXAMPLES, number=1)
     assert sum(outcomes.values()) >= EXAMPLES / 2
     assert fuzzed.server.process.is_running()
 
