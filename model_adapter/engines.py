@@ -35,6 +35,6 @@ def load_engine(spec: str, data: DataFolder, device: torch.device, dtype: str) -
     from model_adapter.msa.engine import MsaEngine
 
     try:
-        return MsaEngine(load_engine_source(spec, data, dtype), device)
+        return MsaEngine(load_engine_source(spec, data, dtype), str(device))
     except CheckpointError as error:
         raise UnusableModelError(str(error)) from error

@@ -11,7 +11,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -30,6 +30,8 @@ _DEFAULT_BUDGET = "1G"
 
 #: Exit status when the model or the address is at fault: starting again won't help.
 EXIT_UNUSABLE = 2
+#: Exit status of a fault inside: starting again may help.
+EXIT_FAULT = 1
 
 
 def parse_bytes(text: str) -> int:
@@ -76,34 +78,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         device = choose_device(options.device)
         engine = load_engine(options.model, config.data, device, options.dtype)
-        asyncio.run(_serve(engine, device, config, options.exit_with_parent))
+        sound = asyncio.run(_serve(engine, device, config, options.exit_with_parent))
     except (UnusableModelError, ListenError) as error:
         log.error("the worker can't start: %s", error)
         return EXIT_UNUSABLE
-    return 0
+    return 0 if sound else EXIT_FAULT
 
 
 async def _serve(
     engine: Engine, device: torch.device, config: WorkerConfig, exit_with_parent: bool
-) -> None:
-    loop, over = asyncio.get_running_loop(), asyncio.Event()
+) -> bool:
+    """Until asked to end (True), or until the worker can't go on (False)."""
+    loop, over, faults = asyncio.get_running_loop(), asyncio.Event(), list[str]()
+
+    def end() -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(over.set)
+
+    def fault() -> None:
+        faults.append("scheduler")
+        end()
+
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, over.set)
     if exit_with_parent:
-        threading.Thread(target=_watch_stdin, args=(loop, over), daemon=True).start()
-    async with serving(engine, device, config) as address:
+        threading.Thread(target=_watch_stdin, args=(end,), daemon=True).start()
+    async with serving(engine, device, config, fault) as address:
         log.info("serving %s on %s", engine.description.model_id, address)
         sys.stdout.write(json.dumps({"ready": True, "address": address}) + "\n")
         sys.stdout.flush()
         await over.wait()
         log.info("draining")
     log.info("drained")
+    return not faults
 
 
-def _watch_stdin(loop: asyncio.AbstractEventLoop, over: asyncio.Event) -> None:
+def _watch_stdin(end: Callable[[], None]) -> None:
     """The parent holds the other end of the pipe; it closes however the parent ends."""
-    # Not through sys.stdin: its lock, held by this thread, would abort the interpreter's end.
-    while os.read(sys.stdin.fileno(), 4096):
+    # Unbuffered: a thread inside a buffered reader would stand in the way of exit.
+    while os.read(0, 4096):
         pass
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(over.set)
+    end()

@@ -5,22 +5,20 @@ Each turn of the loop:
   2. waiting queries start while there are places, first come first served, and at
      most one ranking is run;
   3. every running query advances by one step, all in one batch;
-  4. a batch of documents is encoded: each turn while no query runs, else every
-     `steps_per_encode`-th turn and small, so that a query is slowed by a bounded
-     share and encoding never stops.
+  4. a batch of documents is encoded: each turn while no query runs; while some do, a
+     small one whenever they had their share of the engine's time since the last
+     (`pacing`), so that neither starves.
 Encode jobs take turns batch by batch, so a long one delays a short one little.
-A document too long for a busy batch waits for a turn without queries, but not for
-longer than `long_document_patience_s`.
+A document much too long for a busy batch waits for a turn without queries, but not
+for longer than `long_document_patience_s`.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from model_adapter.engine import (
@@ -39,33 +37,11 @@ from model_adapter.errors import (
     internal_fault,
 )
 from model_adapter.jobs import EncodeJob, Job, QueryJob, RouteJob, text_bytes
+from model_adapter.limits import Limits, Load
+from model_adapter.pacing import EncodePacer, EncodeShare
 
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Bounds of every queue and batch. Sizes in bytes of UTF-8 text.
-
-    waiting_queries counts queries and rankings that are being paged in or wait.
-    """
-
-    running_queries: int = 8
-    waiting_queries: int = 64
-    encode_jobs: int = 32
-    encode_bytes: int = 64 * 1024 * 1024
-    encode_batch_bytes: int = 32 * 1024
-    busy_encode_batch_bytes: int = 2 * 1024
-    steps_per_encode: int = 2
-    long_document_patience_s: float = 2.0
-
-
-@dataclass(frozen=True)
-class Load:
-    """Queries at a moment, rankings included."""
-
-    running: int
-    waiting: int
+#: A document of more than this many busy batches' size waits for a quiet turn.
+_LONG_DOCUMENT = 4
 
 
 class Scheduler:
@@ -78,9 +54,14 @@ class Scheduler:
         self,
         engine: Engine,
         limits: Limits | None = None,
+        share: EncodeShare | None = None,
         on_fault: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """on_fault: called once, from the engine's thread, when the scheduler itself fails."""
+        """on_fault: called once, from the engine's thread, when the scheduler itself fails.
+
+        clock: seconds, for the engine's own durations.
+        """
         self._engine = engine
         self._limits = limits or Limits()
         self._on_fault = on_fault
@@ -91,7 +72,8 @@ class Scheduler:
         self._running: list[QueryJob] = []
         self._encoding: deque[EncodeJob] = deque()
         self._busy_job: Job[Any] | None = None
-        self._turns_since_encode = 0
+        self._pacer = EncodePacer(share)
+        self._clock = clock
         self._draining = False
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -185,7 +167,7 @@ class Scheduler:
         deadline = time.monotonic() + grace_s
         with self._wake:
             self._draining = True
-            self._stop(list(self._encoding), error)
+            self._stop([job for job in self._jobs() if isinstance(job, EncodeJob)], error)
             while self._jobs() and (left := deadline - time.monotonic()) > 0:
                 self._wake.wait(left)
             self._stop(self._jobs(), error)
@@ -315,12 +297,15 @@ class Scheduler:
         for job in running:
             assert job.generation is not None
             generations.append(job.generation)
+        began = self._clock()
         try:
             results = self._engine.step(generations)
-        except Exception as error:  # noqa: BLE001  # as above; it is not known whose fault it was
-            fault = error if isinstance(error, EngineError) else internal_fault(error)
+        except Exception as error:  # noqa: BLE001  # as above
+            # Among several it is not known whose fault it is, and none may learn of another's.
+            known = isinstance(error, EngineError) and len(running) == 1
+            fault = error if known and isinstance(error, EngineError) else internal_fault(error)
             results = [StepResult(generation, (), fault) for generation in generations]
-        self._turns_since_encode += 1
+        self._pacer.stepped(self._clock() - began)
         over = {
             job for job, result in zip(running, results, strict=True) if self._deliver(job, result)
         }
@@ -346,6 +331,7 @@ class Scheduler:
             return
         job, documents = batch
         error: EngineError | None = None
+        began = self._clock()
         try:
             encoded = self._engine.encode(documents)
         except EngineError as refused:
@@ -358,7 +344,7 @@ class Scheduler:
                     job.sink.put(block)
                 for failure in encoded.failures:
                     job.sink.put(failure)
-        self._turns_since_encode = 0
+        self._pacer.encoded(sum(map(text_bytes, documents)), self._clock() - began)
         with self._wake:
             self._busy_job = None
             over = error is not None or not job.documents
@@ -370,12 +356,11 @@ class Scheduler:
 
     def _take_encode(self) -> tuple[EncodeJob, Sequence[DocumentText]] | None:
         """The next batch and its job, which is then out of the queue; None when it must wait."""
-        limits = self._limits
         with self._wake:
             busy = bool(self._running or self._waiting)
-            if busy and self._turns_since_encode < limits.steps_per_encode:
+            if not self._pacer.due(busy):
                 return None
-            size = limits.busy_encode_batch_bytes if busy else limits.encode_batch_bytes
+            size = self._pacer.batch_bytes(busy)
             for job in self._encoding:
                 if job.sink.ready() and not (busy and self._too_long(job, size)):
                     self._encoding.remove(job)
@@ -385,6 +370,5 @@ class Scheduler:
 
     def _too_long(self, job: EncodeJob, size: int) -> bool:
         waited = time.monotonic() - job.waiting_since
-        return (
-            text_bytes(job.documents[0]) > size and waited < self._limits.long_document_patience_s
-        )
+        much_longer = text_bytes(job.documents[0]) > _LONG_DOCUMENT * size
+        return much_longer and waited < self._limits.long_document_patience_s

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +15,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
 from model_adapter.engine import Engine
+from model_adapter.limits import Limits
 from model_adapter.pager import Budgets, Pager
 from model_adapter.readers import Readers
-from model_adapter.scheduler import Limits, Scheduler
+from model_adapter.scheduler import Scheduler
 from model_adapter.service import ModelAdapter
 from model_adapter.v1.model_adapter_pb2_grpc import add_ModelAdapterServiceServicer_to_server
 from model_adapter.wire import MAX_MESSAGE_BYTES
@@ -52,13 +53,18 @@ class WorkerConfig:
 
 
 @asynccontextmanager
-async def serving(engine: Engine, device: torch.device, config: WorkerConfig) -> AsyncIterator[str]:
-    """Serves inside; yields the address. Leaving drains. Raises ListenError."""
+async def serving(
+    engine: Engine, device: torch.device, config: WorkerConfig, on_fault: Callable[[], None]
+) -> AsyncIterator[str]:
+    """Serves inside; yields the address. Leaving drains. Raises ListenError.
+
+    on_fault: called from another thread when the worker can't go on.
+    """
     description = engine.description
     readers = Readers(lambda tenant: LmdbReader(config.data.tenant(tenant)))
     encoding = EncodingId(bytes.fromhex(description.identity)[:16])
     pager = Pager(description.layout, encoding, readers, config.budgets, device)
-    scheduler = Scheduler(engine, config.limits)
+    scheduler = Scheduler(engine, config.limits, on_fault=on_fault)
     service = ModelAdapter(description, scheduler, pager, config.budgets)
     server = aio.server(options=_OPTIONS, maximum_concurrent_rpcs=_MAX_CALLS)
     add_ModelAdapterServiceServicer_to_server(service, server)

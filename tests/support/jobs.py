@@ -24,7 +24,7 @@ from model_adapter.engine import (
     TextEvent,
 )
 from model_adapter.fake import FakeEngine, FakeSpec
-from model_adapter.jobs import EncodeJob, QueryJob, RouteJob
+from model_adapter.jobs import EncodeJob, QueryJob, RouteJob, text_bytes
 from model_adapter.residency import MemoryKey
 from model_adapter.scheduler import Scheduler
 
@@ -44,13 +44,22 @@ class WatchedEngine:
     """The fake engine, with a log of its calls. `hold` lets it go on call by call.
 
     calls: ("step", generations), ("encode", documents), ("route", 1). fail: raised by
-    the next call.
+    the next call. `clock` says how long calls took, were they to take seconds_per_byte
+    of encoded text and step_s a step.
     """
 
     inner: FakeEngine = field(default_factory=lambda: FakeEngine(FakeSpec()))
     calls: list[tuple[str, int]] = field(default_factory=list)
     fail: Exception | None = None
+    step_s: float = 1 / 8
+    seconds_per_byte: float = 1 / 1024
+    now_s: float = 0.0
+    blocked: bool = False
     _held: threading.Semaphore | None = None
+
+    def clock(self) -> float:
+        """For Scheduler."""
+        return self.now_s
 
     @property
     def description(self) -> ModelDescription:
@@ -75,7 +84,9 @@ class WatchedEngine:
 
     def _called(self, what: str, size: int) -> None:
         if self._held is not None:
+            self.blocked = True
             self._held.acquire()
+            self.blocked = False
         self.calls.append((what, size))
         if self.fail is not None:
             error, self.fail = self.fail, None
@@ -83,6 +94,7 @@ class WatchedEngine:
 
     def encode(self, documents: Sequence[DocumentText]) -> Encoded:
         self._called("encode", len(documents))
+        self.now_s += sum(map(text_bytes, documents)) * self.seconds_per_byte
         return self.inner.encode(documents)
 
     def route(self, question: str, memory: MemoryView, limit: int) -> list[RankedDocument]:
@@ -94,6 +106,7 @@ class WatchedEngine:
 
     def step(self, generations: Sequence[Generation]) -> list[StepResult]:
         self._called("step", len(generations))
+        self.now_s += self.step_s
         return self.inner.step(generations)
 
 

@@ -20,8 +20,10 @@ from model_adapter.errors import (
 )
 from model_adapter.fake import FakeEngine
 from model_adapter.jobs import QueryJob
+from model_adapter.limits import Limits
 from model_adapter.msa.memory import InMemoryView
-from model_adapter.scheduler import Limits, Scheduler
+from model_adapter.pacing import EncodeShare
+from model_adapter.scheduler import Scheduler
 from storage.layout import KVBlock
 from tests.support.jobs import (
     ListSink,
@@ -58,6 +60,17 @@ def view(engine: WatchedEngine) -> InMemoryView:
     return make_view(engine.inner)
 
 
+#: At the watched engine's 1,000 bytes a second: 200 bytes, or 20 while queries run.
+BY_TURNS = EncodeShare(
+    batch_s=0.2,
+    busy_batch_s=0.02,
+    busy_share=1 / 6,
+    smallest_batch_bytes=1,
+    largest_batch_bytes=200,
+)
+#: One document of "ten bytes!" at a time.
+SMALL = EncodeShare(smallest_batch_bytes=1, largest_batch_bytes=10)
+
 Make = Callable[..., Scheduler]
 
 
@@ -65,8 +78,9 @@ Make = Callable[..., Scheduler]
 def make(engine: WatchedEngine) -> Iterator[Make]:
     made: list[Scheduler] = []
 
-    def start(**limits: float) -> Scheduler:
-        scheduler = Scheduler(engine, Limits(**limits))  # type: ignore[arg-type]  # by name
+    def start(share: EncodeShare | None = None, **limits: float) -> Scheduler:
+        bounds = Limits(**limits)  # type: ignore[arg-type]  # by name
+        scheduler = Scheduler(engine, bounds, share or SMALL, clock=engine.clock)
         scheduler.start()
         made.append(scheduler)
         return scheduler
@@ -212,26 +226,42 @@ def test_rankings_run_between_steps(make: Make, engine: WatchedEngine, view: InM
 def test_encoding_and_queries_share_by_turns(
     make: Make, engine: WatchedEngine, view: InMemoryView
 ) -> None:
-    scheduler = make(busy_encode_batch_bytes=20, encode_batch_bytes=200, steps_per_encode=2)
+    scheduler = make(BY_TURNS)
+    encode(scheduler, MEMORY, ["ten bytes!"] * 400).sink.wait()  # So that the speed is known.
+    engine.calls.clear()
     engine.hold()
-    answers = [ask(scheduler, MEMORY, view, BOAT) for _ in range(2)]
+    answers = [ask(scheduler, MEMORY, view, BOAT * 3) for _ in range(2)]
     work = encode(scheduler, MEMORY, ["ten bytes!"] * 100)
     engine.let_go()
     assert all(answer.sink.wait().error is None for answer in answers)
     assert [item.number for item in work.sink.wait().items] == list(range(1, 101))
     kinds = "".join("e" if what == "encode" else "s" for what, _ in engine.calls)
-    while_running = kinds[: kinds.rindex("s") + 1]
-    runs = [len(run) for run in while_running.split("e")]
-    assert max(runs) <= 2, "encoding is never more than two steps away"
-    assert min(runs[:-1] or [2]) >= 1
-    assert while_running.count("e") >= 4
-    assert {size for what, size in engine.calls[: len(while_running)] if what == "encode"} == {2}
-    alone = [size for what, size in engine.calls[len(while_running) :] if what == "encode"]
-    assert alone[0] == 20, "full batches when nothing else runs"
+    while_running = kinds[kinds.index("s") : kinds.rindex("s") + 1]
+    # 20 bytes take 0.02 s, for which queries are owed 0.1 s: one step of 0.125 s.
+    assert "se" * 4 in while_running
+    assert "ee" not in while_running
+    sizes = [size for what, size in engine.calls if what == "encode"]
+    assert set(sizes[1 : while_running.count("e")]) == {2}
+    assert sizes[-2] == 20, "full batches when nothing else runs"
+
+
+def test_running_queries_are_held_up_for_their_share_only(
+    make: Make, engine: WatchedEngine, view: InMemoryView
+) -> None:
+    """A long batch is followed by steps that take as long."""
+    engine.step_s, engine.seconds_per_byte = 1 / 8, 1 / 32
+    scheduler = make(EncodeShare(busy_share=0.5, smallest_batch_bytes=1, largest_batch_bytes=10))
+    engine.hold()
+    ask(scheduler, MEMORY, view, BOAT)
+    engine.go(1)
+    encode(scheduler, MEMORY, ["ten bytes!"] * 100)
+    engine.go(9)
+    kinds = "".join("e" if what == "encode" else "s" for what, _ in engine.calls)
+    assert kinds in ("ssesssesss", "sesssessse"), kinds
 
 
 def test_encode_jobs_take_turns(make: Make, engine: WatchedEngine) -> None:
-    scheduler = make(encode_batch_bytes=10)
+    scheduler = make()
     engine.hold()
     long = encode(scheduler, MEMORY, ["ten bytes!"] * 50)
     short = encode(scheduler, key(2), ["ten bytes!"] * 3)
@@ -243,7 +273,7 @@ def test_encode_jobs_take_turns(make: Make, engine: WatchedEngine) -> None:
 
 
 def test_a_slow_reader_holds_back_its_own_job_only(make: Make, engine: WatchedEngine) -> None:
-    scheduler = make(encode_batch_bytes=10)
+    scheduler = make()
     engine.hold()
     slow = encode(scheduler, MEMORY, ["ten bytes!"] * 5)
     engine.go(1)
@@ -263,10 +293,10 @@ def test_a_slow_reader_holds_back_its_own_job_only(make: Make, engine: WatchedEn
 def test_a_long_document_waits_for_a_quiet_turn_but_not_for_ever(
     make: Make, engine: WatchedEngine, view: InMemoryView
 ) -> None:
-    scheduler = make(busy_encode_batch_bytes=20, long_document_patience_s=0.3)
+    scheduler = make(long_document_patience_s=0.3)
     engine.hold()
     ask(scheduler, MEMORY, view, BOAT)
-    long = encode(scheduler, MEMORY, ["far more than twenty bytes of text"])
+    long = encode(scheduler, MEMORY, ["far more than four batches of ten bytes each"])
     engine.go(5)
     assert {what for what, _ in engine.calls} == {"step"}
     time.sleep(0.3)
@@ -311,6 +341,7 @@ def test_stopping_a_memory_ends_all_its_work_and_waits(
     scheduler.admit(paged)
     other = ask(scheduler, key(1, OTHER_TENANT), view, BOAT)
     engine.go(2)
+    eventually(lambda: engine.blocked, "a third call")
     with pytest.raises(MemoryInUseError):
         scheduler.stop_memory(TENANT, MEMORY.memory, timeout_s=0.02)
     with ThreadPoolExecutor(1) as threads:
