@@ -114,6 +114,8 @@ def run(
         routes = index in routed_layers and any(segment.routing for segment in segments)
         want = Want.ROUTING_QUERY if routes else Want.CONTENT
         projected = decoder.project(index, hidden_TM, cos_TD, sin_TD, want)
+        if routes and probe is not None and projected.routing_THD is not None:
+            probe(f"routing_query{index}", projected.routing_THD)
         if routes:
             _route(decoder, index, segments, projected, routings)
         if only_routing and index == routed_layers[-1]:

@@ -1,0 +1,1 @@
+"""Comparison with golden vectors of the published implementation (docs/parity.md)."""
