@@ -12,6 +12,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,7 +35,9 @@ _T = TypeVar("_T")
 _MIB = 2**20
 _READER_CHECK_S = 60.0
 _MAX_RESIZES = 8
-_FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: Pages of the tree that a commit writes besides its values.
+_SLACK_BYTES = 256 * 1024
 
 DATA_FILE = "data.mdb"
 WRITER_LOCK_FILE = "writer.lock"
@@ -203,11 +207,11 @@ class Environment:
             self._check_readers_now_and_then()
             while True:
                 try:
-                    return self._write_once(work)
+                    return self._write_once(work, expected_bytes)
                 except lmdb.MapFullError:
                     self._grow(expected_bytes, frees)
 
-    def _write_once(self, work: Callable[[lmdb.Transaction], _T]) -> _T:
+    def _write_once(self, work: Callable[[lmdb.Transaction], _T], expected_bytes: int) -> _T:
         try:
             with self._gate.shared():
                 self._check_open()
@@ -217,7 +221,24 @@ class Environment:
             if isinstance(error.__cause__, lmdb.Error):
                 # A failed commit may leave the environment unusable: take a new one.
                 self._reopen()
+                # LMDB reports a write that a full disk cut short as an I/O error.
+                if os.strerror(errno.EIO) in str(error) and self._is_full(expected_bytes):
+                    raise StorageFullError(f"disk is full: {error}") from error.__cause__
             raise
+
+    def _is_full(self, expected_bytes: int) -> bool:
+        """True when the disk, a quota or the process's limit leaves no room for such a write."""
+        room = expected_bytes + expected_bytes // 2 + _SLACK_BYTES
+        limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+        size = (self.path / DATA_FILE).stat().st_size
+        if limit != resource.RLIM_INFINITY and size + room > limit:
+            return True
+        try:
+            with tempfile.TemporaryFile(dir=self.path) as probe:
+                os.posix_fallocate(probe.fileno(), 0, room)
+        except OSError as error:
+            return error.errno in _FULL
+        return False
 
     def _grow(self, expected_bytes: int, frees: bool) -> None:
         ceiling = _pages(self._limits.max_bytes + (self._limits.reserve_bytes if frees else 0))
@@ -283,7 +304,7 @@ def _sync_folder(path: Path) -> None:
 
 
 def _storage_error(error: OSError | lmdb.Error) -> StorageError:
-    if any(text in str(error) for text in _FULL):
+    if any(os.strerror(code) in str(error) for code in _FULL):
         return StorageFullError(f"disk is full: {error}")
     return StorageError(str(error))
 

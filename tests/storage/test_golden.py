@@ -61,7 +61,8 @@ GOLDEN_LAYOUTS = {
 def ramp(layout: KVLayout, start: int) -> Bits:
     """A [L, C, E] array of small fractions, rising."""
     shape = (len(layout.routed_layers), layout.chunks(TOKENS), layout.width)
-    values = (np.arange(start, start + np.prod(shape), dtype=np.float32) / 8).reshape(shape)
+    steps = np.arange(start, start + int(np.prod(shape)), dtype=np.float32)
+    values = np.divide(steps, 8, dtype=np.float32).reshape(shape)
     if layout.dtype == "fp32":
         return values
     return (values.view(np.uint32) >> 16).astype(np.uint16)
