@@ -153,3 +153,38 @@ def live_server(
         yield server
     finally:
         server.stop()
+
+
+class LiveWorker:
+    """A model worker that runs apart from the server, on a Unix socket beside its folder."""
+
+    def __init__(self, folder: Path, *, model: str = "fake") -> None:
+        self.folder = folder
+        self.address = f"unix:{folder.with_name('worker-apart.sock')}"
+        self._model = model
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        """Starts it and waits until it serves."""
+        command = [*_MEMSVC, "worker", "--data-dir", str(self.folder), "--model", self._model]
+        with self.folder.with_name("worker-apart.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*command, "--listen", self.address],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=environment(),
+            )
+        if self._process.stdout is None or not self._process.stdout.readline():
+            raise LiveError("the worker did not start")
+
+    def stop(self) -> int:
+        """SIGTERM, then waits; the exit status."""
+        if self._process is None:
+            return 0
+        self._process.send_signal(signal.SIGTERM)
+        status = self._process.wait(timeout=START_S)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._process = None
+        return status
