@@ -118,6 +118,11 @@ class Config:
     open_environments: int = _setting(
         64, "Tenants whose LMDB environment stays open.", low=1, high=4096
     )
+    max_store_bytes: int = _setting(
+        64 * 1024 * MIB,
+        "Most bytes one tenant's LMDB file may take; then writes are refused with STORAGE_FULL.",
+        low=MIB,
+    )
     reader_threads: int = _setting(4, "Threads that read LMDB.", low=1, high=64)
     request_memory_s: float = _setting(
         86_400.0, "How long a request_id is remembered.", low=60, high=30 * 86_400

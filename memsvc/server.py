@@ -30,7 +30,7 @@ from memsvc.paging import PageTokens
 from memsvc.progress import Progress
 from memsvc.reconcile import reconcile
 from memsvc.setup import Initialised, hold, initialise, make_folders
-from memsvc.stores import Stores
+from memsvc.stores import Stores, lmdb_opener
 from memsvc.v1 import admin_service_pb2, memory_service_pb2
 from memsvc.v1 import admin_service_pb2_grpc as admin_grpc
 from memsvc.v1 import memory_service_pb2_grpc as memory_grpc
@@ -91,9 +91,10 @@ class Server:
         idle = asyncio.create_task(self._gate.wait_idle())
         hurried = asyncio.create_task(self._hurry.wait())
         await asyncio.wait({idle, hurried}, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
+        await self._server.stop(0)
+        await asyncio.wait({idle}, timeout=_CANCEL_S)
         for task in (idle, hurried):
             task.cancel()
-        await self._server.stop(_CANCEL_S if self._gate.calls else 0)
         await self.application.writes.drain()
         log.info("drained", extra={"calls": self._gate.calls})
 
@@ -131,7 +132,12 @@ async def _build(config: Config, stack: AsyncExitStack) -> Application:
     except CatalogError as error:
         raise ServerStartError(str(error)) from error
     stack.push_async_callback(catalog.close)
-    stores = Stores(config.folder, config.open_environments, config.reader_threads)
+    stores = Stores(
+        config.folder,
+        config.open_environments,
+        config.reader_threads,
+        lmdb_opener(config.max_store_bytes),
+    )
     stack.push_async_callback(stores.close)
     progress = Progress()
     workers = Workers(config, catalog)

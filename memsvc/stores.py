@@ -15,7 +15,8 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
-from storage.lmdb_store import LmdbStore
+from storage.lmdb_env import MapLimits
+from storage.lmdb_store import LmdbOptions, LmdbStore
 from storage.paths import DataFolder
 from storage.store import TenantStore
 
@@ -25,8 +26,11 @@ T = TypeVar("T")
 Opener = Callable[[Path], TenantStore]
 
 
-def _open_lmdb(path: Path) -> TenantStore:
-    return LmdbStore(path)
+def lmdb_opener(max_bytes: int) -> Opener:
+    """Opens LMDB environments that grow to max_bytes and no further."""
+    start_bytes = min(MapLimits().start_bytes, max_bytes)
+    options = LmdbOptions(limits=MapLimits(start_bytes=start_bytes, max_bytes=max_bytes))
+    return lambda path: LmdbStore(path, options)
 
 
 class _Handle:
@@ -58,7 +62,7 @@ class Stores:
         folder: DataFolder,
         open_environments: int,
         reader_threads: int,
-        opener: Opener = _open_lmdb,
+        opener: Opener,
     ) -> None:
         self._folder = folder
         self._limit = open_environments

@@ -86,7 +86,8 @@ class Served:
 
     async def texts(self, memory: str) -> list[str]:
         """Text of every document, by number, through ListDocuments."""
-        found, token = [], ""
+        found: list[str] = []
+        token = ""
         while True:
             page = await self.as_operator(
                 self.memories.ListDocuments,
