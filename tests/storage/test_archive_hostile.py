@@ -1,0 +1,461 @@
+"""Archives that lie: each is refused by its own error, whatever else is right about it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import random
+import tarfile
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from storage.archive import (
+    ArchiveCorruptError,
+    ArchiveError,
+    ArchiveForbiddenError,
+    ArchiveLimits,
+    ArchiveTruncatedError,
+    ArchiveVersionError,
+    open_archive,
+)
+from storage.document_json import encode_document
+from storage.store import StoredDocument
+from tests.support.archives import pack, sample
+from tests.support.blocks import SHARED, make_block, make_document, same_block
+
+MANIFEST, INDEX, DOCUMENTS = "manifest.json", "index.json", "documents/000000.jsonl.zst"
+Members = list[tuple[str, bytes]]
+
+
+def unpack(data: bytes) -> Members:
+    members: Members = []
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        for member in archive:
+            file = archive.extractfile(member)
+            assert file is not None
+            members.append((member.name, file.read()))
+    return members
+
+
+def repack(members: Members, index: bool = True) -> bytes:
+    """An archive of these members whose hashes are right: damage with the lock picked."""
+    out = io.BytesIO()
+    if index:
+        listed = [
+            {"name": name, "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+            for name, data in members
+            if name != INDEX
+        ]
+        text = json.dumps({"members": listed}).encode()
+        members = [(name, text if name == INDEX else data) for name, data in members]
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def change(name: str, edit: Callable[[bytes], bytes]) -> bytes:
+    members = unpack(sample())
+    assert name in dict(members)
+    return repack([(one, edit(data) if one == name else data) for one, data in members])
+
+
+def change_manifest(**fields: object) -> bytes:
+    return change(MANIFEST, lambda data: json.dumps(json.loads(data) | fields).encode())
+
+
+def change_lines(edit: Callable[[list[bytes]], list[bytes]]) -> bytes:
+    def inner(data: bytes) -> bytes:
+        lines = zstandard.decompress(data).splitlines(keepends=True)
+        return zstandard.compress(b"".join(edit(lines)))
+
+    return change(DOCUMENTS, inner)
+
+
+def blocks_member() -> str:
+    return next(name for name, _ in unpack(sample()) if name.startswith("encodings/"))
+
+
+def change_header(edit: Callable[[dict[str, dict[str, object]]], object]) -> bytes:
+    """Changes a blocks member's safetensors header."""
+
+    def inner(data: bytes) -> bytes:
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        edit(header)
+        text = json.dumps(header).encode()
+        return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+    return change(blocks_member(), inner)
+
+
+def insert(name: str, data: bytes = b"x", kind: bytes = tarfile.REGTYPE, link: str = "") -> bytes:
+    """A sound archive with one member more, behind the manifest."""
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    info.size = len(data) if kind == tarfile.REGTYPE else 0
+    more = info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % 512)
+    whole = sample()
+    at = 512 + -(-len(dict(unpack(whole))[MANIFEST]) // 512) * 512
+    return whole[:at] + (more if kind == tarfile.REGTYPE else more[:512]) + whole[at:]
+
+
+@pytest.fixture
+def attempt(tmp_path: Path) -> Callable[[bytes], None]:
+    def run(data: bytes) -> None:
+        path = tmp_path / "a.msamem"
+        path.write_bytes(data)
+        open_archive(path).close()
+
+    return run
+
+
+def test_repacking_alone_does_no_harm(attempt: Callable[[bytes], None]) -> None:
+    """So each refusal below is of the change."""
+    attempt(sample())
+    attempt(repack(unpack(sample())))
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "documents/../x", "a\\..\\b", "x" * 90])
+def test_names_that_are_paths_elsewhere(name: str, attempt: Callable[[bytes], None]) -> None:
+    with pytest.raises(ArchiveForbiddenError):
+        attempt(insert(name))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["more.json", "documents/1.jsonl.zst", "encodings/zz/000000.safetensors", "MANIFEST.JSON"],
+)
+def test_unknown_members(name: str, attempt: Callable[[bytes], None]) -> None:
+    with pytest.raises(ArchiveForbiddenError):
+        attempt(insert(name))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        tarfile.SYMTYPE,
+        tarfile.LNKTYPE,
+        tarfile.CHRTYPE,
+        tarfile.BLKTYPE,
+        tarfile.FIFOTYPE,
+        tarfile.DIRTYPE,
+        tarfile.CONTTYPE,
+        tarfile.XHDTYPE,
+        tarfile.XGLTYPE,
+        tarfile.GNUTYPE_LONGNAME,
+        tarfile.GNUTYPE_SPARSE,
+    ],
+)
+def test_members_that_are_no_files(kind: bytes, attempt: Callable[[bytes], None]) -> None:
+    with pytest.raises(ArchiveForbiddenError):
+        attempt(insert("documents/000001.jsonl.zst", kind=kind, link="/etc/passwd"))
+
+
+@pytest.mark.parametrize("name", [MANIFEST, DOCUMENTS, INDEX])
+def test_duplicate_members(name: str, attempt: Callable[[bytes], None]) -> None:
+    members = unpack(sample())
+    again = next(one for one in members if one[0] == name)
+    with pytest.raises(ArchiveForbiddenError):
+        attempt(repack([*members[:-1], again, members[-1], again]))
+
+
+def test_an_encoding_that_the_manifest_does_not_name(attempt: Callable[[bytes], None]) -> None:
+    with pytest.raises(ArchiveForbiddenError):
+        attempt(change_manifest(encodings=[]))
+
+
+def test_members_out_of_order_or_missing(attempt: Callable[[bytes], None]) -> None:
+    members = unpack(sample())
+    swapped = [members[0], members[2], members[1], *members[3:]]
+    gap = [(n.replace("documents/000000", "documents/000001"), d) for n, d in members]
+    for changed in (swapped, gap):
+        with pytest.raises(ArchiveCorruptError):
+            attempt(repack(changed))
+    with pytest.raises(ArchiveCorruptError):
+        attempt(repack(members[1:]))
+    with pytest.raises(ArchiveTruncatedError):
+        attempt(repack(members[:-1]))
+
+
+@pytest.mark.parametrize("version", [2, 99, 2**62])
+def test_a_newer_version(version: int, attempt: Callable[[bytes], None]) -> None:
+    data = change_manifest(version=version, more="fields that version 1 does not know")
+    with pytest.raises(ArchiveVersionError) as caught:
+        attempt(data)
+    assert caught.value.version == version
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"version": 0},
+        {"version": "1"},
+        {"format": "other"},
+        {"more": 1},
+        {"revision": -1},
+        {"documents": 4},
+        {"documents": 2},
+        {"last_number": 4},
+        {"revision": 3},
+        {"memory": {}},
+        {"encodings": [{}]},
+        {"encodings": 1},
+    ],
+)
+def test_a_manifest_that_lies(fields: dict[str, object], attempt: Callable[[bytes], None]) -> None:
+    with pytest.raises(ArchiveCorruptError):
+        attempt(change_manifest(**fields))
+
+
+def test_a_manifest_that_names_an_encoding_twice(attempt: Callable[[bytes], None]) -> None:
+    encodings = json.loads(dict(unpack(sample()))[MANIFEST])["encodings"]
+    with pytest.raises(ArchiveCorruptError):
+        attempt(change_manifest(encodings=[encodings[0], encodings[0]]))
+    with pytest.raises(ArchiveForbiddenError):
+        many = [encodings[0] | {"identity": f"{n:064x}"} for n in range(100)]
+        attempt(change_manifest(encodings=many))
+    with pytest.raises(ArchiveCorruptError):
+        attempt(change_manifest(encodings=[encodings[0] | {"identity": "AB" * 32}, encodings[1]]))
+
+
+def test_a_manifest_that_says_another_layout(attempt: Callable[[bytes], None]) -> None:
+    encodings = json.loads(dict(unpack(sample()))[MANIFEST])["encodings"]
+    for field, value in (("dtype", "fp32"), ("head_dim", 4), ("separate_routing_keys", True)):
+        changed = encodings[0] | {"layout": encodings[0]["layout"] | {field: value}}
+        with pytest.raises(ArchiveCorruptError):
+            attempt(change_manifest(encodings=[changed, encodings[1]]))
+
+
+def test_a_giant_manifest(attempt: Callable[[bytes], None]) -> None:
+    with pytest.raises(ArchiveForbiddenError):
+        attempt(change(MANIFEST, lambda data: data + b" " * 2**20))
+
+
+@pytest.mark.parametrize("name", [MANIFEST, INDEX])
+@pytest.mark.parametrize("text", [b"", b"{}", b"[]", b"[" * 9999, b"\xff", b'{"a":1,"a":1}'])
+def test_json_that_is_none(name: str, text: bytes, attempt: Callable[[bytes], None]) -> None:
+    members = [(one, text if one == name else data) for one, data in unpack(sample())]
+    with pytest.raises(ArchiveCorruptError):
+        attempt(repack(members, index=name != INDEX))
+
+
+def test_a_hash_that_is_not_the_members(attempt: Callable[[bytes], None]) -> None:
+    members = unpack(sample())
+    index = json.loads(dict(members)[INDEX])
+    for field, value in (("sha256", "0" * 64), ("size", 1), ("name", "other")):
+        changed = [dict(one) for one in index["members"]]
+        changed[1][field] = value
+        text = json.dumps({"members": changed}).encode()
+        with pytest.raises(ArchiveCorruptError):
+            attempt(repack([*members[:-1], (INDEX, text)], index=False))
+
+
+class TestDocuments:
+    def test_a_bomb(self, attempt: Callable[[bytes], None]) -> None:
+        bomb = change(DOCUMENTS, lambda _: zstandard.compress(bytes(2**28)))
+        tracemalloc.start()
+        with pytest.raises(ArchiveForbiddenError, match="expand"):
+            attempt(bomb)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 8 * 2**20
+
+    def test_many_small_bombs(self, tmp_path: Path) -> None:
+        path = tmp_path / "a"
+        path.write_bytes(sample())
+        with pytest.raises(ArchiveForbiddenError):
+            open_archive(path, ArchiveLimits(total_text_bytes=100))
+
+    def test_a_frame_that_hides_its_size(self, attempt: Callable[[bytes], None]) -> None:
+        hide = zstandard.ZstdCompressor(write_content_size=False)
+        with pytest.raises(ArchiveCorruptError):
+            attempt(change(DOCUMENTS, lambda d: hide.compress(zstandard.decompress(d))))
+
+    @pytest.mark.parametrize("data", [b"", b"x" * 50])
+    def test_no_frame(self, data: bytes, attempt: Callable[[bytes], None]) -> None:
+        with pytest.raises(ArchiveCorruptError):
+            attempt(change(DOCUMENTS, lambda _: data))
+
+    @pytest.mark.parametrize(
+        "edit",
+        [
+            lambda lines: lines[::-1],
+            lambda lines: [lines[0], *lines],
+            lambda lines: lines[:-1],
+            lambda lines: [*lines[:-1], lines[-1].strip()],
+            lambda lines: [*lines, b"\n"],
+            lambda lines: [*lines, b"{}\n"],
+            lambda lines: [b"\xff\n", *lines[1:]],
+            lambda lines: [lines[0].replace(b'"number":1', b'"number":-1'), *lines[1:]],
+            lambda lines: [lines[0].replace(b'"user"', b'"root"'), *lines[1:]],
+            lambda lines: [],
+        ],
+    )
+    def test_lines_that_do_not_fit(
+        self, edit: Callable[[list[bytes]], list[bytes]], attempt: Callable[[bytes], None]
+    ) -> None:
+        with pytest.raises(ArchiveCorruptError):
+            attempt(change_lines(edit))
+
+    def test_a_document_that_is_newer_than_its_memory(
+        self, attempt: Callable[[bytes], None]
+    ) -> None:
+        late = encode_document(replace(make_document(5), revision=51)) + b"\n"
+        with pytest.raises(ArchiveCorruptError):
+            attempt(change_lines(lambda lines: [*lines[:-1], late]))
+
+
+class TestBlocks:
+    @pytest.mark.parametrize(
+        "edit",
+        [
+            lambda h: h.pop("value"),
+            lambda h: h.update(more=h["value"]),
+            lambda h: h.update(__metadata__={}),
+            lambda h: h["value"].update(dtype="F32"),
+            lambda h: h["value"].update(dtype="F16"),
+            lambda h: h["numbers"].update(shape=[2**62]),
+            lambda h: h["numbers"].update(shape=[-2]),
+            lambda h: h["numbers"].update(shape=[1, 2]),
+            lambda h: h["numbers"].update(shape=[True]),
+            lambda h: h["value"].update(shape=[3, 2]),
+            lambda h: h["value"].update(shape=[2, 3, 16]),
+            lambda h: h["value"].update(data_offsets=[0, 2**40]),
+            lambda h: h["value"].update(data_offsets=h["routing_key"]["data_offsets"]),
+            lambda h: h["value"].update(data_offsets=h["value"]["data_offsets"][::-1]),
+            lambda h: h["value"].update(data_offsets=[0]),
+            lambda h: h.update(tokens=h["numbers"]),
+        ],
+    )
+    def test_a_header_that_lies(
+        self,
+        edit: Callable[[dict[str, dict[str, object]]], object],
+        attempt: Callable[[bytes], None],
+    ) -> None:
+        with pytest.raises(ArchiveCorruptError):
+            attempt(change_header(edit))
+
+    @pytest.mark.parametrize(
+        "edit",
+        [
+            lambda data: b"",
+            lambda data: data[:7],
+            lambda data: b"\xff" * 8 + data[8:],
+            lambda data: (2**40).to_bytes(8, "little") + data[8:],
+            lambda data: data[:-1],
+            lambda data: data + b"x",
+        ],
+    )
+    def test_bytes_that_do_not_fit(
+        self, edit: Callable[[bytes], bytes], attempt: Callable[[bytes], None]
+    ) -> None:
+        with pytest.raises(ArchiveCorruptError):
+            attempt(change(blocks_member(), edit))
+
+    @pytest.mark.parametrize("name", ["numbers", "tokens"])
+    @pytest.mark.parametrize("value", [0, -1, 2**62, 10**9])
+    def test_vectors_that_lie(
+        self, name: str, value: int, attempt: Callable[[bytes], None]
+    ) -> None:
+        def edit(data: bytes) -> bytes:
+            length = 8 + int.from_bytes(data[:8], "little")
+            at = length + json.loads(data[8:length])[name]["data_offsets"][0]
+            return data[:at] + value.to_bytes(8, "little", signed=True) + data[at + 8 :]
+
+        with pytest.raises(ArchiveCorruptError):
+            attempt(change(blocks_member(), edit))
+
+    def test_a_block_without_its_document(self, attempt: Callable[[bytes], None]) -> None:
+        blocks = [make_block(SHARED, 1), make_block(SHARED, 2)]
+        with pytest.raises(ArchiveCorruptError, match="no document"):
+            attempt(pack([make_document(1)], [(SHARED, blocks)]))
+
+    def test_blocks_out_of_order(self, attempt: Callable[[bytes], None]) -> None:
+        blocks = [make_block(SHARED, 2), make_block(SHARED, 1)]
+        with pytest.raises(ArchiveCorruptError, match="out of order"):
+            attempt(pack([make_document(1), make_document(2)], [(SHARED, blocks)]))
+
+
+def test_every_truncation(tmp_path: Path) -> None:
+    data = sample()
+    for length in [*range(0, len(data), 97), *range(len(data) - 1025, len(data))]:
+        path = tmp_path / "a"
+        path.write_bytes(data[:length])
+        with pytest.raises(ArchiveTruncatedError):
+            open_archive(path)
+
+
+@pytest.mark.parametrize("tail", [b"x", bytes(11_000), bytes(100) + b"x", b"\0" * 512 + b"x" * 512])
+def test_something_behind_the_end(tail: bytes, attempt: Callable[[bytes], None]) -> None:
+    with pytest.raises(ArchiveCorruptError):
+        attempt(sample() + tail)
+
+
+def test_too_many_members(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(sample())
+    with pytest.raises(ArchiveForbiddenError):
+        open_archive(path, ArchiveLimits(members=3))
+    with pytest.raises(ArchiveForbiddenError):
+        open_archive(path, ArchiveLimits(member_bytes=100))
+
+
+def test_a_file_that_changes_after_it_was_verified(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    data = pack([make_document(n, random.Random(n).randbytes(999).hex()) for n in range(1, 50)])
+    path.write_bytes(data)
+    with open_archive(path) as archive, path.open("r+b") as file:
+        file.seek(len(data) // 2)
+        file.write(b"changed")
+        file.flush()
+        with pytest.raises(ArchiveCorruptError, match="changed while"):
+            list(archive.documents())
+
+
+def contents(path: Path) -> tuple[object, list[StoredDocument], list[object]]:
+    with open_archive(path) as archive:
+        found = [list(archive.blocks(e.encoding_id)) for e in archive.manifest.encodings]
+        return archive.manifest, list(archive.documents()), [b for run in found for b in run]
+
+
+def test_random_damage_is_refused_or_does_no_harm(tmp_path: Path) -> None:
+    """Thousands of mutations: an ArchiveError, or the very contents that were written."""
+    chance = random.Random(11)
+    whole = sample()
+    path = tmp_path / "a"
+    path.write_bytes(whole)
+    manifest, documents, blocks = contents(path)
+    refused = 0
+    for _ in range(3000):
+        data = bytearray(whole)
+        for _ in range(chance.randint(1, 3)):
+            at = chance.randrange(len(data))
+            match chance.randrange(4):
+                case 0:
+                    data[at] ^= 1 << chance.randrange(8)
+                case 1:
+                    data[at : at + chance.randint(1, 40)] = chance.randbytes(chance.randint(0, 40))
+                case 2:
+                    start = chance.randrange(len(data))
+                    data[at : at + 512] = data[start : start + 512]
+                case 3:
+                    del data[at : at + 512 * chance.randint(1, 4)]
+        path.write_bytes(data)
+        try:
+            found = contents(path)
+        except ArchiveError:
+            refused += 1
+            continue
+        assert found[:2] == (manifest, documents)
+        pairs = zip(found[2], blocks, strict=True)
+        assert all(same_block(left, right) for left, right in pairs)  # type: ignore[arg-type]
+    assert refused > 2000
