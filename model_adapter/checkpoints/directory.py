@@ -15,7 +15,7 @@ from model_adapter.checkpoints.errors import (
     UnsupportedCheckpointError,
 )
 from model_adapter.checkpoints.identity import model_identity
-from model_adapter.checkpoints.routing import default_msa
+from model_adapter.checkpoints.routing import attention_routing, with_value_routers
 from model_adapter.checkpoints.values import Object, read_object, token_ids
 from model_adapter.checkpoints.vocabulary import (
     TURN_END,
@@ -60,7 +60,7 @@ def resolve_dtype(asked: str, stored: torch.dtype) -> ComputeDtype:
 
 
 def parse_config(raw: Object) -> ModelConfig:
-    """A config.json as the engine runs it, with default routing where it has no msa_config.
+    """A config.json as the engine runs it, routing by attention keys where it has no msa_config.
 
     Raises UnsupportedCheckpointError, InvalidConfigError.
     """
@@ -84,7 +84,7 @@ def parse_config(raw: Object) -> ModelConfig:
         layers = raw.get("num_hidden_layers")
         if type(layers) is not int or not 1 <= layers <= MAX_LAYERS:
             raise InvalidConfigError(f"num_hidden_layers is {layers!r:.40}")
-        msa = default_msa(layers)
+        msa = attention_routing(layers)
     try:
         config = ModelConfig.parse(raw, msa)
     except ConfigError as error:
@@ -126,6 +126,8 @@ def load_directory(folder: Path, dtype: str = "auto") -> LoadedModel:
         stored = stored_dtype(handles, embedding) if embedding in handles else torch.bfloat16
         compute = resolve_dtype(dtype, stored)
         weights = read_weights(handles, config, TORCH_DTYPE[compute])
+    if not published:
+        config = with_value_routers(config, weights)
     name = folder.resolve().name
     return LoadedModel(
         model_id=model_id_of(name),

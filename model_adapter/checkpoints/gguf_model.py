@@ -20,7 +20,7 @@ from model_adapter.checkpoints.errors import (
 from model_adapter.checkpoints.gguf_file import GgufFile
 from model_adapter.checkpoints.gguf_tokenizer import tokenizer_json
 from model_adapter.checkpoints.identity import model_identity
-from model_adapter.checkpoints.routing import default_msa
+from model_adapter.checkpoints.routing import attention_routing, with_value_routers
 from model_adapter.checkpoints.values import token_ids
 from model_adapter.checkpoints.vocabulary import base_template, check_vocabulary, parse_tokenizer
 from model_adapter.checkpoints.weights import Weights, check_finite, check_names, expected_shapes
@@ -80,7 +80,7 @@ def undo_rope_order(values: npt.NDArray[np.float32], heads: int) -> npt.NDArray[
 
 
 def read_config(file: GgufFile) -> ModelConfig:
-    """The decoder that the metadata describes, with default routing.
+    """The decoder that the metadata describes, routing by attention keys.
 
     Raises InvalidConfigError, UnsupportedCheckpointError.
     """
@@ -125,7 +125,7 @@ def read_config(file: GgufFile) -> ModelConfig:
             vocab_size=embedding.shape[0],
             attention_bias="blk.0.attn_q.bias" in file.tensors,
             qk_norm=architecture == "qwen3",
-            msa=default_msa(layers),
+            msa=attention_routing(layers),
         )
     except (ConfigError, ZeroDivisionError) as error:
         raise InvalidConfigError(f"{file.name}: {error}") from error
@@ -193,6 +193,7 @@ def load_gguf(path: Path, dtype: str = "auto", display_name: str = "") -> Loaded
         full = file.tensors["token_embd.weight"].kind == GGMLQuantizationType.F32
         compute = resolve_dtype(dtype, torch.float32 if full else torch.bfloat16)
         weights = read_weights(file, config, TORCH_DTYPE[compute])
+        config = with_value_routers(config, weights)
         name = display_name or str(file.metadata.get("general.name", path.stem))[:128]
     template = base_template(tokenizer)
     return LoadedModel(

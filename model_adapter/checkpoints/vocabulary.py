@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -81,7 +82,9 @@ def base_template(tokenizer: Tokenizer) -> Template:
     chat format does not use or, failing that, the marker spelt out.
     Raises InvalidTokenizerError when not even a turn can be opened and closed.
     """
-    return _template(tokenizer, Answering.ROUTED_TEXT)
+    # Only the question itself votes: the published sentences around it say nothing to a base,
+    # and would drown a short question in the mean over voting tokens.
+    return replace(_template(tokenizer, Answering.ROUTED_TEXT), ask="", return_documents="")
 
 
 def _template(tokenizer: Tokenizer, answering: Answering) -> Template:

@@ -25,6 +25,9 @@ from model_adapter.checkpoints.errors import (
 from model_adapter.msa.prompt import Answering
 from tests.support.tiny_checkpoints import (
     CHATML,
+    HEAD_DIM,
+    HEADS,
+    KV_HEADS,
     LAYERS,
     PUBLISHED,
     SMOL,
@@ -60,8 +63,18 @@ def test_loads_a_published_directory(tmp_path: Path) -> None:
 def test_loads_a_plain_base_with_default_routing(tmp_path: Path, kind: str) -> None:
     write_directory(tmp_path, tiny_config(kind), special=SMOL)
     model = load_directory(tmp_path)
-    assert not model.config.msa.decouple_router
-    assert model.config.msa.routed_layers
+    msa = model.config.msa
+    assert msa.routed_layers == (2,)
+    assert msa.decouple_router
+    assert msa.cosine
+    value = model.weights["model.layers.2.self_attn.v_proj.weight"]
+    assert torch.equal(model.weights["model.layers.2.self_attn.router_k_proj.0.weight"], value)
+    queries = model.weights["model.layers.2.self_attn.router_q_proj.0.weight"]
+    for head in range(HEADS):
+        kv_head = head // (HEADS // KV_HEADS)
+        rows = value[kv_head * HEAD_DIM : (kv_head + 1) * HEAD_DIM]
+        assert torch.equal(queries[head * HEAD_DIM : (head + 1) * HEAD_DIM], rows)
+    assert model.template.ask == model.template.return_documents == ""
     assert model.config.qk_norm == (kind == "qwen3")
     assert model.template.answering is Answering.ROUTED_TEXT
     assert model.template.reference_end == (3,), "<file_sep> stands for <|object_ref_end|>"
@@ -124,7 +137,8 @@ def test_identity_follows_content(tmp_path: Path) -> None:
     assert load_directory(tmp_path / "renamed").identity == first
     assert load_directory(tmp_path / "a", "bf16").identity != first
     for key, value in (("rope_theta", 20000.0), ("rms_norm_eps", 1e-5)):
-        (tmp_path / "renamed" / "config.json").write_text(json.dumps(tiny_config(**{key: value})))
+        config = {**tiny_config(), key: value}
+        (tmp_path / "renamed" / "config.json").write_text(json.dumps(config))
         assert load_directory(tmp_path / "renamed").identity != first, key
 
 

@@ -77,7 +77,9 @@ def tiny_config(kind: str = "msa", **changes: Any) -> dict[str, Any]:
     return {**config, **changes}
 
 
-def random_weights(config: ModelConfig, dtype: torch.dtype, seed: int = 7) -> dict[str, torch.Tensor]:
+def random_weights(
+    config: ModelConfig, dtype: torch.dtype, seed: int = 7
+) -> dict[str, torch.Tensor]:
     """Every tensor that the configuration asks for."""
     generator = torch.Generator().manual_seed(seed)
     return {
@@ -179,7 +181,10 @@ def write_gguf(
         "attention.value_length": HEAD_DIM,
     }
     extra = dict(metadata or {})
-    for key, value in {**{f"{kind}.{key}": value for key, value in values.items()}, **extra}.items():
+    for key, value in {
+        **{f"{kind}.{key}": value for key, value in values.items()},
+        **extra,
+    }.items():
         if isinstance(value, str):
             writer.add_string(key, value)
         else:
@@ -213,7 +218,10 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, pre: str) -> No
     writer.add_tokenizer_pre(pre)
     writer.add_token_list([token for token, _ in vocab])
     writer.add_token_types(
-        [gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL for token, _ in vocab]
+        [
+            gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL
+            for token, _ in vocab
+        ]
     )
     writer.add_token_merges([" ".join(merge) for merge in merges])
     writer.add_eos_token_id(2)
