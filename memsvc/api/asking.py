@@ -34,6 +34,7 @@ _MARGIN_SHARE, _MAX_MARGIN_S = 0.1, 0.25
 _TRIES = 3
 _PAUSE_S = 0.1
 
+_CHANGED = (ErrorReason.MODEL_MISMATCH,)
 _AGAIN = (ErrorReason.WORKER_UNAVAILABLE, ErrorReason.MODEL_MISMATCH, ErrorReason.RECORD_CORRUPT)
 
 
@@ -176,7 +177,8 @@ async def streamed(
                 await _learn(application, asked, snapshot, error)
             # Read anew: a call that names a deleted memory is not to be tried again.
             await still_there(application, asked.memory)
-            again = error.reason in _AGAIN and snapshot is not None
+            # Without a snapshot, waiting is what failed, but for a model that was replaced.
+            again = error.reason in _AGAIN if snapshot else error.reason in _CHANGED
             if began or not left or not again or asked.deadline.wait_s <= _PAUSE_S:
                 raise
         await asyncio.sleep(_PAUSE_S)

@@ -17,13 +17,20 @@ from dataclasses import dataclass, field
 from memsvc.config import KIB, MIB, Config
 from memsvc.encoding.plan import Job, Plan, Troubles
 from memsvc.encoding.pressure import Backlog, Rate
-from memsvc.encoding.texts import CORRUPT, Target, Texts, read_texts, write_live_blocks
+from memsvc.encoding.texts import (
+    CORRUPT,
+    Target,
+    Texts,
+    drop_encodings,
+    read_texts,
+    write_live_blocks,
+)
 from memsvc.errors import ApiError
 from memsvc.progress import Progress
 from memsvc.stores import Stores
 from memsvc.v1.errors_pb2 import ErrorReason
 from memsvc.workers import EncodeFailure, ServedModel, WorkerFaultError
-from storage.catalog import Catalog, CatalogError, NotFoundError
+from storage.catalog import Catalog, CatalogError, EncodingState, NotFoundError
 from storage.layout import KVBlock
 from storage.store import StorageError, StorageFullError
 
@@ -299,7 +306,7 @@ class Pipeline:
     async def _commit(self, batch: Batch) -> None:
         """Moves the watermark; what was encoded before a crash is counted here too."""
         done = batch.texts.done
-        await self._catalog.commit_encoded(
+        row = await self._catalog.commit_encoded(
             batch.job.memory_uid,
             self._model.model_id,
             self._model.identity,
@@ -319,6 +326,17 @@ class Pipeline:
         for number, reason in batch.quarantined.items():
             log.warning("document %d of %s set aside: %s", number, batch.job.memory_uid, reason)
         self._progress.publish(batch.job.memory_uid)
+        if self._served.replaces and row.state is EncodingState.READY:
+            await self._drop_replaced(batch.job)
+
+    async def _drop_replaced(self, job: Job) -> None:
+        """Blocks of the weights that this model had before are of no more use."""
+        known = await self._catalog.list_encodings(job.memory_uid)
+        keep = (Target.of(row.memory_uid, row.identity, self._model.layout) for row in known)
+        target = self._target(job)
+        await self._stores.run(
+            job.tenant_uid, drop_encodings, target.memory, frozenset(t.encoding for t in keep)
+        )
 
     async def _blame(self, batch: Batch) -> None:
         """The worker failed with this batch in it, by its fault or not."""

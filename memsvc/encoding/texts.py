@@ -117,6 +117,13 @@ def write_live_blocks(
     return store.put_blocks(target.memory, target.encoding, target.layout, live), live
 
 
+def drop_encodings(store: TenantStore, memory: MemoryUid, keep: frozenset[EncodingId]) -> None:
+    """Removes a memory's encodings but those to keep."""
+    for encoding in store.encodings(memory):
+        if encoding not in keep:
+            store.delete_encoding(memory, encoding)
+
+
 def _has_text(store: BlockReader, memory: MemoryUid, number: int) -> bool:
     try:
         store.get_document(memory, number)

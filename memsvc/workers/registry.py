@@ -23,11 +23,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model that a worker serves now."""
+    """A model that a worker serves now. replaces: it came with another identity than before."""
 
     row: ModelRow
     client: WorkerClient
     endpoint: Endpoint
+    replaces: bool = False
 
 
 class Workers:
@@ -146,11 +147,12 @@ class Workers:
         self, endpoint: Endpoint, client: WorkerClient, info: pb.GetInfoResponse
     ) -> None:
         row = self._row(endpoint, info)
-        await self._catalog.upsert_model(row)
         holder = self._served.get(row.model_id)
         if holder is not None and holder.endpoint is not endpoint:
             raise WorkerFaultError(f"another worker already serves {row.model_id}")
-        self._served[row.model_id] = ServedModel(row, client, endpoint)
+        replaces = await self._replaces(row)
+        await self._catalog.upsert_model(row)
+        self._served[row.model_id] = ServedModel(row, client, endpoint, replaces)
         log.info(
             "model %s (%s) is served from %s, on %s in %s",
             row.model_id,
@@ -160,6 +162,12 @@ class Workers:
             info.compute_dtype,
         )
         self._notify()
+
+    async def _replaces(self, row: ModelRow) -> bool:
+        try:
+            return (await self._catalog.get_model(row.model_id)).identity != row.identity
+        except NotFoundError:
+            return False
 
     def _withdraw(self, endpoint: Endpoint) -> None:
         lost = [model for model, served in self._served.items() if served.endpoint is endpoint]
