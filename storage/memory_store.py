@@ -156,9 +156,10 @@ class MemoryStore:
         for block in blocks:
             check_number(block.number)
             block.validate(layout)
-        self._readable(memory, encoding, layout)
         if not blocks:
+            self._blocks(memory, encoding)  # Its names are still looked at.
             return 0
+        self._readable(memory, encoding, layout)
         known = self._memory(memory).encodings.setdefault(encoding, _Encoding(layout)).blocks
         known.update((block.number, _own(block)) for block in blocks)
         return sum(layout.block_bytes(block.tokens) for block in blocks)

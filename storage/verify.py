@@ -62,35 +62,38 @@ def find_problems(records: Iterable[Record]) -> Iterator[Finding]:
 def _check_record(
     memory: _Memory, key: bytes, value: bytes, parsed: RecordKey
 ) -> Iterator[Finding]:
+    expected: int | None = None
+    half = (parsed.encoding, parsed.number)
     if parsed.kind is Kind.DOCUMENT:
         # A damaged text still has its number, so that its blocks are not blamed too.
         memory.documents.add(parsed.number)
     elif parsed.kind is Kind.ENCODING:
         memory.layouts[parsed.encoding] = None
+    elif parsed.kind is Kind.ROUTING:
+        memory.routing_tokens[half] = None
+        yield from _check_routing(memory, key, parsed)
+    elif half in memory.routing_tokens:
+        expected = memory.routing_tokens.pop(half)
     else:
-        yield from _check_relations(memory, key, parsed)
+        yield Finding(key.hex(), Problem.HALF_BLOCK, "content without routing keys")
     try:
-        _decode(memory, key, value, parsed)
+        _decode(memory, key, value, parsed, expected)
     except CorruptRecordError as error:
         yield Finding(key.hex(), Problem.DAMAGED, str(error))
     except ForeignRecordError as error:
         yield Finding(key.hex(), Problem.FOREIGN, str(error))
 
 
-def _check_relations(memory: _Memory, key: bytes, parsed: RecordKey) -> Iterator[Finding]:
-    routing = parsed.kind is Kind.ROUTING
-    half = (parsed.encoding, parsed.number)
-    if not routing and half not in memory.routing_tokens:
-        yield Finding(key.hex(), Problem.HALF_BLOCK, "content without routing keys")
-    if routing and parsed.number not in memory.documents:
+def _check_routing(memory: _Memory, key: bytes, parsed: RecordKey) -> Iterator[Finding]:
+    if parsed.number not in memory.documents:
         yield Finding(key.hex(), Problem.NO_DOCUMENT, f"document {parsed.number} is not there")
-    if routing and parsed.encoding not in memory.layouts:
+    if parsed.encoding not in memory.layouts:
         yield Finding(key.hex(), Problem.NO_LAYOUT, "the encoding's record is not there")
-    if routing:
-        memory.routing_tokens[half] = None
 
 
-def _decode(memory: _Memory, key: bytes, value: bytes, parsed: RecordKey) -> None:
+def _decode(
+    memory: _Memory, key: bytes, value: bytes, parsed: RecordKey, expected_tokens: int | None
+) -> None:
     if parsed.kind is Kind.DOCUMENT:
         read_document(key, value)
         return
@@ -98,19 +101,15 @@ def _decode(memory: _Memory, key: bytes, value: bytes, parsed: RecordKey) -> Non
         memory.layouts[parsed.encoding] = read_encoding(key, value)
         return
     header, _ = unseal(key, value, parsed.kind)
-    half = (parsed.encoding, parsed.number)
     layout = memory.layouts.get(parsed.encoding)
     if layout is not None:
-        mark = fingerprint(parsed.encoding, layout)
         read = read_routing if parsed.kind is Kind.ROUTING else read_content
-        read(key, value, mark, layout)
+        read(key, value, fingerprint(parsed.encoding, layout), layout)
     if parsed.kind is Kind.ROUTING:
-        memory.routing_tokens[half] = header.tokens
-        return
-    expected = memory.routing_tokens.pop(half, None)
-    if expected is not None and expected != header.tokens:
+        memory.routing_tokens[parsed.encoding, parsed.number] = header.tokens
+    elif expected_tokens not in (None, header.tokens):
         raise CorruptRecordError(
-            f"{key.hex()}: content of {header.tokens} tokens, routing keys of {expected}"
+            f"{key.hex()}: content of {header.tokens} tokens, routing keys of {expected_tokens}"
         )
 
 

@@ -161,6 +161,10 @@ class StoreContract:
             store.put_documents(A, [make_document(1), make_document(0)])
         assert store.memories() == []
 
+    def test_no_blocks_of_another_layout_are_no_error(self, store: TenantStore) -> None:
+        store.put_blocks(A, ONE, SHARED, [make_block(SHARED, 1)])
+        assert store.put_blocks(A, ONE, SEPARATE, []) == 0
+
     def test_nothing_put_is_nothing_there(self, store: TenantStore) -> None:
         assert store.put_documents(A, []) == 0
         assert store.put_blocks(A, ONE, SHARED, []) == 0
