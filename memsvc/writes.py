@@ -5,6 +5,9 @@
               this request_id; what makes the write visible
     3. wake   whoever watches, and the encoding queue
 
+A request_id is looked up by the SQL transaction itself, not before: a first try,
+which nearly every call is, then costs no query for it.
+
 A crash or a failure between 1 and 2 leaves texts above the catalog's last
 number. Nobody was told of them, nothing reads them: the next append overwrites
 their numbers, and `memsvc.reconcile` removes the rest. Numbers are taken from
@@ -16,12 +19,13 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from memsvc import errors
 from memsvc.config import Config
-from memsvc.locks import MemoryLocks
+from memsvc.locks import MemoryKey, MemoryLocks
 from memsvc.stores import Stores
 from storage.catalog import (
     Catalog,
@@ -38,6 +42,8 @@ from storage.documents import Source, text_bytes
 from storage.store import MemoryUid, StorageError, StoredDocument
 
 log = logging.getLogger(__name__)
+
+_ROWS_KEPT = 4096
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,13 @@ def memory_uid(row: MemoryRow) -> MemoryUid:
     return MemoryUid(bytes.fromhex(row.uid))
 
 
+def _left_behind(memory: MemoryRow, error: Exception) -> None:
+    log.warning(
+        "texts left for reconcile",
+        extra={"memory_uid": memory.uid, "fault": type(error).__name__},
+    )
+
+
 class Writes:
     """All changes of what is in a memory.
 
@@ -95,6 +108,9 @@ class Writes:
         self._notify = notify
         self._evict = evict
         self.locks = MemoryLocks()
+        # Rows as this process, the only writer, last committed them. One is used and
+        # changed under its memory's lock alone, and dropped when a write fails.
+        self._latest: OrderedDict[MemoryKey, MemoryRow] = OrderedDict()
 
     async def first_reply(self, request: Request) -> bytes | None:
         """The reply this request_id got before. Raises REQUEST_ID_REUSED."""
@@ -107,27 +123,43 @@ class Writes:
             raise errors.request_id_reused()
         return found.reply
 
+    async def once(self, request: Request, attempt: Callable[[], Awaitable[bytes]]) -> bytes:
+        """Runs a write. What refuses it now must not hide that it was done before."""
+        try:
+            return await attempt()
+        except RequestRepeatedError as repeated:
+            return repeated.record.reply
+        except RequestIdReusedError as error:
+            raise errors.request_id_reused() from error
+        except errors.ApiError:
+            before = await self.first_reply(request)
+            if before is None:
+                raise
+            return before
+
     async def append(
         self,
         request: Request,
         memory_id: str,
         sources: Callable[[MemoryRow], Sequence[Source]],
         reply: Callable[[Written], bytes],
+        admit: Callable[[], None],
     ) -> bytes:
         """Adds documents. Returns the reply, which is that of the first try for a retry.
 
         sources: what to store, given the memory (its packing policy).
+        admit: raises when the server takes no more now.
         Raises MEMORY_NOT_FOUND, MEMORY_NOT_ACTIVE, QUOTA_EXCEEDED, STORAGE_FULL,
         REQUEST_ID_REUSED; then nothing is visible.
         """
 
-        async def work() -> bytes:
-            try:
-                return await self._append(request, memory_id, sources, reply)
-            except RequestRepeatedError as repeated:
-                return repeated.record.reply
+        async def attempt() -> bytes:
+            admit()
+            return await self._run(
+                request, memory_id, lambda: self._append(request, memory_id, sources, reply)
+            )
 
-        return await self._run(request, memory_id, work)
+        return await self.once(request, attempt)
 
     async def delete_documents(
         self,
@@ -149,23 +181,22 @@ class Writes:
                 memory = await self._catalog.commit_delete_documents(
                     memory.uid, memory.revision, numbers, request.record(answer)
                 )
-            except RequestRepeatedError as repeated:
-                return repeated.record.reply
             except NotFoundError as error:
                 if not error.numbers:
                     raise
                 missing = numbers.index(error.numbers[0])
                 raise errors.document_not_found(f"names[{missing}]") from error
-            self._notify(memory)
+            self._committed(memory)
             await self._purge_documents(memory, numbers)
             return answer
 
-        return await self._run(request, memory_id, work)
+        return await self.once(request, lambda: self._run(request, memory_id, work))
 
     async def delete_memory(self, row: MemoryRow, expected_version: int | None) -> None:
         """Deletes a memory with all that is in it. Raises NotFoundError, ConflictError."""
 
         async def work() -> None:
+            self._latest.pop((row.tenant_uid, row.memory_id), None)
             memory = await self._catalog.begin_delete_memory(
                 row.tenant_uid, row.memory_id, expected_version
             )
@@ -189,12 +220,27 @@ class Writes:
     async def _run(
         self, request: Request, memory_id: str, work: Callable[[], Awaitable[bytes]]
     ) -> bytes:
+        """work under the memory's lock, from its start to its end."""
+
+        async def guarded() -> bytes:
+            try:
+                return await work()
+            except BaseException:
+                self._latest.pop((request.tenant_uid, memory_id), None)
+                raise
+
         try:
-            return await self.locks.run_whole(request.tenant_uid, memory_id, work)
-        except RequestIdReusedError as error:
-            raise errors.request_id_reused() from error
+            return await self.locks.run_whole(request.tenant_uid, memory_id, guarded)
         except NotFoundError as error:
             raise errors.memory_not_found(request.field) from error
+
+    def _committed(self, memory: MemoryRow) -> None:
+        key = (memory.tenant_uid, memory.memory_id)
+        self._latest[key] = memory
+        self._latest.move_to_end(key)
+        if len(self._latest) > _ROWS_KEPT:
+            self._latest.popitem(last=False)
+        self._notify(memory)
 
     async def _append(
         self,
@@ -216,14 +262,20 @@ class Writes:
             memory.tenant_uid, lambda store: store.put_documents(memory_uid(memory), stored)
         )
         answer = reply(Written(revision, [row.number for row in rows]))
-        memory = await self._catalog.commit_append(
-            memory.uid, memory.revision, rows, request.record(answer)
-        )
-        self._notify(memory)
+        try:
+            memory = await self._catalog.commit_append(
+                memory.uid, memory.revision, rows, request.record(answer)
+            )
+        except (RequestRepeatedError, RequestIdReusedError):
+            await self._purge_texts(memory, [row.number for row in rows])
+            raise
+        self._committed(memory)
         return answer
 
     async def _active(self, request: Request, memory_id: str) -> MemoryRow:
-        memory = await self._catalog.get_memory(request.tenant_uid, memory_id)
+        memory = self._latest.get((request.tenant_uid, memory_id))
+        if memory is None:
+            memory = await self._catalog.get_memory(request.tenant_uid, memory_id)
         if memory.state is not MemoryState.ACTIVE:
             raise errors.memory_not_active(memory.state.name, request.field)
         return memory
@@ -241,17 +293,23 @@ class Writes:
     async def _purge_documents(self, memory: MemoryRow, numbers: Sequence[int]) -> None:
         """The deletion is committed: what fails here, reconcile finishes."""
         await self._evict_quietly(memory)
+        if await self._purge_texts(memory, numbers):
+            try:
+                await self._catalog.forget_removed(memory.uid, numbers)
+            except CatalogError as error:
+                _left_behind(memory, error)
+
+    async def _purge_texts(self, memory: MemoryRow, numbers: Sequence[int]) -> bool:
+        """Removes documents that nobody can see from the store. False: left for reconcile."""
         try:
             await self._stores.run(
                 memory.tenant_uid,
                 lambda store: store.delete_documents(memory_uid(memory), numbers),
             )
-            await self._catalog.forget_removed(memory.uid, numbers)
-        except (StorageError, CatalogError) as error:
-            log.warning(
-                "removed documents left for reconcile",
-                extra={"memory_uid": memory.uid, "fault": type(error).__name__},
-            )
+        except StorageError as error:
+            _left_behind(memory, error)
+            return False
+        return True
 
     async def _evict_quietly(self, memory: MemoryRow) -> None:
         """A worker that cannot be reached is not asked again: the deletion epoch of

@@ -40,11 +40,7 @@ class DocumentsHandler:
             field="memory",
         )
         turns = turns_from_wire(request.turns)
-        before = await self._app.writes.first_reply(call)
-        if before is not None:
-            return pb.AppendTurnsResponse.FromString(before)
         text_bytes = sum(len(turn.text.encode()) for turn in turns)
-        self._app.encoding.check_backpressure(text_bytes, len(turns))
 
         def reply(written: Written) -> bytes:
             return pb.AppendTurnsResponse(
@@ -53,7 +49,11 @@ class DocumentsHandler:
             ).SerializeToString()
 
         answer = await self._app.writes.append(
-            call, memory_id, lambda row: pack(turns, row.packing), reply
+            call,
+            memory_id,
+            lambda row: pack(turns, row.packing),
+            reply,
+            admit=lambda: self._app.encoding.check_backpressure(text_bytes, len(turns)),
         )
         return pb.AppendTurnsResponse.FromString(answer)
 
@@ -109,9 +109,6 @@ class DocumentsHandler:
             field="parent",
         )
         numbers = _numbers(memory_id, request.names)
-        before = await self._app.writes.first_reply(call)
-        if before is not None:
-            return pb.DeleteDocumentsResponse.FromString(before)
         answer = await self._app.writes.delete_documents(
             call,
             memory_id,

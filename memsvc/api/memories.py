@@ -26,8 +26,7 @@ from storage.catalog import (
     ModelRow,
     NotFoundError,
     PackingMode,
-    RequestIdReusedError,
-    RequestRepeatedError,
+    RequestRecord,
 )
 
 _UPDATABLE = ("display_name", "labels")
@@ -52,31 +51,32 @@ class MemoriesHandler:
         )
         memory_id = request.memory_id or names.new_memory_id()
         row = self._new_row(tenant, names.check_id("memory_id", memory_id), request.memory)
-        before = await self._app.writes.first_reply(call)
-        if before is not None:
-            return resources_pb2.Memory.FromString(before)
-        await self._check_quota(tenant)
-        reply = memory_to_wire(row, await self._empty_encodings(row.uid))
+        reply = memory_to_wire(row, await self._empty_encodings(row.uid)).SerializeToString()
+
+        async def attempt() -> bytes:
+            await self._check_quota(tenant)
+            await self._insert(row, call.record(reply))
+            return reply
+
+        answer = await self._app.writes.once(call, attempt)
+        self._app.encoding.wake()
+        return resources_pb2.Memory.FromString(answer)
+
+    async def _insert(self, row: MemoryRow, record: RequestRecord | None) -> None:
         try:
             await self._catalog.create_memory(
-                tenant,
+                row.tenant_uid,
                 row.memory_id,
                 row.display_name,
                 row.labels,
                 row.packing,
                 row.state,
-                call.record(reply.SerializeToString()),
+                record,
                 uid=row.uid,
                 created_us=row.created_us,
             )
-        except RequestRepeatedError as repeated:
-            return resources_pb2.Memory.FromString(repeated.record.reply)
-        except RequestIdReusedError as error:
-            raise errors.request_id_reused() from error
         except AlreadyExistsError as error:
             raise errors.already_exists("memory_id") from error
-        self._app.encoding.wake()
-        return reply
 
     async def get_memory(self, request: pb.GetMemoryRequest) -> resources_pb2.Memory:
         """One memory with how far it is encoded."""

@@ -196,10 +196,10 @@ class PutHandler:
             fingerprint=fingerprint,
             field="header.memory",
         )
+        # Looked up first, since writing all of it to find out would cost more.
         before = await self._app.writes.first_reply(call)
         if before is not None:
             return pb.PutDocumentsResponse.FromString(before)
-        self._app.encoding.check_backpressure(collected.text_bytes, len(collected.sources))
 
         def reply(written: Written) -> bytes:
             return pb.PutDocumentsResponse(
@@ -207,5 +207,13 @@ class PutHandler:
                 documents=[names.document_name(memory_id, n) for n in written.numbers],
             ).SerializeToString()
 
-        answer = await self._app.writes.append(call, memory_id, lambda _: collected.sources, reply)
+        answer = await self._app.writes.append(
+            call,
+            memory_id,
+            lambda _: collected.sources,
+            reply,
+            admit=lambda: self._app.encoding.check_backpressure(
+                collected.text_bytes, len(collected.sources)
+            ),
+        )
         return pb.PutDocumentsResponse.FromString(answer)
