@@ -51,7 +51,7 @@ def prefetch(folder: Path, span: KeyRange) -> int:
         return 0
     try:
         return _prefetch(_File(descriptor), span)
-    except (OSError, struct.error, IndexError):
+    except (OSError, OverflowError, struct.error, IndexError):
         return 0  # The file is being changed, or is none of ours: LMDB will say so.
     finally:
         os.close(descriptor)
@@ -63,6 +63,7 @@ class _File:
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
         self.page_bytes = 4096
+        self._walked: set[int] = set()
         magic, version, page_bytes = _META.unpack_from(self.page(0))
         if magic != _MAGIC or version != _VERSION or page_bytes.bit_count() != 1:
             raise OSError("not an LMDB 0.9 file")
@@ -91,11 +92,12 @@ class _File:
 
     def leaves(self, number: int, span: KeyRange, depth: int = 0) -> Iterator[int]:
         """Page numbers of the leaves that may hold keys of the range, in key order."""
+        if number in self._walked or depth > _MAX_DEPTH:
+            return  # A page that was reused under us may point back.
+        self._walked.add(number)
         page = self.page(number)
         if struct.unpack_from("<H", page, 10)[0] & _LEAF:
             yield number
-            return
-        if depth > _MAX_DEPTH:
             return
         children: list[tuple[bytes, int]] = []
         for offset, low, flags, key_size in self.nodes(page, _BRANCH):
