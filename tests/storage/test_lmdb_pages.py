@@ -117,7 +117,7 @@ def test_any_bytes_do_no_harm(folder: Path, tmp_path: Path, uncached: None) -> N
     chance = random.Random(5)
     whole = (folder / "data.mdb").read_bytes()[: 400 * 4096]
     path = tmp_path / "data.mdb"
-    for _ in range(60):
+    for _ in range(30):
         data = bytearray(whole)
         for _ in range(chance.randint(1, 400)):
             page = chance.randrange(len(data) // 4096) * 4096
