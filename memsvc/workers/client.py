@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from grpc import aio
 
-from memsvc.workers.failures import WorkerFaultError, from_rpc_error
+from memsvc.workers.failures import CALL_FAILURES, WorkerFaultError, from_call_failure
 from model_adapter.v1 import model_adapter_pb2 as pb
 from model_adapter.v1.model_adapter_pb2_grpc import ModelAdapterServiceStub
 from storage.layout import NUMPY_DTYPE, Bits, KVBlock, KVLayout, LayoutError
@@ -74,8 +74,8 @@ class WorkerClient:
             reply = await self._stub.GetInfo(
                 pb.GetInfoRequest(), timeout=timeout_s, wait_for_ready=True
             )
-        except aio.AioRpcError as error:
-            raise from_rpc_error(error, self.model) from error
+        except CALL_FAILURES as error:
+            raise from_call_failure(error, self.model) from error
         self.model = reply.model_id
         return reply
 
@@ -95,8 +95,9 @@ class WorkerClient:
             documents=[pb.DocumentText(number=d.number, text=d.text) for d in documents],
         )
         wanted = {document.number for document in documents}
-        call = self._stub.Encode(request)
+        call = None
         try:
+            call = self._stub.Encode(request)
             async for reply in call:
                 if reply.number not in wanted:
                     raise WorkerFaultError("the worker answered for a document not asked for")
@@ -105,10 +106,11 @@ class WorkerClient:
                     yield EncodeFailure(reply.number, reply.failure.reason)
                 else:
                     yield _block(reply.number, reply.block, layout)
-        except aio.AioRpcError as error:
-            raise from_rpc_error(error, self.model) from error
+        except CALL_FAILURES as error:
+            raise from_call_failure(error, self.model) from error
         finally:
-            call.cancel()
+            if call is not None:
+                call.cancel()
         if wanted:
             raise WorkerFaultError(f"the worker left {len(wanted)} documents unanswered")
 
@@ -116,23 +118,25 @@ class WorkerClient:
         """Ranks documents."""
         try:
             return await self._stub.Route(request, timeout=timeout_s)
-        except aio.AioRpcError as error:
-            raise from_rpc_error(error, self.model) from error
+        except CALL_FAILURES as error:
+            raise from_call_failure(error, self.model) from error
 
     async def query(
         self, request: pb.QueryRequest, timeout_s: float | None
     ) -> AsyncGenerator[pb.QueryResponse]:
         """Events of one answer. A stream that ends without Finished raises WorkerFaultError."""
-        call = self._stub.Query(request, timeout=timeout_s)
+        call = None
         finished = False
         try:
+            call = self._stub.Query(request, timeout=timeout_s)
             async for event in call:
                 finished = event.WhichOneof("event") == "finished"
                 yield event
-        except aio.AioRpcError as error:
-            raise from_rpc_error(error, self.model) from error
+        except CALL_FAILURES as error:
+            raise from_call_failure(error, self.model) from error
         finally:
-            call.cancel()
+            if call is not None:
+                call.cancel()
         if not finished:
             raise WorkerFaultError("the worker ended an answer without finishing it")
 
@@ -142,8 +146,8 @@ class WorkerClient:
             reply = await self._stub.Evict(
                 pb.EvictRequest(tenant=tenant, memory_uid=memory_uid), timeout=timeout_s
             )
-        except aio.AioRpcError as error:
-            raise from_rpc_error(error, self.model) from error
+        except CALL_FAILURES as error:
+            raise from_call_failure(error, self.model) from error
         return reply.freed_bytes
 
 

@@ -129,10 +129,9 @@ class Endpoint(ABC):
             for task in done:
                 task.result()
         finally:
-            for task in (lost, probing):
-                task.cancel()
-                with suppress(asyncio.CancelledError, ApiError, WorkerFaultError):
-                    await task
+            lost.cancel()
+            probing.cancel()
+            await asyncio.gather(lost, probing, return_exceptions=True)
 
     async def _probe(self, client: WorkerClient, info: pb.GetInfoResponse) -> None:
         """Returns when the worker stopped answering or serves something else."""

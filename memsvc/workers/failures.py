@@ -26,8 +26,16 @@ class WorkerFaultError(Exception):
     """The worker broke its contract or failed inside; not the caller's doing."""
 
 
-def from_rpc_error(error: aio.AioRpcError, model: str) -> ApiError | WorkerFaultError:
+#: What a call to a worker fails with. UsageError: its channel was closed, as the worker is gone.
+CALL_FAILURES = (aio.AioRpcError, aio.UsageError)
+
+
+def from_call_failure(
+    error: aio.AioRpcError | aio.UsageError, model: str
+) -> ApiError | WorkerFaultError:
     """The error to raise for a failed call to the worker of `model`."""
+    if not isinstance(error, aio.AioRpcError):
+        return errors.worker_unavailable(model, RETRY_AFTER_S)
     info = _error_info(error)
     if info is not None:
         return _from_info(info, error.details() or "", model)

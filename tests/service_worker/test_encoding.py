@@ -20,6 +20,8 @@ async def test_everything_is_encoded_and_counted(served: Asking) -> None:
     memories = [await served.create() for _ in range(5)]
     for index, memory in enumerate(memories):
         await served.append(memory.name, *(f"text {index} {n}" for n in range(30 * index + 1)))
+    for memory in memories:
+        await served.ready(memory.name)
     for index, memory in enumerate(memories):
         encoding = await served.ready(memory.name)
         assert encoding.encoded_documents == 30 * index + 1
