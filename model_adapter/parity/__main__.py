@@ -44,6 +44,10 @@ def compare_directory(folder: Path) -> dict[str, dict[str, object]]:
         for start, suffix, compare in ROLES:
             for path in sorted(folder.glob(f"{start}*{suffix}")):
                 results[path.name] = _compare(compare, source, path.stem)
+    for path in sorted(folder.glob("*.safetensors")):
+        if path.name not in results and f"{path.stem}.json" not in results:
+            reason = "no json beside it, or a name that says nothing of its content"
+            results[path.name] = {"pass": False, "error": reason}
     return results
 
 

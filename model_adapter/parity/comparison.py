@@ -120,6 +120,12 @@ class Comparison:
         return result
 
 
+def decided(logits_V: torch.Tensor, tolerance: float) -> bool:
+    """The best token leads by more than two runs within tolerance could differ."""
+    first, second = logits_V.float().topk(2).values.tolist()
+    return bool(first - second > 2 * tolerance)
+
+
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 120 else f"{text[:117]}..."

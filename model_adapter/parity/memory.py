@@ -17,7 +17,7 @@ def compare_memory(source: Source, stem: str) -> Comparison:
     """Pooled keys, values and routing keys, the template prefix, and who owns a chunk."""
     comparison = Comparison(source.tolerance(stem))
     golden = source.tensors(f"{stem}.safetensors")
-    layers = {int(m[1]) for name in golden if (m := re.fullmatch(r"layer(\d+)\.k", name))}
+    layers = {int(m[1]) for name in golden if (m := re.fullmatch(r"layer(\d+)\.\w+", name))}
     setup = source.setup(stem, layers=layers)
     for name, tensor in sorted(golden.items()):
         comparison.tensor(Kind.MEMORY, name, pooled(setup, name), tensor)

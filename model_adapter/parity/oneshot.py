@@ -13,7 +13,7 @@ import torch
 from model_adapter.msa.config import QueryReduce
 from model_adapter.msa.forward import Outcome, RoutingRequest, Row, Segment, run
 from model_adapter.msa.routing import prepare, score_chunks, select
-from model_adapter.parity.comparison import NO_SCORE, Comparison, Kind
+from model_adapter.parity.comparison import NO_SCORE, Comparison, Kind, decided
 from model_adapter.parity.reference_text import ReferenceRow, decode, prompt_row
 from model_adapter.parity.source import GoldenError, Setup, Source
 
@@ -203,9 +203,7 @@ def decode_along(
     for step, token in enumerate(tokens):
         if golden is not None and step < len(golden):
             comparison.tensor(Kind.LOGITS, f"{name}step{step}", logits_V, golden[step])
-            pair = golden[step].float().topk(2).values
-            decided = float(pair[0] - pair[1]) > 2 * comparison.tolerance.logits
-            if decided:
+            if decided(golden[step], comparison.tolerance.logits):
                 comparison.equal(f"{name}token{step}", int(logits_V.argmax()), token)
         if token in setup.eos_ids:
             return

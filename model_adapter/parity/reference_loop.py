@@ -41,7 +41,6 @@ class Forward:
     input_ids: list[list[int]]
     position_ids: list[list[int]]
     attention_mask: list[list[int]]
-    next: list[int]
     live: list[bool]
     logits_BV: torch.Tensor
 
@@ -118,8 +117,9 @@ class Call:
             found["attention_mask"].append([0] * pads + [1] * size)
         return found
 
-    def forward(self, forced: Sequence[int | None]) -> Forward | None:
-        """Runs the next forward call; None when the call is over."""
+    def forward(self, tokens: Sequence[int]) -> Forward | None:
+        """Runs the next forward call and goes on with `tokens`, one for each row,
+        whatever its logits say; None when the call is over."""
         if self.ended:
             return None
         live = [not row.finished or row.fed is False for row in self._rows]
@@ -130,13 +130,9 @@ class Call:
         else:
             inputs = self._decode()
         assert self._logits_BV is not None
-        chosen = [
-            int(self._logits_BV[place].argmax()) if token is None else token
-            for place, token in enumerate(forced)
-        ]
         self.forwards += 1
-        self._advance(chosen)
-        return Forward(*inputs, next=chosen, live=live, logits_BV=self._logits_BV)
+        self._advance(tokens)
+        return Forward(*inputs, live=live, logits_BV=self._logits_BV)
 
     def ranking(self, row: int, layer: int, k: int) -> tuple[list[int], Scores]:
         """Our own choice in a routed layer, and all scores."""

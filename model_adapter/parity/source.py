@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
@@ -78,9 +79,11 @@ class Source:
             raise GoldenError(f"{name}: {error}") from error
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
-        """A safetensors file's tensors, none when there is no such file."""
-        path = self.folder / name
-        return load_file(path) if path.is_file() else {}
+        """A safetensors file's tensors. Raises GoldenError."""
+        try:
+            return load_file(self.folder / name)
+        except (OSError, SafetensorError) as error:
+            raise GoldenError(f"{name}: {error}") from error
 
     def tolerance(self, stem: str) -> Tolerance:
         """By what the file's name says of dtype and pooling."""
