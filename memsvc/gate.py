@@ -11,7 +11,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeAlias
 
 import grpc
@@ -93,8 +93,12 @@ class Gate(aio.ServerInterceptor):
                 return await run(parsed(requests), context)
 
         async def respond_streaming(requests: Any, context: Context) -> AsyncIterator[Any]:
-            async with self._inside(method, context):
-                async for reply in run(parsed(requests), context):
+            # Closed at once when the caller leaves, and not when it is collected.
+            async with (
+                self._inside(method, context),
+                aclosing(run(parsed(requests), context)) as replies,
+            ):
+                async for reply in replies:
                     yield reply
 
         make, behaviour = _MAKERS[handler.request_streaming, handler.response_streaming], respond

@@ -37,7 +37,8 @@ from memsvc.v1 import memory_service_pb2_grpc as memory_grpc
 from memsvc.validation import MAX_REQUEST_BYTES
 from memsvc.workers import Workers
 from memsvc.writes import Writes
-from storage.catalog import Catalog, CatalogError, MemoryRow
+from storage.catalog import Catalog, CatalogError, MemoryRow, MemoryState
+from storage.store import StorageError
 
 __all__ = ["Initialised", "Server", "ServerStartError", "initialise", "open_server", "run"]
 
@@ -49,7 +50,7 @@ SERVICES = tuple(
     for service in module.DESCRIPTOR.services_by_name.values()
 )
 
-_FORGET_EVERY_S = 600.0
+_HOUSEKEEPING_S = 600.0
 #: Calls that are still inside when the grace has passed are cancelled; this is
 #: how long they get to notice.
 _CANCEL_S = 2.0
@@ -114,8 +115,8 @@ async def open_server(config: Config) -> AsyncIterator[Server]:
         stack.push_async_callback(application.workers.close)
         await application.encoding.start()
         stack.push_async_callback(application.encoding.drain)
-        forgetting = asyncio.create_task(_forget_requests(application))
-        stack.callback(forgetting.cancel)
+        housekeeping = asyncio.create_task(_keep_house(application))
+        stack.callback(housekeeping.cancel)
         server = _make_server(application)
         await server.start()
         try:
@@ -167,6 +168,8 @@ def _make_server(application: Application) -> Server:
     keepalive_ms = round(config.keepalive_s * 1000)
     server = aio.server(
         interceptors=[gate],
+        # The gate refuses in words; this bounds what waits to be refused.
+        maximum_concurrent_rpcs=4 * config.max_concurrent_calls,
         options=(
             # Above the API's own limit, so that the gate can say what is wrong.
             ("grpc.max_receive_message_length", 2 * MAX_REQUEST_BYTES),
@@ -207,15 +210,17 @@ def _bind(server: aio.Server, config: Config) -> str:
     return f"{host}:{port}" if separator and given == "0" else config.listen
 
 
-async def _forget_requests(application: Application) -> None:
-    """Drops request ids that are past their time."""
+async def _keep_house(application: Application) -> None:
+    """Drops request ids past their time; finishes deletions that failed half way."""
     while True:
+        await asyncio.sleep(_HOUSEKEEPING_S)
         older_than_us = round((time.time() - application.config.request_memory_s) * 1e6)
         try:
             await application.catalog.purge_requests(older_than_us)
-        except CatalogError as error:
-            log.warning("old requests not forgotten", extra={"fault": type(error).__name__})
-        await asyncio.sleep(_FORGET_EVERY_S)
+            for memory in await application.catalog.memories_in_state(MemoryState.DELETING):
+                await application.writes.purge_memory(memory)
+        except (CatalogError, StorageError) as error:
+            log.warning("housekeeping failed", extra={"fault": type(error).__name__})
 
 
 async def run(config: Config, on_serving: Callable[[str], None]) -> None:

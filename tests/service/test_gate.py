@@ -233,6 +233,17 @@ async def test_a_cancelled_call_leaves(served: Served) -> None:
     assert await served.texts(memory.name) == []
 
 
+async def test_a_stream_whose_reader_leaves_ends_at_once(served: Served) -> None:
+    memory = await served.create("watched")
+    call = served.as_operator(served.memories.WatchMemory, pb.WatchMemoryRequest(name=memory.name))
+    await call.read()
+    progress = served.server.application.progress
+    assert progress.subscribers == 1
+    call.cancel()
+    await inside(served, 0)
+    assert progress.subscribers == 0
+
+
 async def test_errors_decode(served: Served) -> None:
     with pytest.raises(aio.AioRpcError) as caught:
         await served.as_operator(served.memories.GetMemory, pb.GetMemoryRequest())

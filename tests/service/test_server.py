@@ -14,6 +14,8 @@ from memsvc.config import load_config
 from memsvc.server import ServerStartError, initialise, open_server
 from memsvc.setup import DataFolderError
 from memsvc.v1 import memory_service_pb2 as pb
+from storage.store import StorageError
+from tests.service.test_writes import MODEL, failing_once
 from tests.support.served import NO_WORKER, Folder, Serve, free_port, refused, serve
 
 
@@ -93,14 +95,37 @@ async def test_request_ids_are_forgotten_in_time(
         assert refusal.reason == "REQUEST_ID_REUSED"
     now = time.time()
     monkeypatch.setattr("memsvc.server.time.time", lambda: now + 86_401)
+    monkeypatch.setattr("memsvc.server._HOUSEKEEPING_S", 0.05)
     async with start() as served:
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.3)
         assert (await served.append(memory.name, "y", request_id="r-1")).revision == 2
+
+
+async def test_a_deletion_that_failed_half_way_is_finished(
+    start: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memsvc.server._HOUSEKEEPING_S", 0.2)
+    async with start() as served:
+        memory = await served.create("stubborn")
+        await served.append(memory.name, "x")
+        app = served.server.application
+        with monkeypatch.context() as patch:
+            broken = failing_once(app.stores.run, StorageError("no"), after=False)
+            patch.setattr(app.stores, "run", broken)
+            delete = pb.DeleteMemoryRequest(name=memory.name)
+            refusal = await refused(served.as_operator(served.memories.DeleteMemory, delete))
+            assert refusal.reason == "INTERNAL_FAULT"
+        # Gone for callers at once, and for the disk a little later.
+        refusal = await refused(served.as_operator(served.memories.DeleteMemory, delete))
+        assert refusal.reason == "MEMORY_NOT_FOUND"
+        tenant = (await app.catalog.get_tenant("default")).uid
+        async with asyncio.timeout(5):
+            while await app.stores.read(tenant, lambda store: store.memories()):  # noqa: ASYNC110 - there is no event for it
+                await asyncio.sleep(0.05)
 
 
 async def test_models_that_no_worker_serves_are_listed_as_unavailable(start: Serve) -> None:
     from memsvc.v1 import resources_pb2 as resources
-    from tests.service.test_writes import MODEL
 
     async with start() as served:
         await served.server.application.catalog.upsert_model(MODEL)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import unicodedata
 from datetime import UTC, datetime
 
 import pytest
@@ -11,7 +12,8 @@ from memsvc import convert, validation
 from memsvc.errors import ApiError
 from memsvc.v1 import resources_pb2 as pb
 from memsvc.v1.errors_pb2 import ErrorReason
-from storage.catalog import PackingMode
+from storage.catalog import DocumentRow, PackingMode
+from storage.documents import Conversation, text_bytes
 
 
 def turn(**changes: object) -> pb.Turn:
@@ -140,3 +142,33 @@ def test_packing_defaults_are_put_in() -> None:
     assert (packing.window_turns, packing.max_document_bytes) == (4, 8192)
     unset = convert.packing_from_wire("p", pb.PackingPolicy(), PackingMode.SESSION)
     assert unset.mode is PackingMode.SESSION
+
+
+turns = st.builds(
+    pb.Turn,
+    role=st.sampled_from([pb.USER, pb.ASSISTANT, pb.SYSTEM, pb.TOOL]),
+    text=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=200),
+    speaker=st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20),
+    metadata=st.dictionaries(
+        st.from_regex(r"[a-z][a-z0-9_.-]{0,20}", fullmatch=True), st.just("v")
+    ),
+)
+
+
+@given(st.lists(turns, min_size=1, max_size=5))
+def test_turns_come_back_as_they_were_sent(sent: list[pb.Turn]) -> None:
+    kept = Conversation(tuple(convert.turns_from_wire(sent)))
+    wire = convert.document_to_wire("memory", DocumentRow(1, 1, 0, text_bytes(kept)), kept)
+    assert list(wire.conversation.turns) == sent
+    assert wire.text_bytes == sum(len(turn.text.encode()) for turn in sent)
+
+
+@given(st.text(max_size=50))
+def test_clean_is_what_unicode_says(text: str) -> None:
+    control = [c for c in text if unicodedata.category(c) == "Cc" and c not in "\t\n\r"]
+    if not control:
+        validation.check_clean("field", text)
+        return
+    with pytest.raises(ApiError) as caught:
+        validation.check_clean("field", text)
+    assert f"U+{ord(control[0]):04X}" in caught.value.message
