@@ -206,11 +206,11 @@ class Writes:
         await self.locks.run_whole(row.tenant_uid, row.memory_id, work)
 
     async def purge_memory(self, memory: MemoryRow) -> None:
-        """Second half of deleting a memory, also after a crash: worker, LMDB, rows."""
-        await self._evict_quietly(memory)
+        """Second half of deleting a memory, also after a crash: LMDB, workers, rows."""
         await self._stores.run(
             memory.tenant_uid, lambda store: store.delete_memory(memory_uid(memory))
         )
+        await self._evict_quietly(memory)
         await self._catalog.finish_delete_memory(memory.uid)
 
     async def drain(self) -> None:
@@ -292,8 +292,9 @@ class Writes:
 
     async def _purge_documents(self, memory: MemoryRow, numbers: Sequence[int]) -> None:
         """The deletion is committed: what fails here, reconcile finishes."""
+        purged = await self._purge_texts(memory, numbers)
         await self._evict_quietly(memory)
-        if await self._purge_texts(memory, numbers):
+        if purged:
             try:
                 await self._catalog.forget_removed(memory.uid, numbers)
             except CatalogError as error:
@@ -312,8 +313,10 @@ class Writes:
         return True
 
     async def _evict_quietly(self, memory: MemoryRow) -> None:
-        """A worker that cannot be reached is not asked again: the deletion epoch of
-        every later question tells it that its copy is stale."""
+        """Makes the workers drop the memory, after the store has: a question that came in
+        between may have read what was being deleted, under the new deletion epoch.
+
+        Workers that cannot be reached are the registry's to deal with."""
         try:
             await self._evict(memory.tenant_uid, memory.uid)
         except errors.ApiError as error:
