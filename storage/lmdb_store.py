@@ -144,6 +144,20 @@ class LmdbReader:
         key = block_key(memory, Kind.CONTENT, encoding, number)
         return read_content(key, self._get(key), fingerprint(encoding, layout), layout)
 
+    def iter_content(
+        self,
+        memory: MemoryUid,
+        encoding: EncodingId,
+        layout: KVLayout,
+        first: int = 0,
+        last: int | None = None,
+    ) -> Iterator[ContentPart]:
+        """See BlockReader. Read in batches: what is written meanwhile may show."""
+        span = number_range(memory, Kind.CONTENT, encoding, first, last)
+        prefetch(self._environment.path, span)
+        mark = fingerprint(encoding, layout)
+        return self._scan(span, lambda key, value: read_content(key, value, mark, layout))
+
     def check(self) -> Iterator[Finding]:
         """See TenantStore."""
         return find_problems(self.iter_raw())

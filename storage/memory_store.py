@@ -140,7 +140,20 @@ class MemoryStore:
         block = self._readable(memory, encoding, layout).get(number)
         if block is None:
             raise RecordNotFoundError(f"block of document {number}")
-        return ContentPart(number, _copy(block.key_LCE), block.value_LCE.copy())
+        return _content(block)
+
+    def iter_content(
+        self,
+        memory: MemoryUid,
+        encoding: EncodingId,
+        layout: KVLayout,
+        first: int = 0,
+        last: int | None = None,
+    ) -> Iterator[ContentPart]:
+        """See BlockReader."""
+        blocks = self._readable(memory, encoding, layout)
+        found = [blocks[number] for number in _between(blocks, first, last)]
+        return (_content(block) for block in found)
 
     def put_documents(self, memory: MemoryUid, documents: Sequence[StoredDocument]) -> int:
         """See TenantStore. Returns the bytes of the documents' JSON."""
@@ -223,6 +236,10 @@ def _between(numbers: Iterable[int], first: int, last: int | None) -> list[int]:
 
 def _copy(array: Bits | None) -> Bits | None:
     return None if array is None else array.copy()
+
+
+def _content(block: KVBlock) -> ContentPart:
+    return ContentPart(block.number, _copy(block.key_LCE), block.value_LCE.copy())
 
 
 def _own(block: KVBlock) -> KVBlock:

@@ -165,6 +165,19 @@ class BlockReader(Protocol):
     ) -> ContentPart:
         """Raises RecordNotFoundError, CorruptRecordError, ForeignRecordError."""
 
+    def iter_content(
+        self,
+        memory: MemoryUid,
+        encoding: EncodingId,
+        layout: KVLayout,
+        first: int = 0,
+        last: int | None = None,
+    ) -> Iterator[ContentPart]:
+        """Contents of a run of documents, ascending: for copying an encoding, not for answering.
+
+        Raises CorruptRecordError, ForeignRecordError.
+        """
+
     def close(self) -> None:
         """Frees the handle; further calls raise StorageError."""
 

@@ -26,7 +26,6 @@ from storage.store import (
     BlockReader,
     EncodingId,
     MemoryUid,
-    RecordNotFoundError,
     StorageError,
     StorageFullError,
     StoredDocument,
@@ -168,14 +167,14 @@ def export_memory(
 def _stored_blocks(
     store: BlockReader, memory: MemoryUid, encoding: ArchivedEncoding, numbers: frozenset[int]
 ) -> Iterator[KVBlock]:
-    name = encoding.encoding_id
-    for part in store.iter_routing(memory, name, encoding.layout):
+    place = memory, encoding.encoding_id, encoding.layout
+    contents = (part for part in store.iter_content(*place) if part.number in numbers)
+    for part in store.iter_routing(*place):
         if part.number not in numbers:
             continue
-        try:
-            content = store.get_content(memory, name, encoding.layout, part.number)
-        except RecordNotFoundError:
-            raise ArchiveSourceError(f"the block of document {part.number} went away") from None
+        content = next(contents, None)
+        if content is None or content.number != part.number:
+            raise ArchiveSourceError(f"the block of document {part.number} went away")
         yield KVBlock(
             part.number, part.tokens, part.routing_key_LCE, content.key_LCE, content.value_LCE
         )

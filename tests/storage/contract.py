@@ -102,6 +102,10 @@ class StoreContract:
             assert content.number == block.number
             assert same_bits(content.key_LCE, block.key_LCE)
             assert same_bits(content.value_LCE, block.value_LCE)
+        run = list(store.iter_content(A, ONE, layout, 2))
+        assert [part.number for part in run] == [2, 3]
+        assert same_bits(run[1].value_LCE, blocks[0].value_LCE)
+        assert same_bits(run[1].key_LCE, blocks[0].key_LCE)
 
     @pytest.mark.parametrize("layout", LAYOUTS)
     def test_loading_gives_what_iterating_gives(self, store: TenantStore, layout: KVLayout) -> None:
@@ -139,6 +143,8 @@ class StoreContract:
             store.load_routing(A, ONE, SEPARATE)
         with pytest.raises(ForeignRecordError):
             store.get_content(A, ONE, SEPARATE, 1)
+        with pytest.raises(ForeignRecordError):
+            list(store.iter_content(A, ONE, SEPARATE))
         with pytest.raises(ForeignRecordError):
             store.put_blocks(A, ONE, SEPARATE, [make_block(SEPARATE, 2)])
         assert store.block_numbers(A, ONE) == [1]
