@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+import sys
 from collections.abc import AsyncIterator, Iterable
 
 import pytest
@@ -116,3 +118,46 @@ def test_a_budget_is_given_back() -> None:
         assert caught.value.retry_after_s is not None
         assert budget.held == 6
     assert budget.held == 0
+
+
+CLIENT = """
+import asyncio, sys
+from grpc import aio
+from memsvc.v1 import memory_service_pb2 as pb
+from memsvc.v1.memory_service_pb2_grpc import MemoryServiceStub
+
+async def messages():
+    kind = pb.PutDocumentsRequest
+    yield kind(header=kind.Header(memory="memories/shelf"))
+    yield kind(document_start=kind.DocumentStart())
+    while True:
+        yield kind(text="half of it ")
+        print("sent", flush=True)
+        await asyncio.sleep(0.01)
+
+async def main():
+    async with aio.insecure_channel(sys.argv[1]) as channel:
+        key = (("authorization", sys.argv[2]),)
+        await MemoryServiceStub(channel).PutDocuments(messages(), metadata=key)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_client_that_is_killed_writes_nothing(served: Served) -> None:
+    await served.create("shelf")
+    ((_, credential),) = served.as_operator.metadata
+    for wait in (0.0, 0.05):
+        client = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", CLIENT, served.server.address, credential),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert client.stdout is not None
+        await client.stdout.readline()
+        await asyncio.sleep(wait)
+        client.kill()
+        await client.wait()
+    async with asyncio.timeout(5):
+        while served.server._gate.calls:  # noqa: ASYNC110 - there is no event for it
+            await asyncio.sleep(0.01)
+    assert await served.texts(MEMORY) == []
