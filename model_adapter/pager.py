@@ -17,12 +17,13 @@ import threading
 import time
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from model_adapter.engine import EngineError
-from model_adapter.errors import MemoryInUseError
+from model_adapter.errors import InterruptedQueryError, MemoryInUseError
 from model_adapter.lease import Lease
 from model_adapter.paging import BlockSource, Slab
 from model_adapter.readers import Readers
@@ -39,11 +40,15 @@ from storage.store import EncodingId
 
 @dataclass(frozen=True)
 class Budgets:
-    """Bytes. slab_bytes: routing keys read from the store at a time."""
+    """Bytes. slab_bytes: routing keys read from the store at a time.
+
+    memories: kept at most, whatever their size; only pinned ones may exceed it.
+    """
 
     routing_bytes: int
     content_bytes: int
     slab_bytes: int = 32 * 1024 * 1024
+    memories: int = 4096
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,10 @@ class Residency:
     content_bytes: int
     memories: int
     evictions: int
+
+
+class _UnwantedError(InterruptedQueryError):
+    """Nothing is wrong with the memory; what was paged in of it stays."""
 
 
 class Pager:
@@ -84,10 +93,17 @@ class Pager:
         self._reserved = 0
         self._evictions = 0
 
-    def lease(self, key: MemoryKey, last_number: int, epoch: int) -> Lease:
+    def lease(
+        self,
+        key: MemoryKey,
+        last_number: int,
+        epoch: int,
+        unwanted: Callable[[], bool] = lambda: False,
+    ) -> Lease:
         """Pins the memory as of `last_number` and brings in what is new of it.
 
-        Raises CorruptRecordError and MemoryChangedError, ModelMismatchError.
+        unwanted: asked between slabs; when it says True the rest is left for another time
+        and InterruptedQueryError is raised. Also raises CorruptRecordError, ModelMismatchError.
         """
         with self._changed:
             memory = self._memories.get(key)
@@ -96,19 +112,27 @@ class Pager:
                 memory = None
             if memory is None:
                 memory = HeldMemory(key, epoch, RoutingTable(self._layout, self.device))
+                self._make_place()
                 self._memories[key] = memory
             self._memories.move_to_end(key)
             memory.pins += 1
         try:
             with memory.loading:
-                self._page_in(memory, last_number)
+                self._page_in(memory, last_number, unwanted)
                 return Lease(self, memory, last_number)
         except BaseException as error:
             with self._changed:
-                if isinstance(error, EngineError):
+                if isinstance(error, EngineError) and not isinstance(error, _UnwantedError):
                     self._let_go(memory)
                 self._unpin(memory)
             raise
+
+    def _make_place(self) -> None:
+        surplus = len(self._memories) + 1 - self._budgets.memories
+        idle = [held for held in self._memories.values() if not held.pins]
+        for held in idle[: max(surplus, 0)]:
+            self._evictions += 1
+            self._let_go(held)
 
     def evict(self, tenant: str, memory: str = "", timeout_s: float = 5.0) -> int:
         """Wipes and drops a memory, or all of a tenant. Returns the bytes freed.
@@ -170,13 +194,15 @@ class Pager:
             slab_bytes=slab_bytes,
         )
 
-    def _page_in(self, memory: HeldMemory, last_number: int) -> None:
+    def _page_in(self, memory: HeldMemory, last_number: int, unwanted: Callable[[], bool]) -> None:
         if last_number <= memory.full.last_number and self._whole(memory):
             return
         hold = self._whole(memory) or self._could_hold(memory)
         start = (memory.table.index if hold else memory.full).last_number + 1
         last = max(last_number, memory.full.last_number)
         for slab in self.source(memory.key).slabs(start, last):
+            if unwanted():
+                raise _UnwantedError("the caller went away while the memory was paged in")
             hold = hold and self._hold(memory, slab)
             known = bisect_right(slab.numbers, memory.full.last_number)
             memory.full = memory.full.extended(slab.numbers[known:], slab.chunks[known:])

@@ -170,11 +170,15 @@ class ModelAdapter(ModelAdapterServiceServicer):
     async def _page_in(self, job: QueryJob | RouteJob, ref: pb.MemoryRef) -> None:
         """Leases the memory and queues the job with it. Raises what the pager raises.
 
-        Goes on when the caller is cancelled: the thread can't be stopped, and what it
-        brings is given back as soon as the scheduler is offered a job that has ended.
+        A caller that is cancelled leaves the thread to itself: it stops at its next slab,
+        or what it brings is given back when the scheduler is offered a job that has ended.
         """
         lease: Future[Lease] = self._threads.submit(
-            self._pager.lease, job.memory, ref.last_number, ref.deletion_epoch
+            self._pager.lease,
+            job.memory,
+            ref.last_number,
+            ref.deletion_epoch,
+            lambda: job.ended,
         )
         queued = self._threads_done(lease, job)
         await asyncio.shield(queued)

@@ -12,7 +12,12 @@ import pytest
 import torch
 
 from model_adapter.engine import ModelMismatchError
-from model_adapter.errors import CorruptRecordError, MemoryChangedError, MemoryInUseError
+from model_adapter.errors import (
+    CorruptRecordError,
+    InterruptedQueryError,
+    MemoryChangedError,
+    MemoryInUseError,
+)
 from model_adapter.pager import Budgets
 from storage.keys import Kind, block_key, document_key
 from storage.layout import KVLayout
@@ -325,6 +330,40 @@ def test_corrupt_content_and_text_are_named(on_disk: World, tmp_path: Path) -> N
             view.text(3)
     assert block.value.metadata == {"number": "2", "record": "block"}
     assert text.value.metadata == {"number": "3", "record": "text"}
+
+
+def test_the_number_of_memories_is_bounded() -> None:
+    world = World(budgets=Budgets(1 << 20, 1 << 20, memories=3))
+    for memory in range(5):
+        world.write(key(memory), [1])
+    for memory in range(5):
+        world.pager.lease(key(memory), 1, 0).release()
+        world.pager.lease(key(100 + memory), 1, 0).release()  # Empty, and still a memory.
+        world.pager.check_integrity()
+    assert world.pager.residency().memories == 3
+    pinned = [world.pager.lease(key(memory), 1, 0) for memory in range(5)]
+    for memory, view in enumerate(pinned):
+        world.check(view, key(memory), 1)
+        view.release()
+
+
+def test_an_unwanted_page_in_stops_and_is_gone_on_with_later() -> None:
+    world = World(budgets=Budgets(1 << 20, 1 << 20, slab_bytes=4 * ONE))
+    world.write(key(1), range(1, 41))
+    asked: list[bool] = []
+
+    def unwanted() -> bool:
+        asked.append(True)
+        return len(asked) > 3
+
+    with pytest.raises(InterruptedQueryError):
+        world.pager.lease(key(1), 40, 0, unwanted)
+    world.pager.check_integrity()
+    assert world.pager.residency().memories == 1
+    reads = _routing_reads(world)
+    with world.pager.lease(key(1), 40, 0) as view:
+        assert reads[0][3] == 13  # type: ignore[index]  # the first document not yet read
+        world.check(view, key(1), 40)
 
 
 def test_many_threads_under_pressure() -> None:
