@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import random
 import tarfile
-import tracemalloc
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import zstandard
 
 from storage.archive import (
     ArchiveCorruptError,
@@ -24,98 +19,20 @@ from storage.archive import (
     ArchiveVersionError,
     open_archive,
 )
-from storage.document_json import encode_document
 from storage.store import StoredDocument
-from tests.support.archives import pack, sample
-from tests.support.blocks import SHARED, make_block, make_document, same_block
-
-MANIFEST, INDEX, DOCUMENTS = "manifest.json", "index.json", "documents/000000.jsonl.zst"
-Members = list[tuple[str, bytes]]
-
-
-def unpack(data: bytes) -> Members:
-    members: Members = []
-    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        for member in archive:
-            file = archive.extractfile(member)
-            assert file is not None
-            members.append((member.name, file.read()))
-    return members
-
-
-def repack(members: Members, index: bool = True) -> bytes:
-    """An archive of these members whose hashes are right: damage with the lock picked."""
-    out = io.BytesIO()
-    if index:
-        listed = [
-            {"name": name, "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
-            for name, data in members
-            if name != INDEX
-        ]
-        text = json.dumps({"members": listed}).encode()
-        members = [(name, text if name == INDEX else data) for name, data in members]
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return out.getvalue()
-
-
-def change(name: str, edit: Callable[[bytes], bytes]) -> bytes:
-    members = unpack(sample())
-    assert name in dict(members)
-    return repack([(one, edit(data) if one == name else data) for one, data in members])
-
-
-def change_manifest(**fields: object) -> bytes:
-    return change(MANIFEST, lambda data: json.dumps(json.loads(data) | fields).encode())
-
-
-def change_lines(edit: Callable[[list[bytes]], list[bytes]]) -> bytes:
-    def inner(data: bytes) -> bytes:
-        lines = zstandard.decompress(data).splitlines(keepends=True)
-        return zstandard.compress(b"".join(edit(lines)))
-
-    return change(DOCUMENTS, inner)
-
-
-def blocks_member() -> str:
-    return next(name for name, _ in unpack(sample()) if name.startswith("encodings/"))
-
-
-def change_header(edit: Callable[[dict[str, dict[str, object]]], object]) -> bytes:
-    """Changes a blocks member's safetensors header."""
-
-    def inner(data: bytes) -> bytes:
-        length = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + length])
-        edit(header)
-        text = json.dumps(header).encode()
-        return len(text).to_bytes(8, "little") + text + data[8 + length :]
-
-    return change(blocks_member(), inner)
-
-
-def insert(name: str, data: bytes = b"x", kind: bytes = tarfile.REGTYPE, link: str = "") -> bytes:
-    """A sound archive with one member more, behind the manifest."""
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, link
-    info.size = len(data) if kind == tarfile.REGTYPE else 0
-    more = info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % 512)
-    whole = sample()
-    at = 512 + -(-len(dict(unpack(whole))[MANIFEST]) // 512) * 512
-    return whole[:at] + (more if kind == tarfile.REGTYPE else more[:512]) + whole[at:]
-
-
-@pytest.fixture
-def attempt(tmp_path: Path) -> Callable[[bytes], None]:
-    def run(data: bytes) -> None:
-        path = tmp_path / "a.msamem"
-        path.write_bytes(data)
-        open_archive(path).close()
-
-    return run
+from tests.support.archives import (
+    DOCUMENTS,
+    INDEX,
+    MANIFEST,
+    change,
+    change_manifest,
+    insert,
+    pack,
+    repack,
+    sample,
+    unpack,
+)
+from tests.support.blocks import make_document, same_block
 
 
 def test_repacking_alone_does_no_harm(attempt: Callable[[bytes], None]) -> None:
@@ -257,132 +174,6 @@ def test_a_hash_that_is_not_the_members(attempt: Callable[[bytes], None]) -> Non
         text = json.dumps({"members": changed}).encode()
         with pytest.raises(ArchiveCorruptError):
             attempt(repack([*members[:-1], (INDEX, text)], index=False))
-
-
-class TestDocuments:
-    def test_a_bomb(self, attempt: Callable[[bytes], None]) -> None:
-        bomb = change(DOCUMENTS, lambda _: zstandard.compress(bytes(2**28)))
-        tracemalloc.start()
-        with pytest.raises(ArchiveForbiddenError, match="expand"):
-            attempt(bomb)
-        _, peak = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        assert peak < 8 * 2**20
-
-    def test_many_small_bombs(self, tmp_path: Path) -> None:
-        path = tmp_path / "a"
-        path.write_bytes(sample())
-        with pytest.raises(ArchiveForbiddenError):
-            open_archive(path, ArchiveLimits(total_text_bytes=100))
-
-    def test_a_frame_that_hides_its_size(self, attempt: Callable[[bytes], None]) -> None:
-        hide = zstandard.ZstdCompressor(write_content_size=False)
-        with pytest.raises(ArchiveCorruptError):
-            attempt(change(DOCUMENTS, lambda d: hide.compress(zstandard.decompress(d))))
-
-    @pytest.mark.parametrize("data", [b"", b"x" * 50])
-    def test_no_frame(self, data: bytes, attempt: Callable[[bytes], None]) -> None:
-        with pytest.raises(ArchiveCorruptError):
-            attempt(change(DOCUMENTS, lambda _: data))
-
-    @pytest.mark.parametrize(
-        "edit",
-        [
-            lambda lines: lines[::-1],
-            lambda lines: [lines[0], *lines],
-            lambda lines: lines[:-1],
-            lambda lines: [*lines[:-1], lines[-1].strip()],
-            lambda lines: [*lines, b"\n"],
-            lambda lines: [*lines, b"{}\n"],
-            lambda lines: [b"\xff\n", *lines[1:]],
-            lambda lines: [lines[0].replace(b'"number":1', b'"number":-1'), *lines[1:]],
-            lambda lines: [lines[0].replace(b'"user"', b'"root"'), *lines[1:]],
-            lambda lines: [],
-        ],
-    )
-    def test_lines_that_do_not_fit(
-        self, edit: Callable[[list[bytes]], list[bytes]], attempt: Callable[[bytes], None]
-    ) -> None:
-        with pytest.raises(ArchiveCorruptError):
-            attempt(change_lines(edit))
-
-    def test_a_document_that_is_newer_than_its_memory(
-        self, attempt: Callable[[bytes], None]
-    ) -> None:
-        late = encode_document(replace(make_document(5), revision=51)) + b"\n"
-        with pytest.raises(ArchiveCorruptError):
-            attempt(change_lines(lambda lines: [*lines[:-1], late]))
-
-
-class TestBlocks:
-    @pytest.mark.parametrize(
-        "edit",
-        [
-            lambda h: h.pop("value"),
-            lambda h: h.update(more=h["value"]),
-            lambda h: h.update(__metadata__={}),
-            lambda h: h["value"].update(dtype="F32"),
-            lambda h: h["value"].update(dtype="F16"),
-            lambda h: h["numbers"].update(shape=[2**62]),
-            lambda h: h["numbers"].update(shape=[-2]),
-            lambda h: h["numbers"].update(shape=[1, 2]),
-            lambda h: h["numbers"].update(shape=[True]),
-            lambda h: h["value"].update(shape=[3, 2]),
-            lambda h: h["value"].update(shape=[2, 3, 16]),
-            lambda h: h["value"].update(data_offsets=[0, 2**40]),
-            lambda h: h["value"].update(data_offsets=h["routing_key"]["data_offsets"]),
-            lambda h: h["value"].update(data_offsets=h["value"]["data_offsets"][::-1]),
-            lambda h: h["value"].update(data_offsets=[0]),
-            lambda h: h.update(tokens=h["numbers"]),
-        ],
-    )
-    def test_a_header_that_lies(
-        self,
-        edit: Callable[[dict[str, dict[str, object]]], object],
-        attempt: Callable[[bytes], None],
-    ) -> None:
-        with pytest.raises(ArchiveCorruptError):
-            attempt(change_header(edit))
-
-    @pytest.mark.parametrize(
-        "edit",
-        [
-            lambda data: b"",
-            lambda data: data[:7],
-            lambda data: b"\xff" * 8 + data[8:],
-            lambda data: (2**40).to_bytes(8, "little") + data[8:],
-            lambda data: data[:-1],
-            lambda data: data + b"x",
-        ],
-    )
-    def test_bytes_that_do_not_fit(
-        self, edit: Callable[[bytes], bytes], attempt: Callable[[bytes], None]
-    ) -> None:
-        with pytest.raises(ArchiveCorruptError):
-            attempt(change(blocks_member(), edit))
-
-    @pytest.mark.parametrize("name", ["numbers", "tokens"])
-    @pytest.mark.parametrize("value", [0, -1, 2**62, 10**9])
-    def test_vectors_that_lie(
-        self, name: str, value: int, attempt: Callable[[bytes], None]
-    ) -> None:
-        def edit(data: bytes) -> bytes:
-            length = 8 + int.from_bytes(data[:8], "little")
-            at = length + json.loads(data[8:length])[name]["data_offsets"][0]
-            return data[:at] + value.to_bytes(8, "little", signed=True) + data[at + 8 :]
-
-        with pytest.raises(ArchiveCorruptError):
-            attempt(change(blocks_member(), edit))
-
-    def test_a_block_without_its_document(self, attempt: Callable[[bytes], None]) -> None:
-        blocks = [make_block(SHARED, 1), make_block(SHARED, 2)]
-        with pytest.raises(ArchiveCorruptError, match="no document"):
-            attempt(pack([make_document(1)], [(SHARED, blocks)]))
-
-    def test_blocks_out_of_order(self, attempt: Callable[[bytes], None]) -> None:
-        blocks = [make_block(SHARED, 2), make_block(SHARED, 1)]
-        with pytest.raises(ArchiveCorruptError, match="out of order"):
-            attempt(pack([make_document(1), make_document(2)], [(SHARED, blocks)]))
 
 
 def test_every_truncation(tmp_path: Path) -> None:

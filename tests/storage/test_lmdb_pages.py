@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,8 @@ def test_pages_that_point_at_themselves_end(tmp_path: Path, folder: Path, uncach
     data = bytearray((folder / "data.mdb").read_bytes())
     for page in range(2, len(data) // 4096):
         start = page * 4096
-        if data[start + 10] & 1:  # A branch: every child is the page itself.
+        number, flags = struct.unpack_from("<Q2xH", data, start)
+        if (number, flags) == (page, 1):  # A branch: every child is the page itself.
             for slot in range(
                 start + 16, start + int.from_bytes(data[start + 12 :][:2], "little"), 2
             ):

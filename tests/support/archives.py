@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+
+import zstandard
 
 from storage.archive import ArchivedEncoding, ArchivedPacking, Manifest, write_archive
 from storage.layout import KVBlock, KVLayout
@@ -47,3 +53,82 @@ def sample() -> bytes:
         (layout, [make_block(layout, number, 3) for number in (1, 5)]) for layout in LAYOUTS[:2]
     ]
     return pack(documents, encodings)
+
+
+MANIFEST, INDEX, DOCUMENTS = "manifest.json", "index.json", "documents/000000.jsonl.zst"
+Members = list[tuple[str, bytes]]
+
+
+def unpack(data: bytes) -> Members:
+    members: Members = []
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        for member in archive:
+            file = archive.extractfile(member)
+            assert file is not None
+            members.append((member.name, file.read()))
+    return members
+
+
+def repack(members: Members, index: bool = True) -> bytes:
+    """An archive of these members whose hashes are right: damage with the lock picked."""
+    out = io.BytesIO()
+    if index:
+        listed = [
+            {"name": name, "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+            for name, data in members
+            if name != INDEX
+        ]
+        text = json.dumps({"members": listed}).encode()
+        members = [(name, text if name == INDEX else data) for name, data in members]
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def change(name: str, edit: Callable[[bytes], bytes]) -> bytes:
+    members = unpack(sample())
+    assert name in dict(members)
+    return repack([(one, edit(data) if one == name else data) for one, data in members])
+
+
+def change_manifest(**fields: object) -> bytes:
+    return change(MANIFEST, lambda data: json.dumps(json.loads(data) | fields).encode())
+
+
+def change_lines(edit: Callable[[list[bytes]], list[bytes]]) -> bytes:
+    def inner(data: bytes) -> bytes:
+        lines = zstandard.decompress(data).splitlines(keepends=True)
+        return zstandard.compress(b"".join(edit(lines)))
+
+    return change(DOCUMENTS, inner)
+
+
+def blocks_member() -> str:
+    return next(name for name, _ in unpack(sample()) if name.startswith("encodings/"))
+
+
+def change_header(edit: Callable[[dict[str, dict[str, object]]], object]) -> bytes:
+    """Changes a blocks member's safetensors header."""
+
+    def inner(data: bytes) -> bytes:
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        edit(header)
+        text = json.dumps(header).encode()
+        return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+    return change(blocks_member(), inner)
+
+
+def insert(name: str, data: bytes = b"x", kind: bytes = tarfile.REGTYPE, link: str = "") -> bytes:
+    """A sound archive with one member more, behind the manifest."""
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    info.size = len(data) if kind == tarfile.REGTYPE else 0
+    more = info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % 512)
+    whole = sample()
+    at = 512 + -(-len(dict(unpack(whole))[MANIFEST]) // 512) * 512
+    return whole[:at] + (more if kind == tarfile.REGTYPE else more[:512]) + whole[at:]
