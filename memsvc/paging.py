@@ -7,14 +7,28 @@ import binascii
 import hashlib
 import hmac
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from memsvc import errors
 
 Position = Sequence[int | str]
 
+#: A page ends here although it has fewer items than asked: a client takes 4 MiB.
+PAGE_BYTES = 3 * 1024 * 1024 // 2
+
 _MAC_BYTES = 16
 _MAX_TOKEN = 1024
+
+
+def fitting(sizes: Iterable[int]) -> int:
+    """How many items of these sizes, in bytes, fit one page: the first always does."""
+    total = count = 0
+    for size in sizes:
+        total += size
+        if total > PAGE_BYTES and count:
+            break
+        count += 1
+    return count
 
 
 class PageTokens:

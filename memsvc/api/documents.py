@@ -11,15 +11,13 @@ from memsvc.application import Application
 from memsvc.auth import current_principal
 from memsvc.convert import document_to_wire, turns_from_wire
 from memsvc.packing import pack
+from memsvc.paging import fitting
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2
 from memsvc.writes import Request, Written, memory_uid
 from storage.catalog import DocumentRow, MemoryRow, NotFoundError
 from storage.documents import Source
 from storage.store import MemoryUid, RecordNotFoundError, TenantStore
-
-#: A page of full documents ends here, to stay below a client's 4 MiB.
-_PAGE_BYTES = 3 * 1024 * 1024 // 2
 
 
 class DocumentsHandler:
@@ -124,17 +122,13 @@ class DocumentsHandler:
 
         None stands for a document that was deleted meanwhile.
         """
-        rows = rows[: _fitting(rows)]
+        rows = rows[: fitting(row.text_bytes for row in rows)]
         sources = await read_sources(self._app, memory, [row.number for row in rows])
-        documents: list[resources_pb2.Document | None] = []
-        size = 0
-        for row, source in zip(rows, sources, strict=True):
-            document = document_to_wire(memory.memory_id, row, source) if source else None
-            size += document.ByteSize() if document else 0
-            if size > _PAGE_BYTES and documents:
-                break
-            documents.append(document)
-        return documents
+        documents = [
+            document_to_wire(memory.memory_id, row, source) if source else None
+            for row, source in zip(rows, sources, strict=True)
+        ]
+        return documents[: fitting(d.ByteSize() if d else 0 for d in documents)]
 
 
 async def read_sources(
@@ -168,16 +162,6 @@ def checked_view(
     if view not in resources_pb2.DocumentView.values():
         raise errors.field_invalid("view", "is not a view")
     return view or default
-
-
-def _fitting(rows: Sequence[DocumentRow]) -> int:
-    """How many of the rows fit one page of full documents: at least one."""
-    size = 0
-    for index, row in enumerate(rows):
-        size += row.text_bytes
-        if size > _PAGE_BYTES and index:
-            return index
-    return len(rows)
 
 
 def _numbers(memory_id: str, document_names: Sequence[str]) -> list[int]:

@@ -12,6 +12,7 @@ from memsvc.application import Application
 from memsvc.auth import current_principal
 from memsvc.convert import memory_to_wire, packing_from_wire
 from memsvc.etags import expected_version
+from memsvc.paging import fitting
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2
 from memsvc.writes import Request
@@ -84,7 +85,7 @@ class MemoriesHandler:
         return memory_to_wire(row, await self._catalog.list_encodings(row.uid))
 
     async def list_memories(self, request: pb.ListMemoriesRequest) -> pb.ListMemoriesResponse:
-        """Newest first."""
+        """Newest first. A page may be shorter than asked, for its bytes."""
         tenant = current_principal().tenant_uid
         binding = (tenant, "ListMemories")
         limit = validation.check_page_size(request.page_size)
@@ -93,8 +94,12 @@ class MemoriesHandler:
         encodings: Mapping[str, list[EncodingRow]] = await self._catalog.list_encodings_for(
             [row.uid for row in rows]
         )
+        memories = [memory_to_wire(row, encodings.get(row.uid, ())) for row in rows]
+        kept = fitting(memory.ByteSize() for memory in memories)
+        if kept < len(memories):
+            after = (rows[kept - 1].created_us, rows[kept - 1].uid)
         return pb.ListMemoriesResponse(
-            memories=[memory_to_wire(row, encodings.get(row.uid, ())) for row in rows],
+            memories=memories[:kept],
             next_page_token=self._app.page_tokens.issue(binding, after) if after else "",
         )
 
