@@ -135,6 +135,18 @@ class TestChange:
         assert await catalog.find_request(tenant.uid, "import") == request
         assert await catalog.memories_in_state(MemoryState.IMPORTING) == []
 
+    async def test_an_import_keeps_numbers_from_being_given_out_again(
+        self, catalog: Catalog, tenant: TenantRow
+    ) -> None:
+        memory = await make_memory(catalog, tenant, state=MemoryState.IMPORTING)
+        await append(catalog, memory, [1, 1])
+        active = await catalog.activate_memory(memory.uid, last_number=9)
+        assert active.last_number == 9
+        assert (await append(catalog, active)).last_number == 10
+        lower = await make_memory(catalog, tenant, "lower", state=MemoryState.IMPORTING)
+        await append(catalog, lower, [1, 1])
+        assert (await catalog.activate_memory(lower.uid, last_number=1)).last_number == 2
+
     async def test_a_deleted_import_stays_deleted(
         self, catalog: Catalog, tenant: TenantRow
     ) -> None:

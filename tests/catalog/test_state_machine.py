@@ -161,8 +161,9 @@ class MemoryMachine(RuleBasedStateMachine):
                 )
             )
 
-    @rule(below=st.integers(1, 40))
-    def rewind(self, below: int) -> None:
+    @rule(data=st.data())
+    def rewind(self, data: st.DataObject) -> None:
+        below = data.draw(st.integers(1, self.last + 1))
         self.run(self.catalog.rewind_encoding(self.uid, self.model, below))
         self.watermark = min(self.watermark, below - 1)
         self.quarantined = {number for number in self.quarantined if number < below}

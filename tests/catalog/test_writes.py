@@ -186,6 +186,15 @@ class TestDeleteDocuments:
         assert await catalog.live_numbers(memory.uid, 1, 9) == [1, 3]
 
 
+class TestGetDocuments:
+    async def test_finds_the_live_ones(self, catalog: Catalog, tenant: TenantRow) -> None:
+        memory = await append(catalog, await make_memory(catalog, tenant), [1, 2, 3])
+        await catalog.commit_delete_documents(memory.uid, 1, [2], None)
+        found = await catalog.get_documents(memory.uid, [3, 2, 1, 99, 3])
+        assert {number: row.text_bytes for number, row in found.items()} == {1: 1, 3: 3}
+        assert await catalog.get_documents(memory.uid, []) == {}
+
+
 class TestListDocuments:
     async def test_pages_by_number(self, catalog: Catalog, tenant: TenantRow) -> None:
         memory = await append(catalog, await make_memory(catalog, tenant), [1] * 7)
