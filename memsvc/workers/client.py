@@ -6,14 +6,22 @@ with it the worker's work at its next step.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from grpc import aio
 
-from memsvc.workers.failures import CALL_FAILURES, WorkerFaultError, from_call_failure
+from memsvc import errors
+from memsvc.workers.failures import (
+    CALL_FAILURES,
+    RETRY_AFTER_S,
+    WorkerFaultError,
+    from_call_failure,
+)
 from model_adapter.v1 import model_adapter_pb2 as pb
 from model_adapter.v1.model_adapter_pb2_grpc import ModelAdapterServiceStub
 from storage.layout import NUMPY_DTYPE, Bits, KVBlock, KVLayout, LayoutError
@@ -21,6 +29,9 @@ from storage.layout import NUMPY_DTYPE, Bits, KVBlock, KVLayout, LayoutError
 if TYPE_CHECKING:
     # In the stub file alone.
     from model_adapter.v1.model_adapter_pb2_grpc import ModelAdapterServiceAsyncStub
+
+RequestT = TypeVar("RequestT")
+ReplyT = TypeVar("ReplyT")
 
 #: Largest message in either direction. A block of the longest document is the
 #: largest thing sent; a worker keeps its replies below this.
@@ -70,12 +81,10 @@ class WorkerClient:
 
     async def info(self, timeout_s: float) -> pb.GetInfoResponse:
         """What the worker serves. Waits for the connection up to timeout_s."""
-        try:
+        with self._failures():
             reply = await self._stub.GetInfo(
                 pb.GetInfoRequest(), timeout=timeout_s, wait_for_ready=True
             )
-        except CALL_FAILURES as error:
-            raise from_call_failure(error, self.model) from error
         self.model = reply.model_id
         return reply
 
@@ -95,9 +104,7 @@ class WorkerClient:
             documents=[pb.DocumentText(number=d.number, text=d.text) for d in documents],
         )
         wanted = {document.number for document in documents}
-        call = None
-        try:
-            call = self._stub.Encode(request)
+        with self._failures(), _cancelled_in_the_end(self._stub.Encode(request)) as call:
             async for reply in call:
                 if reply.number not in wanted:
                     raise WorkerFaultError("the worker answered for a document not asked for")
@@ -106,49 +113,61 @@ class WorkerClient:
                     yield EncodeFailure(reply.number, reply.failure.reason)
                 else:
                     yield _block(reply.number, reply.block, layout)
-        except CALL_FAILURES as error:
-            raise from_call_failure(error, self.model) from error
-        finally:
-            if call is not None:
-                call.cancel()
         if wanted:
             raise WorkerFaultError(f"the worker left {len(wanted)} documents unanswered")
 
     async def route(self, request: pb.RouteRequest, timeout_s: float | None) -> pb.RouteResponse:
         """Ranks documents."""
-        try:
+        with self._failures():
             return await self._stub.Route(request, timeout=timeout_s)
-        except CALL_FAILURES as error:
-            raise from_call_failure(error, self.model) from error
 
     async def query(
         self, request: pb.QueryRequest, timeout_s: float | None
     ) -> AsyncGenerator[pb.QueryResponse]:
         """Events of one answer. A stream that ends without Finished raises WorkerFaultError."""
-        call = None
         finished = False
-        try:
-            call = self._stub.Query(request, timeout=timeout_s)
+        with (
+            self._failures(),
+            _cancelled_in_the_end(self._stub.Query(request, timeout=timeout_s)) as call,
+        ):
             async for event in call:
                 finished = event.WhichOneof("event") == "finished"
                 yield event
-        except CALL_FAILURES as error:
-            raise from_call_failure(error, self.model) from error
-        finally:
-            if call is not None:
-                call.cancel()
         if not finished:
             raise WorkerFaultError("the worker ended an answer without finishing it")
 
     async def evict(self, tenant: str, memory_uid: str, timeout_s: float) -> int:
         """Drops a memory, or with an empty uid a tenant, from the worker. Returns bytes freed."""
-        try:
+        with self._failures():
             reply = await self._stub.Evict(
                 pb.EvictRequest(tenant=tenant, memory_uid=memory_uid), timeout=timeout_s
             )
+        return reply.freed_bytes
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Types what a call fails with."""
+        try:
+            yield
         except CALL_FAILURES as error:
             raise from_call_failure(error, self.model) from error
-        return reply.freed_bytes
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Nobody cancelled this task: its channel was closed under the call.
+            raise errors.worker_unavailable(self.model, RETRY_AFTER_S) from error
+
+
+@contextmanager
+def _cancelled_in_the_end(
+    call: aio.UnaryStreamCall[RequestT, ReplyT],
+) -> Iterator[aio.UnaryStreamCall[RequestT, ReplyT]]:
+    """A call that has ended is not harmed."""
+    try:
+        yield call
+    finally:
+        call.cancel()
 
 
 def layout_of(wire: pb.KVLayout) -> KVLayout:

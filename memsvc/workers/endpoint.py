@@ -32,6 +32,7 @@ _STEADY_S = 30.0
 _BACKOFF_FIRST_S = 0.1
 _BACKOFF_LAST_S = 30.0
 
+_INFO_TIMEOUT_S = 30.0
 _PROBE_EVERY_S = 5.0
 _PROBE_TIMEOUT_S = 10.0
 _PROBES_FAILED = 3
@@ -47,10 +48,9 @@ Withdraw = Callable[["Endpoint"], None]
 class Endpoint(ABC):
     """Keeps one worker attached for as long as `run` runs."""
 
-    def __init__(self, announce: Announce, withdraw: Withdraw, info_timeout_s: float) -> None:
+    def __init__(self, announce: Announce, withdraw: Withdraw) -> None:
         self._announce = announce
         self._withdraw = withdraw
-        self._info_timeout_s = info_timeout_s
         self._client: WorkerClient | None = None
         self._owed: set[tuple[str, str]] = set()
         self._suspect = asyncio.Event()
@@ -107,7 +107,20 @@ class Endpoint(ABC):
             backoff_s = min(backoff_s * 2, _BACKOFF_LAST_S)
 
     async def _serve(self, client: WorkerClient) -> None:
-        info = await client.info(self._info_timeout_s)
+        """Returns, or raises, when the worker is lost."""
+        lost = asyncio.create_task(self._lost())
+        attached = asyncio.create_task(self._attach(client))
+        try:
+            done, _ = await asyncio.wait((lost, attached), return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            lost.cancel()
+            attached.cancel()
+            await asyncio.gather(lost, attached, return_exceptions=True)
+
+    async def _attach(self, client: WorkerClient) -> None:
+        info = await client.info(_INFO_TIMEOUT_S)
         while self._owed:
             tenant, memory_uid = next(iter(self._owed))
             await client.evict(tenant, memory_uid, _EVICT_TIMEOUT_S)
@@ -116,22 +129,10 @@ class Endpoint(ABC):
         self._client = client
         try:
             await self._announce(self, client, info)
-            await self._watch(client, info)
+            await self._probe(client, info)
         finally:
             self._client = None
             self._withdraw(self)
-
-    async def _watch(self, client: WorkerClient, info: pb.GetInfoResponse) -> None:
-        lost = asyncio.create_task(self._lost())
-        probing = asyncio.create_task(self._probe(client, info))
-        try:
-            done, _ = await asyncio.wait((lost, probing), return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            lost.cancel()
-            probing.cancel()
-            await asyncio.gather(lost, probing, return_exceptions=True)
 
     async def _probe(self, client: WorkerClient, info: pb.GetInfoResponse) -> None:
         """Returns when the worker stopped answering or serves something else."""
@@ -161,10 +162,8 @@ class Endpoint(ABC):
 class RemoteEndpoint(Endpoint):
     """A worker that somebody else runs."""
 
-    def __init__(
-        self, address: str, announce: Announce, withdraw: Withdraw, info_timeout_s: float
-    ) -> None:
-        super().__init__(announce, withdraw, info_timeout_s)
+    def __init__(self, address: str, announce: Announce, withdraw: Withdraw) -> None:
+        super().__init__(announce, withdraw)
         self._address = address
         self._detach = asyncio.Event()
 
@@ -193,7 +192,7 @@ class SupervisedEndpoint(Endpoint):
     def __init__(
         self, command: WorkerCommand, place: SocketPlace, announce: Announce, withdraw: Withdraw
     ) -> None:
-        super().__init__(announce, withdraw, command.start_timeout_s)
+        super().__init__(announce, withdraw)
         self._command = command
         self._place = place
         self._process: WorkerProcess | None = None

@@ -51,11 +51,8 @@ class Workers:
     async def start(self) -> None:
         """Begins to attach workers; returns at once. Serving starts when they are ready."""
         addresses = [part.strip() for part in self._config.worker_address.split(",")]
-        timeout_s = self._config.worker_start_timeout_s
         for address in filter(None, addresses):
-            self._endpoints.append(
-                RemoteEndpoint(address, self._announce, self._withdraw, timeout_s)
-            )
+            self._endpoints.append(RemoteEndpoint(address, self._announce, self._withdraw))
         if not self._endpoints:
             self._place = SocketPlace(self._config.folder)
             command = WorkerCommand.from_config(self._config)

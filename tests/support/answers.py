@@ -138,8 +138,12 @@ class Asking(Served):
         return found + [f"block of no document: {n}" for n in blocks - set(live)]
 
     async def worker_pid(self) -> int:
-        """The running worker's process id."""
-        pid: int = await eventually(lambda: _value(self.app.workers.supervised_pid))
+        """The process id of the worker that serves now."""
+
+        async def look() -> int | None:
+            return self.app.workers.supervised_pid if self.app.workers.served() else None
+
+        pid: int = await eventually(look)
         return pid
 
     async def kill_worker(self) -> int:
@@ -147,10 +151,6 @@ class Asking(Served):
         pid = await self.worker_pid()
         os.kill(pid, signal.SIGKILL)
         return pid
-
-
-async def _value(value: Any) -> Any:
-    return value
 
 
 async def eventually(look: Callable[[], Awaitable[Any]], patience_s: float = PATIENCE_S) -> Any:
