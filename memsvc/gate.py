@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeAlias
@@ -21,6 +22,7 @@ from grpc_status import rpc_status
 from memsvc import errors
 from memsvc.auth import OPEN_SERVICES, SCOPES, Authenticator, Principal, set_principal
 from memsvc.errors import ApiError
+from memsvc.v1.errors_pb2 import ErrorReason
 from memsvc.wire import parse_request
 from storage.catalog import CatalogFullError, CatalogUnavailableError
 from storage.store import CorruptRecordError, StorageFullError
@@ -101,9 +103,9 @@ class Gate(aio.ServerInterceptor):
                 async for reply in replies:
                     yield reply
 
-        make, behaviour = _MAKERS[handler.request_streaming, handler.response_streaming], respond
+        make = _MAKERS[handler.request_streaming, handler.response_streaming]
         return make(
-            respond_streaming if handler.response_streaming else behaviour,
+            respond_streaming if handler.response_streaming else respond,
             request_deserializer=None,
             response_serializer=handler.response_serializer,
         )
@@ -112,27 +114,23 @@ class Gate(aio.ServerInterceptor):
     async def _inside(self, method: str, context: Context) -> AsyncIterator[None]:
         self._calls += 1
         self._idle.clear()
+        started = time.perf_counter()
+        outcome = "LEFT"
         try:
             set_principal(await self._admit(method, context))
             yield
-        except ApiError as error:
-            await _abort(context, error)
-        except (CatalogFullError, StorageFullError):
-            await _abort(context, errors.storage_full())
-        except CatalogUnavailableError as error:
-            log.error("catalog unavailable", exc_info=error, extra={"method": method})
-            await _abort(context, errors.catalog_unavailable())
-        except CorruptRecordError as error:
-            log.error("corrupt record", exc_info=error, extra={"method": method})
-            await _abort(context, errors.record_corrupt("a stored record"))
+            outcome = "OK"
         except aio.AbortError:
             raise
         except Exception as error:  # noqa: BLE001 - the edge: nothing may escape untyped
-            await _abort(context, _incident(method, error))
+            refusal = _translated(method, error)
+            outcome = ErrorReason.Name(refusal.reason)
+            await context.abort_with_status(rpc_status.to_status(refusal.to_status()))
         finally:
             self._calls -= 1
             if not self._calls:
                 self._idle.set()
+            _log_call(method, outcome, time.perf_counter() - started)
 
     async def _admit(self, method: str, context: Context) -> Principal:
         if self._draining.is_set():
@@ -163,12 +161,27 @@ async def _parse_stream(method: str, requests: AsyncIterator[bytes]) -> AsyncIte
     await asyncio.sleep(_SETTLE_S)
 
 
-async def _abort(context: Context, error: ApiError) -> None:
-    await context.abort_with_status(rpc_status.to_status(error.to_status()))
-
-
-def _incident(method: str, error: Exception) -> ApiError:
-    """Logs a fault under a fresh id; the log's format leaves the exception's words out."""
+def _translated(method: str, error: Exception) -> ApiError:
+    """What a caller is told of what a handler raised."""
+    extra = {"method": method}
+    match error:
+        case ApiError():
+            return error
+        case CatalogFullError() | StorageFullError():
+            return errors.storage_full()
+        case CatalogUnavailableError():
+            log.error("catalog unavailable", exc_info=error, extra=extra)
+            return errors.catalog_unavailable()
+        case CorruptRecordError():
+            log.error("corrupt record", exc_info=error, extra=extra)
+            return errors.record_corrupt("a stored record")
     incident = secrets.token_hex(8)
-    log.error("internal fault", exc_info=error, extra={"incident": incident, "method": method})
+    log.error("internal fault", exc_info=error, extra={**extra, "incident": incident})
     return errors.internal_fault(incident)
+
+
+def _log_call(method: str, outcome: str, seconds: float) -> None:
+    """outcome: OK, an ErrorReason, or LEFT when the caller did."""
+    if log.isEnabledFor(logging.DEBUG):
+        extra = {"method": method, "outcome": outcome, "ms": round(seconds * 1000, 2)}
+        log.debug("call", extra=extra)

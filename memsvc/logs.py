@@ -13,6 +13,8 @@ import sys
 from datetime import UTC, datetime
 from types import TracebackType
 
+_OURS = ("memsvc", "storage")
+
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -20,7 +22,10 @@ def configure_logging(level: str, log_format: str) -> None:
     """level: debug to error. log_format: "text" or "json". Goes to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.basicConfig(level="WARNING", handlers=[handler], force=True)
+    # Others stay at WARNING: at DEBUG the database driver logs the values it binds.
+    for name in _OURS:
+        logging.getLogger(name).setLevel(level.upper())
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from grpc import StatusCode, aio
 
-from memsvc.logs import JsonFormatter, TextFormatter
+from memsvc.logs import JsonFormatter, TextFormatter, configure_logging
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2 as resources
 from memsvc.wire import METHODS, explain
@@ -213,6 +213,45 @@ async def test_a_fault_is_internal_with_an_incident_and_leaks_nothing(
         assert answer.metadata["incident"] in line
         assert "wrote" not in line
         assert "\n" not in line
+
+
+async def test_calls_are_logged_by_outcome_and_without_content(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    memory = await served.create("spoken")
+    with caplog.at_level(logging.DEBUG, "memsvc"):
+        await served.append(memory.name, "a private matter")
+        await refused(served.append(memory.name, "another \x07"))
+        hanging = Hanging(served, memory.name)
+        await inside(served, 1)
+        hanging.call.cancel()
+        await inside(served, 0)
+    calls = [r.__dict__ for r in caplog.records if r.message == "call"]
+    assert [(c["method"].rsplit("/")[-1], c["outcome"]) for c in calls] == [
+        ("AppendTurns", "OK"),
+        ("AppendTurns", "TEXT_NOT_CLEAN"),
+        ("PutDocuments", "LEFT"),
+    ]
+    lines = "\n".join(JsonFormatter().format(record) for record in caplog.records)
+    ((_, credential),) = served.as_operator.metadata
+    for secret in ("private", "another", "streamed", credential):
+        assert secret not in lines
+
+
+def test_other_peoples_code_does_not_log_what_it_handles() -> None:
+    names = ("memsvc", "storage", "aiosqlite", "sqlalchemy.engine", "asyncpg", "grpc")
+    root = logging.getLogger()
+    before = root.level, root.handlers[:], [logging.getLogger(n).level for n in names]
+    try:
+        configure_logging("debug", "json")
+        levels = {name: logging.getLogger(name).getEffectiveLevel() for name in names}
+    finally:
+        root.setLevel(before[0])
+        root.handlers[:] = before[1]
+        for name, level in zip(names, before[2], strict=True):
+            logging.getLogger(name).setLevel(level)
+    assert levels.pop("memsvc") == levels.pop("storage") == logging.DEBUG
+    assert set(levels.values()) == {logging.WARNING}
 
 
 def test_log_lines_parse() -> None:
