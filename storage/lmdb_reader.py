@@ -49,6 +49,7 @@ from storage.store import (
 from storage.verify import find_problems
 
 _T = TypeVar("_T")
+_FEW = 16
 _BATCH_RECORDS = 256
 _BATCH_BYTES = 8 * 2**20
 
@@ -81,7 +82,10 @@ class LmdbReader:
         self, memory: MemoryUid, encoding: EncodingId, first: int = 0, last: int | None = None
     ) -> list[int]:
         """See BlockReader."""
-        return self._numbers(number_range(memory, Kind.ROUTING, encoding, first, last))
+        span = number_range(memory, Kind.ROUTING, encoding, first, last)
+        # LMDB touches a page of every value on its way along the keys.
+        self._prefetch(span)
+        return self._numbers(span)
 
     def encoding_layout(self, memory: MemoryUid, encoding: EncodingId) -> KVLayout:
         """See BlockReader."""
@@ -98,7 +102,7 @@ class LmdbReader:
     ) -> Iterator[RoutingPart]:
         """See BlockReader. Read in batches: what is written meanwhile may show."""
         span = number_range(memory, Kind.ROUTING, encoding, first, last)
-        prefetch(self._environment.path, span)
+        self._prefetch(span)
         mark = fingerprint(encoding, layout)
         return self._scan(span, lambda key, value: read_routing(key, value, mark, layout))
 
@@ -112,7 +116,7 @@ class LmdbReader:
     ) -> PackedRouting:
         """See BlockReader. One read transaction, for as long as the copy takes."""
         span = number_range(memory, Kind.ROUTING, encoding, first, last)
-        prefetch(self._environment.path, span)
+        self._prefetch(span)
         return self._environment.read(
             lambda transaction: _pack(transaction, span, encoding, layout)
         )
@@ -134,7 +138,7 @@ class LmdbReader:
     ) -> Iterator[ContentPart]:
         """See BlockReader. Read in batches: what is written meanwhile may show."""
         span = number_range(memory, Kind.CONTENT, encoding, first, last)
-        prefetch(self._environment.path, span)
+        self._prefetch(span)
         mark = fingerprint(encoding, layout)
         return self._scan(span, lambda key, value: read_content(key, value, mark, layout))
 
@@ -170,6 +174,11 @@ class LmdbReader:
     def close(self) -> None:
         """See BlockReader."""
         self._environment.close()
+
+    def _prefetch(self, span: KeyRange) -> None:
+        """Worth its price, some 0.1 ms, for a run of documents."""
+        if number_of(span.last) - number_of(span.first) >= _FEW:
+            prefetch(self._environment.path, span)
 
     def _get(self, key: bytes) -> bytearray:
         def copy(transaction: lmdb.Transaction) -> bytearray | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,9 @@ from storage.archive import (
     stage_archive,
     staged_pieces,
     write,
+    write_archive,
 )
-from storage.layout import KVLayout
+from storage.layout import KVBlock, KVLayout
 from storage.memory_store import MemoryStore
 from storage.store import StoredDocument
 from tests.support.archives import EMPTY, archived_encoding, pack, sample
@@ -196,6 +198,26 @@ class TestExport:
         pieces = list(staged_pieces(path, 1000))
         assert b"".join(pieces) == sample()
         assert max(map(len, pieces)) == 1000
+
+
+def test_memory_stays_at_a_few_members(tmp_path: Path) -> None:
+    """160 MiB go out and come back; a member has 8."""
+    layout = KVLayout(tuple(range(16)), 4, 64, 8, "bf16", separate_routing_keys=False)
+    array = make_block(layout, 1, 8 * 64).value_LCE
+    count = 160 * 2**20 // layout.block_bytes(8 * 64)
+    encoding = archived_encoding(layout, count)
+    manifest = Manifest(1, "x", EMPTY.packing, count, count, count, encodings=(encoding,))
+    held = (make_document(number) for number in range(1, count + 1))
+    blocks = (KVBlock(number, 8 * 64, array, None, array) for number in range(1, count + 1))
+    path = tmp_path / "a"
+    tracemalloc.start()
+    stage_archive(path, write_archive(manifest, held, {encoding.encoding_id: blocks}))
+    with open_archive(path) as archive:
+        assert sum(1 for _ in archive.blocks(encoding.encoding_id)) == count
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert path.stat().st_size > 160 * 2**20
+    assert peak < 48 * 2**20
 
 
 def test_identity_gives_the_encoding_id() -> None:

@@ -10,7 +10,7 @@ import lmdb
 import pytest
 
 from storage.block_records import BlockCodecs, block_records, document_record, encoding_record
-from storage.check import check_data_folder, check_store
+from storage.check import check_data_folder, check_store, check_structure
 from storage.keys import Kind, block_key, document_key, encoding_key
 from storage.lmdb_store import LmdbStore
 from storage.paths import DataFolder
@@ -51,6 +51,7 @@ def behind_its_back(path: Path) -> Iterator[lmdb.Transaction]:
 
 def test_a_sound_store(path: Path) -> None:
     report = check_store(path)
+    assert check_structure(path) == []
     assert report.sound
     assert report.structure_checked
     assert (report.tenant, report.memories, report.documents, report.blocks) == ("cafe", 3, 15, 12)
@@ -62,6 +63,7 @@ def test_beside_a_live_writer(path: Path) -> None:
 
     with (path / "writer.lock").open("r+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        assert check_structure(path) is None
         report = check_store(path)
     assert report.sound
     assert not report.structure_checked
@@ -137,6 +139,7 @@ def test_a_file_whose_pages_are_damaged(path: Path) -> None:
     for page in range(2 * 4096, len(data), 4096):
         data[page + 10 : page + 16] = b"\xff" * 6
     (path / "data.mdb").write_bytes(data)
+    assert check_structure(path)
     report = check_store(path)
     assert {finding.problem for finding in report.findings} == {Problem.DAMAGED}
 
