@@ -29,7 +29,7 @@ from storage.store import CorruptRecordError, StorageFullError
 
 log = logging.getLogger(__name__)
 
-_SETTLE_S = 0.01
+_SETTLE_S = 0.02
 
 # Requests and replies are messages of every kind here; handlers type their own.
 # Both are generic for the type checker alone.

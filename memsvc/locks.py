@@ -21,6 +21,7 @@ class MemoryLocks:
         self._locks: dict[MemoryKey, asyncio.Lock] = {}
         self._users: dict[MemoryKey, int] = {}
         self._running: set[asyncio.Task[Any]] = set()
+        self._abandoned: set[asyncio.Task[Any]] = set()
 
     @asynccontextmanager
     async def exclusive(self, tenant_uid: str, memory_id: str) -> AsyncIterator[None]:
@@ -42,7 +43,8 @@ class MemoryLocks:
         """Runs work under the lock, from its start to its end.
 
         Cancelling the caller while it waits for the lock cancels everything;
-        afterwards the work goes on, and keeps the lock, until it is done.
+        afterwards the work goes on, and keeps the lock, until it is done. It may
+        ask `caller_left` while it can still be undone.
         """
         started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -61,10 +63,17 @@ class MemoryLocks:
         except asyncio.CancelledError:
             if not started.done():
                 task.cancel()
+            elif not task.done():
+                self._abandoned.add(task)
             raise
+
+    def caller_left(self) -> bool:
+        """Asked by work that run_whole runs: whether its caller was cancelled meanwhile."""
+        return asyncio.current_task() in self._abandoned
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
+        self._abandoned.discard(task)
         if not task.cancelled():
             task.exception()  # Fetched, as its caller may be gone.
 

@@ -8,6 +8,9 @@
 A request_id is looked up by the SQL transaction itself, not before: a first try,
 which nearly every call is, then costs no query for it.
 
+A caller that leaves before 2 begins has written nothing, one that leaves later
+all of it.
+
 A crash or a failure between 1 and 2 leaves texts above the catalog's last
 number. Nobody was told of them, nothing reads them: the next append overwrites
 their numbers, and `memsvc.reconcile` removes the rest. Numbers are taken from
@@ -17,6 +20,7 @@ overwritten.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import OrderedDict
@@ -261,13 +265,17 @@ class Writes:
         await self._stores.run(
             memory.tenant_uid, lambda store: store.put_documents(memory_uid(memory), stored)
         )
-        answer = reply(Written(revision, [row.number for row in rows]))
+        numbers = [row.number for row in rows]
+        if self.locks.caller_left():
+            await self._purge_texts(memory, numbers)
+            raise asyncio.CancelledError
+        answer = reply(Written(revision, numbers))
         try:
             memory = await self._catalog.commit_append(
                 memory.uid, memory.revision, rows, request.record(answer)
             )
         except (RequestRepeatedError, RequestIdReusedError):
-            await self._purge_texts(memory, [row.number for row in rows])
+            await self._purge_texts(memory, numbers)
             raise
         self._committed(memory)
         return answer

@@ -166,6 +166,37 @@ async def test_a_caller_that_leaves_during_its_write_leaves_it_whole(
     assert reply.revision == 1
 
 
+async def test_a_caller_that_leaves_before_sql_undoes_its_write(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = await served.create("leaving")
+    await served.append(memory.name, "before")
+    stores = served.server.application.stores
+    real, entered, go_on = stores.run, asyncio.Event(), asyncio.Event()
+
+    async def slow(*arguments: Any) -> Any:
+        result = await real(*arguments)
+        entered.set()
+        await go_on.wait()
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stores, "run", slow)
+        request = pb.AppendTurnsRequest(memory=memory.name, turns=turns("a", "b"), request_id="r")
+        call = served.as_operator(served.memories.AppendTurns, request)
+        await asyncio.wait_for(entered.wait(), 5)
+        call.cancel()
+        async with asyncio.timeout(5):
+            while served.server._gate.calls:  # noqa: ASYNC110 - there is no event for it
+                await asyncio.sleep(0.01)
+    go_on.set()
+    await served.server.application.writes.drain()
+    assert await stored_numbers(served, memory.name) == [1]
+    reply = await served.append(memory.name, "other payload", request_id="r")
+    assert (reply.revision, len(reply.documents)) == (2, 1)
+    assert await served.texts(memory.name) == ["before", "other payload"]
+
+
 async def test_a_damaged_record_is_data_loss_and_names_nothing_else(start: Serve) -> None:
     async with start() as served:
         memory = await served.create("damaged")
