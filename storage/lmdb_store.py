@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import lmdb
@@ -37,6 +38,8 @@ from storage.store import EncodingId, ForeignRecordError, MemoryUid, StoredDocum
 
 __all__ = ["LmdbOptions", "LmdbReader", "LmdbStore"]
 
+#: Keys held at a time while a range is deleted; it stays one transaction.
+_DELETE_KEYS = 10_000
 _BLOCK_KINDS = (Kind.ROUTING, Kind.CONTENT)
 
 
@@ -131,8 +134,9 @@ class LmdbStore(LmdbReader):
     def _delete_ranges(self, spans: Sequence[KeyRange]) -> None:
         def delete(transaction: lmdb.Transaction) -> None:
             for span in spans:
-                for key in list(keys_in(transaction, span)):
-                    transaction.delete(key)
+                while keys := list(islice(keys_in(transaction, span), _DELETE_KEYS)):
+                    for key in keys:
+                        transaction.delete(key)
 
         self._environment.write(delete, frees=True)
 

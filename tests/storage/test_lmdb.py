@@ -165,6 +165,19 @@ class TestHandles:
         assert path.stat().st_mode & 0o777 == 0o700
         assert {file.stat().st_mode & 0o777 for file in path.iterdir()} == {0o600}
 
+    def test_many_records_are_deleted_in_runs(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("storage.lmdb_store._DELETE_KEYS", 7)
+        store = LmdbStore(path)
+        store.put_documents(MEMORY, [make_document(n) for n in range(1, 50)])
+        store.put_blocks(MEMORY, ENCODING, SHARED, [make_block(SHARED, n) for n in range(1, 50)])
+        store.delete_encoding(MEMORY, ENCODING)
+        assert store.encodings(MEMORY) == []
+        store.delete_memory(MEMORY)
+        assert store.memories() == []
+        store.close()
+
     def test_codecs_may_change_between_openings(self, path: Path) -> None:
         for number, codec in enumerate(Codec, start=1):
             store = LmdbStore(path, LmdbOptions(codecs=BlockCodecs(codec, codec)))
