@@ -54,6 +54,11 @@ class AsyncMemoryHandle:
         return self._name
 
     @property
+    def id(self) -> str:
+        """Last part of the name."""
+        return self._name.rpartition("/")[2]
+
+    @property
     def documents(self) -> AsyncDocuments:
         """What is in the memory."""
         return self._documents

@@ -150,7 +150,8 @@ class Transport:
         """Waits before the next attempt, or raises `failure` when there is none."""
         wait = self._policy.wait_s(tries, failure, deadline.remaining_s()) if repeatable else None
         if wait is None:
-            raise failure
+            # gRPC's own exception says nothing that `failure` does not.
+            raise failure from None
         await asyncio.sleep(wait)
 
 

@@ -36,6 +36,8 @@ def run(server: LiveServer, code: str) -> str:
         timeout=60,
         check=False,
     )
+    with server.client() as client:
+        client.memories.delete("anna", allow_missing=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
