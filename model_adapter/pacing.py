@@ -22,7 +22,7 @@ class EncodeShare:
     """
 
     batch_s: float = 1.0
-    busy_batch_s: float = 0.1
+    busy_batch_s: float = 0.2
     busy_share: float = 0.5
     smallest_batch_bytes: int = 256
     largest_batch_bytes: int = 1024 * 1024

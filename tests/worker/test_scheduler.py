@@ -260,6 +260,15 @@ def test_running_queries_are_held_up_for_their_share_only(
     assert kinds in ("ssesssesss", "sesssessse"), kinds
 
 
+def test_documents_are_batched_by_length(make: Make, engine: WatchedEngine) -> None:
+    share = EncodeShare(smallest_batch_bytes=1, largest_batch_bytes=100)
+    texts = ["a" * length for length in (90, 10, 95, 12, 8, 70)]
+    asked = encode(make(share), MEMORY, texts)
+    assert [item.number for item in asked.sink.wait().items] == [5, 2, 4, 6, 1, 3]
+    sizes = [size for what, size in engine.calls if what == "encode"]
+    assert sizes == [4, 1, 1], "8 + 10 + 12 + 70 bytes, then each alone"
+
+
 def test_encode_jobs_take_turns(make: Make, engine: WatchedEngine) -> None:
     scheduler = make()
     engine.hold()
