@@ -1,0 +1,272 @@
+"""The engine's promises: rows are independent, memories reload, limits hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model_adapter.engine import (
+    CitationEvent,
+    DocumentText,
+    DocumentTooLongError,
+    Encoded,
+    EngineError,
+    Event,
+    FinishEvent,
+    FinishReason,
+    Generate,
+    QuestionTooLongError,
+    RoutingEvent,
+    TextEvent,
+)
+from model_adapter.msa.memory import InMemoryView
+from model_adapter.msa.prompt import Answering
+from storage.layout import KVBlock
+from tests.support.tiny_msa import TEXTS, answer, finish, remember, tiny_engine
+
+QUESTION = "who was born in the old city?"
+BOTH = pytest.mark.parametrize("answering", list(Answering))
+
+
+def text_of(events: Sequence[Event]) -> str:
+    return "".join(event.text for event in events if isinstance(event, TextEvent))
+
+
+def difference(a: KVBlock, b: KVBlock) -> float:
+    worst = float(np.abs(a.routing_key_LCE - b.routing_key_LCE).max())
+    worst = max(worst, float(np.abs(a.value_LCE - b.value_LCE).max()))
+    if a.key_LCE is not None and b.key_LCE is not None:
+        worst = max(worst, float(np.abs(a.key_LCE - b.key_LCE).max()))
+    return worst
+
+
+def by_number(encoded: Encoded) -> dict[int, KVBlock]:
+    return {block.number: block for block in encoded.blocks}
+
+
+@settings(max_examples=15, deadline=None)
+@given(lengths=st.lists(st.integers(0, 90), min_size=2, max_size=9))
+def test_a_document_does_not_know_its_batch(lengths: list[int]) -> None:
+    engine = tiny_engine()
+    documents = [
+        DocumentText(number, "river city old bridge "[number % 7 :] * length)
+        for number, length in enumerate(lengths, start=1)
+    ]
+    together = by_number(engine.encode(documents))
+    for document in documents:
+        (alone,) = engine.encode([document]).blocks
+        alone.validate(engine.description.layout)
+        assert difference(alone, together[document.number]) < 1e-5
+
+
+def test_a_block_is_the_true_mean_of_its_chunk() -> None:
+    long = DocumentText(2, TEXTS[2])
+    (one,) = tiny_engine(pool_tokens=1).encode([long]).blocks
+    for pool in (2, 16, 64):
+        (pooled,) = tiny_engine(pool_tokens=pool).encode([long]).blocks
+        for chunk in range(pooled.value_LCE.shape[1]):
+            span = one.value_LCE[:, chunk * pool : (chunk + 1) * pool]
+            np.testing.assert_allclose(pooled.value_LCE[:, chunk], span.mean(axis=1), atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("msa", "separate"),
+    [
+        ({}, True),
+        ({"decouple_router": False}, False),
+        ({"decouple_router": False, "aux_loss_method": "INFONCE"}, True),
+    ],
+)
+def test_blocks_survive_bytes(msa: dict[str, Any], separate: bool) -> None:
+    engine = tiny_engine(**msa)
+    layout = engine.description.layout
+    assert layout.separate_routing_keys is separate
+    blocks = by_number(engine.encode([DocumentText(n, text) for n, text in TEXTS.items()]))
+
+    def through_bytes(array: np.ndarray) -> np.ndarray:
+        return np.frombuffer(array.tobytes(), dtype=array.dtype).reshape(array.shape)
+
+    reloaded = [
+        KVBlock(
+            block.number,
+            block.tokens,
+            through_bytes(block.routing_key_LCE),
+            None if block.key_LCE is None else through_bytes(block.key_LCE),
+            through_bytes(block.value_LCE),
+        )
+        for block in reversed(list(blocks.values()))
+    ]
+    first = InMemoryView(layout, list(blocks.values()), TEXTS)
+    second = InMemoryView(layout, reloaded, TEXTS)
+    assert engine.route(QUESTION, first, 9) == engine.route(QUESTION, second, 9)
+    request = Generate(QUESTION, 12)
+    assert answer(engine, request, first) == answer(engine, request, second)
+
+
+@BOTH
+def test_batch_is_as_alone(answering: Answering) -> None:
+    engine = tiny_engine(answering)
+    memory, other = remember(engine), remember(engine, {5: "Boats of the north."})
+    requests = [
+        (Generate(QUESTION, 14), memory),
+        (Generate("Which garden?", 9, top_k=1), other),
+        (Generate("x", 11, temperature=0.9, top_p=0.8, seed=7), memory),
+        (Generate("The captain?", 5, top_k=40), memory),
+    ]
+    alone = [answer(engine, request, view) for request, view in requests]
+    together = finish(engine, *(engine.start(request, view) for request, view in requests))
+    for place, events in enumerate(alone):
+        assert text_of(events) == text_of(together[place])
+        assert events[-1] == together[place][-1]
+
+
+@BOTH
+def test_joining_and_leaving_between_steps(answering: Answering) -> None:
+    engine = tiny_engine(answering)
+    memory = remember(engine)
+    expected = answer(engine, Generate(QUESTION, 16), memory)
+    steady = engine.start(Generate(QUESTION, 16), memory)
+    cancelled = engine.start(Generate("Which garden?", 16), memory)
+    events: list[Event] = []
+    late = None
+    for step in range(200):
+        running = [steady]
+        if step < 5:
+            running.append(cancelled)  # dropped mid-way afterwards, as a scheduler does
+        if step == 7:
+            late = engine.start(Generate("x", 4), memory)
+        if late is not None and not late.done:
+            running.insert(0, late)
+        results = {id(result.generation): result for result in engine.step(running)}
+        events += results[id(steady)].events
+        if steady.done:
+            break
+    assert text_of(events) == text_of(expected)
+    assert late is not None and late.counts.answer_tokens > 0
+
+
+@pytest.mark.parametrize("slab_chunks", [1, 2, 5])
+def test_slabs_are_as_one_slab(slab_chunks: int) -> None:
+    engine = tiny_engine()
+    whole, slabs = remember(engine), remember(engine, slab_chunks=slab_chunks)
+    assert len(list(slabs.routing_keys(0))) > 1
+    one, many = engine.route(QUESTION, whole, 9), engine.route(QUESTION, slabs, 9)
+    assert [document.number for document in one] == [document.number for document in many]
+    assert [d.score for d in one] == pytest.approx([d.score for d in many], abs=1e-5)
+
+
+@BOTH
+def test_a_memory_of_one_document_and_of_none(answering: Answering) -> None:
+    engine = tiny_engine(answering)
+    for texts, found in (({3: "x"}, [3]), ({}, [])):
+        memory = remember(engine, texts)
+        assert [document.number for document in engine.route(QUESTION, memory, 5)] == found
+        events = answer(engine, Generate(QUESTION, 3, top_k=16), memory)
+        assert isinstance(events[0], RoutingEvent)
+        assert [document.number for document in events[0].documents] == found
+        assert isinstance(events[-1], FinishEvent)
+
+
+def test_only_selected_content_is_read() -> None:
+    engine = tiny_engine(top_k=1)
+    memory = remember(engine)
+    events = answer(engine, Generate(QUESTION, 2), memory)
+    assert isinstance(events[0], RoutingEvent)
+    chosen = {document.number for document in events[0].documents}
+    assert {int(memory.numbers_N[n]) for n in memory.content_read} == chosen
+    assert len(chosen) < len(TEXTS)
+
+
+def test_ranking_covers_all_documents_and_names_layers() -> None:
+    engine = tiny_engine(top_k=2)
+    ranked = engine.route(QUESTION, remember(engine), 50)
+    assert sorted(document.number for document in ranked) == sorted(TEXTS)
+    assert [d.score for d in ranked] == sorted((d.score for d in ranked), reverse=True)
+    chosen = [(layer.layer, layer.rank) for document in ranked for layer in document.layers]
+    assert sorted(chosen) == [(2, 1), (2, 2), (3, 1), (3, 2)]
+    assert len(engine.route(QUESTION, remember(engine), 3)) == 3
+
+
+def test_routed_text_puts_in_what_fits_best_first() -> None:
+    engine = tiny_engine(Answering.ROUTED_TEXT)
+    memory = remember(engine)
+    generation = engine.start(Generate(QUESTION, 5), memory)
+    events = finish(engine, generation)[0]
+    routing, *rest = events
+    assert isinstance(routing, RoutingEvent)
+    cited = [event.number for event in rest if isinstance(event, CitationEvent)]
+    assert cited == [document.number for document in routing.documents][: len(cited)]
+    assert cited == [d.number for d in engine.route(QUESTION, memory, 3)]
+    counts = generation.counts
+    assert counts.answer_tokens == 5 and counts.rounds == 1
+    assert counts.routed_documents == 3 and counts.document_tokens > 0
+    assert counts.routing_s > 0 and counts.question_tokens > 0
+    assert events[-1] == FinishEvent(FinishReason.LENGTH)
+
+
+def test_limits_are_in_tokens() -> None:
+    engine = tiny_engine(limits={"document_tokens": 40, "question_tokens": 6, "answer_tokens": 4})
+    encoded = engine.encode([DocumentText(1, "boat"), DocumentText(2, TEXTS[2])])
+    assert [block.number for block in encoded.blocks] == [1]
+    (failure,) = encoded.failures
+    assert failure.number == 2 and isinstance(failure.error, DocumentTooLongError)
+    memory = InMemoryView(engine.description.layout, encoded.blocks, {1: "boat"})
+    for refused in (
+        lambda: engine.start(Generate("word " * 30, 4), memory),
+        lambda: engine.route("word " * 30, memory, 1),
+    ):
+        with pytest.raises(QuestionTooLongError):
+            refused()
+    generation = engine.start(Generate("boat?", 100), memory)
+    finish(engine, generation)
+    assert generation.counts.answer_tokens <= 4
+
+
+def test_a_full_context_ends_the_answer() -> None:
+    engine = tiny_engine(Answering.ROUTED_TEXT, limits={"positions": 60, "answer_tokens": 50})
+    memory = remember(engine)
+    generation = engine.start(Generate("boat?", 50), memory)
+    events = finish(engine, generation)[0]
+    assert isinstance(events[-1], FinishEvent)
+    assert generation.counts.answer_tokens < 60
+
+
+class BrokenView(InMemoryView):
+    def content(self, layer: int, documents: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        raise EngineError("a damaged block")
+
+
+def test_a_broken_memory_ends_its_own_generation_alone() -> None:
+    engine = tiny_engine()
+    sound = remember(engine)
+    encoded = engine.encode([DocumentText(n, text) for n, text in TEXTS.items()])
+    broken = BrokenView(engine.description.layout, encoded.blocks, TEXTS)
+    expected = answer(engine, Generate(QUESTION, 6), sound)
+    good = engine.start(Generate(QUESTION, 6), sound)
+    bad = engine.start(Generate(QUESTION, 6), broken)
+    first = engine.step([bad, good])
+    assert isinstance(first[0].error, EngineError) and bad.done
+    assert first[1].error is None
+    events = [*first[1].events, *finish(engine, good)[0]]
+    assert text_of(events) == text_of(expected)
+    with pytest.raises(ValueError, match="done"):
+        engine.step([bad])
+
+
+def test_sampling_follows_its_seed() -> None:
+    engine = tiny_engine(Answering.ROUTED_TEXT)
+    memory = remember(engine)
+
+    def sampled(seed: int, top_p: float = 1.0) -> str:
+        return text_of(answer(engine, Generate(QUESTION, 12, 0, 1.0, top_p, seed), memory))
+
+    assert sampled(5) == sampled(5)
+    assert len({sampled(seed) for seed in (1, 2, 3, 4)}) > 1
+    greedy = text_of(answer(engine, Generate(QUESTION, 12), memory))
+    assert sampled(9, top_p=1e-6) == greedy
