@@ -7,12 +7,11 @@ import functools
 import secrets
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from storage.catalog.database import Database
+from storage.catalog.connections import Database, Statements
 from storage.catalog.errors import RequestIdReusedError, RequestRepeatedError
 from storage.catalog.rows import RequestRecord
 from storage.catalog.tables import requests
@@ -23,23 +22,36 @@ MAX_PAGE = 1000
 MAX_BOUND = 10_000
 
 
+Part = TypeVar("Part", bound="CatalogPart")
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
+Method = Callable[Concatenate[Part, Params], Coroutine[Any, Any, Result]]
 
 
-def uninterrupted(
-    method: Callable[Params, Coroutine[Any, Any, Result]],
-) -> Callable[Params, Coroutine[Any, Any, Result]]:
-    """Lets a method run to its end when its caller is cancelled, and then cancels the caller.
+def reads(method: Method[Part, Params, Result]) -> Method[Part, Params, Result]:
+    """Marks a method of the catalog that only queries."""
+    return _run(method, writes=False)
+
+
+def writes(method: Method[Part, Params, Result]) -> Method[Part, Params, Result]:
+    """Marks a method of the catalog that may change rows."""
+    return _run(method, writes=True)
+
+
+def _run(method: Method[Part, Params, Result], *, writes: bool) -> Method[Part, Params, Result]:
+    """Runs a method where it may block, and to its end: a caller who is cancelled
+    meanwhile is cancelled after it.
 
     A connection that is cancelled in the middle of a statement is thrown away with
-    its transaction open, which on SQLite keeps the write lock until it is collected.
+    its transaction open, and whoever waits for its locks waits for a timeout.
     Statements are short and the database's timeouts bound them.
     """
 
     @functools.wraps(method)
-    async def run(*args: Params.args, **kwargs: Params.kwargs) -> Result:
-        task = asyncio.ensure_future(method(*args, **kwargs))
+    async def run(part: Part, /, *args: Params.args, **kwargs: Params.kwargs) -> Result:
+        task = asyncio.ensure_future(
+            part._database.run(method(part, *args, **kwargs), writes=writes)
+        )
         cancelled: asyncio.CancelledError | None = None
         while not task.done():
             try:
@@ -80,7 +92,7 @@ class CatalogPart:
         self._clock_us = clock_us
 
     async def _find_request(
-        self, connection: AsyncConnection, tenant_uid: str, request_id: str
+        self, connection: Statements, tenant_uid: str, request_id: str
     ) -> RequestRecord | None:
         columns = (requests.c.request_id, requests.c.method, requests.c.fingerprint)
         found = await connection.execute(
@@ -92,7 +104,7 @@ class CatalogPart:
         return RequestRecord(**row._mapping) if row is not None else None
 
     async def _refuse_repeated(
-        self, connection: AsyncConnection, tenant_uid: str, request: RequestRecord | None
+        self, connection: Statements, tenant_uid: str, request: RequestRecord | None
     ) -> None:
         """Raises RequestRepeatedError or RequestIdReusedError if the id was served."""
         if request is None:
@@ -105,7 +117,7 @@ class CatalogPart:
         raise RequestRepeatedError(first)
 
     async def _record_request(
-        self, connection: AsyncConnection, tenant_uid: str, request: RequestRecord | None
+        self, connection: Statements, tenant_uid: str, request: RequestRecord | None
     ) -> None:
         """Stores the reply with the change it answers; the unique key settles races.
 

@@ -7,8 +7,9 @@ from typing import Self
 
 from sqlalchemy import text
 
-from storage.catalog.base import CatalogPart, uninterrupted, wall_clock_us
-from storage.catalog.database import Database, database_url
+from storage.catalog.base import CatalogPart, reads, wall_clock_us
+from storage.catalog.connections import Database
+from storage.catalog.database import database_url
 from storage.catalog.documents import Documents
 from storage.catalog.encodings import Encodings
 from storage.catalog.memories import Memories
@@ -32,20 +33,24 @@ class Catalog(Tenants, Memories, Documents, Models, Encodings, Usage, CatalogPar
         Raises SchemaError unless it has been migrated to this code's revision,
         CatalogError for a URL of another kind, CatalogUnavailableError.
         """
-        database = Database(database_url(url))
+        catalog = cls(Database(database_url(url)), clock_us)
         try:
-            async with database.reading() as connection:
-                await connection.run_sync(require_head)
+            await catalog._require_head()
         except BaseException:
-            await database.close()
+            await catalog.close()
             raise
-        return cls(database, clock_us)
+        return catalog
+
+    @reads
+    async def _require_head(self) -> None:
+        async with self._database.reading() as connection:
+            await connection.run_sync(require_head)
 
     async def close(self) -> None:
         """Closes every connection."""
         await self._database.close()
 
-    @uninterrupted
+    @reads
     async def ping(self) -> None:
         """Returns when the database answers. Raises CatalogUnavailableError."""
         async with self._database.reading() as connection:

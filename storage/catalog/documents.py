@@ -23,9 +23,9 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from storage.catalog.base import MAX_BOUND, CatalogPart, page_size, uninterrupted
+from storage.catalog.base import MAX_BOUND, CatalogPart, page_size, reads, writes
+from storage.catalog.connections import Statements
 from storage.catalog.errors import ConflictError, NotFoundError
 from storage.catalog.memories import CHANGED, NOT_DELETING, memory_row
 from storage.catalog.progress import Removed, grow_pending, shrink_encodings
@@ -80,7 +80,7 @@ def _check_new(added: Sequence[DocumentRow], revision: int) -> None:
 class Documents(CatalogPart):
     """Appending to a memory, deleting from it, and reading what it holds."""
 
-    @uninterrupted
+    @writes
     async def commit_append(
         self,
         memory_uid: str,
@@ -113,7 +113,7 @@ class Documents(CatalogPart):
         return row
 
     async def _insert(
-        self, connection: AsyncConnection, memory_uid: str, added: Sequence[DocumentRow]
+        self, connection: Statements, memory_uid: str, added: Sequence[DocumentRow]
     ) -> None:
         if self._database.is_sqlite:
             rows = [{"memory_uid": memory_uid, **vars(document)} for document in added]
@@ -130,7 +130,7 @@ class Documents(CatalogPart):
             },
         )
 
-    @uninterrupted
+    @writes
     async def commit_delete_documents(
         self,
         memory_uid: str,
@@ -172,7 +172,7 @@ class Documents(CatalogPart):
 
     async def _advance(
         self,
-        connection: AsyncConnection,
+        connection: Statements,
         memory_uid: str,
         expected_revision: int,
         values: dict[str, Any],
@@ -200,7 +200,7 @@ class Documents(CatalogPart):
 
     async def _explain(
         self,
-        connection: AsyncConnection,
+        connection: Statements,
         memory_uid: str,
         expected_revision: int,
         request: RequestRecord | None,
@@ -217,7 +217,7 @@ class Documents(CatalogPart):
         )
 
     async def _mark_removed(
-        self, connection: AsyncConnection, memory_uid: str, numbers: Sequence[int], revision: int
+        self, connection: Statements, memory_uid: str, numbers: Sequence[int], revision: int
     ) -> list[Removed]:
         removed: list[Removed] = []
         for some in _slices(numbers):
@@ -233,20 +233,20 @@ class Documents(CatalogPart):
             raise NotFoundError(f"no documents {missing}", tuple(missing))
         return removed
 
-    @uninterrupted
+    @reads
     async def find_request(self, tenant_uid: str, request_id: str) -> RequestRecord | None:
         """What was answered to this tenant's request id, or None."""
         async with self._database.reading() as connection:
             return await self._find_request(connection, tenant_uid, request_id)
 
-    @uninterrupted
+    @writes
     async def purge_requests(self, older_than_us: int) -> int:
         """Forgets request records made before that time; returns how many."""
         old = requests.c.created_us < older_than_us
         async with self._database.writing() as connection:
             return (await connection.execute(delete(requests).where(old))).rowcount
 
-    @uninterrupted
+    @reads
     async def get_document(self, memory_uid: str, number: int) -> DocumentRow:
         """The live document of that number. Raises NotFoundError."""
         query = select(*_COLUMNS).where(
@@ -258,7 +258,7 @@ class Documents(CatalogPart):
             raise NotFoundError(f"no document {number}", (number,))
         return _document(row)
 
-    @uninterrupted
+    @reads
     async def get_documents(
         self, memory_uid: str, numbers: Iterable[int]
     ) -> dict[int, DocumentRow]:
@@ -273,7 +273,7 @@ class Documents(CatalogPart):
                     found[row.number] = _document(row)
         return found
 
-    @uninterrupted
+    @reads
     async def list_documents(
         self, memory_uid: str, limit: int, after_number: int | None = None
     ) -> tuple[list[DocumentRow], int | None]:
@@ -289,14 +289,14 @@ class Documents(CatalogPart):
             rows = [_document(row) for row in await connection.execute(query)]
         return rows[:limit], rows[limit - 1].number if len(rows) > limit else None
 
-    @uninterrupted
+    @reads
     async def live_numbers(self, memory_uid: str, first: int, last: int) -> list[int]:
         """Numbers of the live documents from `first` to `last`, both included, ascending."""
         return await self._numbers(
             and_(_table.c.memory_uid == memory_uid, _table.c.number.between(first, last), LIVE)
         )
 
-    @uninterrupted
+    @reads
     async def removed_numbers(self, memory_uid: str) -> list[int]:
         """Numbers of deleted documents whose text may still lie in the store, ascending."""
         removed = _table.c.revision_removed.is_not(None)
@@ -307,7 +307,7 @@ class Documents(CatalogPart):
         async with self._database.reading() as connection:
             return list((await connection.execute(query)).scalars())
 
-    @uninterrupted
+    @writes
     async def forget_removed(self, memory_uid: str, numbers: Iterable[int]) -> None:
         """Drops the rows of deleted documents, once the store holds nothing of them.
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Row, delete, func, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from storage.catalog.base import MAX_BOUND, MAX_PAGE, CatalogPart, page_size, uninterrupted
+from storage.catalog.base import MAX_BOUND, MAX_PAGE, CatalogPart, page_size, reads, writes
+from storage.catalog.connections import Statements
 from storage.catalog.errors import ConflictError, NotFoundError
 from storage.catalog.memories import NOT_DELETING, memory_row
 from storage.catalog.progress import (
@@ -30,7 +30,6 @@ MAX_NUMBER = 2**63 - 1
 class Encodings(CatalogPart):
     """Encoding progress of every memory under every model."""
 
-    @uninterrupted
     async def ensure_encoding(self, memory_uid: str, model_id: str, identity: str) -> EncodingRow:
         """The encoding under that model identity, made or started over as needed.
 
@@ -40,6 +39,10 @@ class Encodings(CatalogPart):
         current = await self.get_encoding(memory_uid, model_id)
         if current is not None and current.identity == identity:
             return current
+        return await self._make_encoding(memory_uid, model_id, identity)
+
+    @writes
+    async def _make_encoding(self, memory_uid: str, model_id: str, identity: str) -> EncodingRow:
         async with self._database.writing() as connection:
             memory = await self._lock_memory(connection, memory_uid)
             which = (encodings.c.memory_uid == memory_uid, encodings.c.model_id == model_id)
@@ -63,7 +66,7 @@ class Encodings(CatalogPart):
                 await connection.execute(insert(encodings).values(values))
             return await self._read(connection, memory_uid, model_id)
 
-    @uninterrupted
+    @reads
     async def get_encoding(self, memory_uid: str, model_id: str) -> EncodingRow | None:
         """The encoding, or None where the memory has none under that model."""
         query = encoding_query().where(
@@ -73,12 +76,11 @@ class Encodings(CatalogPart):
             row = (await connection.execute(query)).one_or_none()
         return encoding_row(row) if row is not None else None
 
-    @uninterrupted
     async def list_encodings(self, memory_uid: str) -> list[EncodingRow]:
         """The memory's encodings by model id."""
         return (await self.list_encodings_for([memory_uid]))[memory_uid]
 
-    @uninterrupted
+    @reads
     async def list_encodings_for(self, memory_uids: Sequence[str]) -> dict[str, list[EncodingRow]]:
         """Encodings by memory uid, each list by model id; every uid given is a key."""
         found: dict[str, list[EncodingRow]] = {uid: [] for uid in memory_uids}
@@ -92,7 +94,7 @@ class Encodings(CatalogPart):
                     found[row.memory_uid].append(encoding_row(row))
         return found
 
-    @uninterrupted
+    @reads
     async def backlog(self, model_id: str, limit: int) -> list[tuple[str, MemoryRow, EncodingRow]]:
         """Active memories with documents to encode, the longest waiting document first.
 
@@ -114,7 +116,7 @@ class Encodings(CatalogPart):
             rows = (await connection.execute(query)).all()
         return [(row.tenant_uid, memory_row(row), encoding_row(row)) for row in rows]
 
-    @uninterrupted
+    @reads
     async def pending_count(self, model_id: str) -> tuple[int, int]:
         """Documents and text bytes that wait under the model, failed encodings included."""
         query = (
@@ -128,10 +130,10 @@ class Encodings(CatalogPart):
             )
         )
         async with self._database.reading() as connection:
-            count, text_bytes = (await connection.execute(query)).one()
+            count, text_bytes = tuple((await connection.execute(query)).one())
         return int(count), int(text_bytes)
 
-    @uninterrupted
+    @reads
     async def next_numbers(self, memory_uid: str, model_id: str, limit: int) -> list[int]:
         """The next live documents above the watermark, ascending, at most `limit`."""
         query = (
@@ -149,7 +151,7 @@ class Encodings(CatalogPart):
         async with self._database.reading() as connection:
             return list((await connection.execute(query)).scalars())
 
-    @uninterrupted
+    @writes
     async def commit_encoded(  # noqa: PLR0917 - a batch's outcome has that many parts
         self,
         memory_uid: str,
@@ -201,7 +203,7 @@ class Encodings(CatalogPart):
 
     async def _set_aside(
         self,
-        connection: AsyncConnection,
+        connection: Statements,
         encoding: Row[Any],
         up_to_number: int,
         quarantined: Mapping[int, str],
@@ -229,7 +231,7 @@ class Encodings(CatalogPart):
             await connection.execute(insert(quarantined_documents).values(some))
         return len(live), sum(row["text_bytes"] for row in live)
 
-    @uninterrupted
+    @writes
     async def fail_encoding(self, memory_uid: str, model_id: str, failure: str) -> None:
         """Stops an encoding; nothing happens if no document waits. Raises ValueError if empty."""
         if not failure:
@@ -244,7 +246,7 @@ class Encodings(CatalogPart):
                 .values(failure=failure)
             )
 
-    @uninterrupted
+    @writes
     async def resume_encodings(self, model_id: str) -> int:
         """Lets the model's failed encodings be tried again; returns how many."""
         failed = (encodings.c.model_id == model_id, encodings.c.failure != "")
@@ -252,7 +254,7 @@ class Encodings(CatalogPart):
             done = await connection.execute(update(encodings).where(*failed).values(failure=""))
             return done.rowcount
 
-    @uninterrupted
+    @writes
     async def rewind_encoding(self, memory_uid: str, model_id: str, below_number: int) -> None:
         """Puts the watermark below that number: it and all later documents wait again.
 
@@ -285,7 +287,7 @@ class Encodings(CatalogPart):
             await set_encoding(connection, memory_uid, model_id, values)
 
     async def _quarantined_up_to(
-        self, connection: AsyncConnection, encoding: Row[Any], watermark: int
+        self, connection: Statements, encoding: Row[Any], watermark: int
     ) -> tuple[int, int]:
         """Lifts the quarantine above the watermark; counts what stays, with text bytes."""
         table = quarantined_documents.c
@@ -294,10 +296,10 @@ class Encodings(CatalogPart):
             delete(quarantined_documents).where(*which, table.number > watermark)
         )
         query = select(func.count(), func.coalesce(func.sum(table.text_bytes), 0)).where(*which)
-        count, text_bytes = (await connection.execute(query)).one()
+        count, text_bytes = tuple((await connection.execute(query)).one())
         return int(count), int(text_bytes)
 
-    @uninterrupted
+    @reads
     async def quarantined(self, memory_uid: str, model_id: str) -> dict[int, str]:
         """Live documents that were set aside, by ascending number, with the reasons."""
         table = quarantined_documents.c
@@ -309,7 +311,7 @@ class Encodings(CatalogPart):
         async with self._database.reading() as connection:
             return {row.number: row.reason for row in await connection.execute(query)}
 
-    async def _lock_memory(self, connection: AsyncConnection, memory_uid: str) -> MemoryRow:
+    async def _lock_memory(self, connection: Statements, memory_uid: str) -> MemoryRow:
         query = select(memories).where(memories.c.uid == memory_uid, NOT_DELETING)
         row = (await connection.execute(query.with_for_update())).one_or_none()
         if row is None:
@@ -317,7 +319,7 @@ class Encodings(CatalogPart):
         return memory_row(row)
 
     async def _lock_encoding(
-        self, connection: AsyncConnection, memory_uid: str, model_id: str
+        self, connection: Statements, memory_uid: str, model_id: str
     ) -> Row[Any]:
         query = select(encodings).where(
             encodings.c.memory_uid == memory_uid, encodings.c.model_id == model_id
@@ -327,9 +329,7 @@ class Encodings(CatalogPart):
             raise NotFoundError(f"memory {memory_uid} has no encoding under {model_id}")
         return row
 
-    async def _read(
-        self, connection: AsyncConnection, memory_uid: str, model_id: str
-    ) -> EncodingRow:
+    async def _read(self, connection: Statements, memory_uid: str, model_id: str) -> EncodingRow:
         query = encoding_query().where(
             encodings.c.memory_uid == memory_uid, encodings.c.model_id == model_id
         )

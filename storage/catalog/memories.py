@@ -20,9 +20,9 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from storage.catalog.base import CatalogPart, new_uid, page_size, uninterrupted
+from storage.catalog.base import CatalogPart, new_uid, page_size, reads, writes
+from storage.catalog.connections import Statements
 from storage.catalog.errors import AlreadyExistsError, ConflictError, NotFoundError
 from storage.catalog.rows import (
     Cursor,
@@ -73,7 +73,7 @@ def _named(tenant_uid: str, memory_id: str) -> ColumnElement[bool]:
 class Memories(CatalogPart):
     """Memories, but not what is in them."""
 
-    @uninterrupted
+    @writes
     async def create_memory(  # noqa: PLR0917 - a memory's fields
         self,
         tenant_uid: str,
@@ -128,7 +128,7 @@ class Memories(CatalogPart):
             await self._encode_under_known_models(connection, row.uid)
         return row
 
-    async def _encode_under_known_models(self, connection: AsyncConnection, uid: str) -> None:
+    async def _encode_under_known_models(self, connection: Statements, uid: str) -> None:
         columns = {
             "memory_uid": literal(uid, String),
             "model_id": models.c.model_id,
@@ -140,7 +140,7 @@ class Memories(CatalogPart):
             insert(encodings).from_select(list(columns), select(*columns.values()))
         )
 
-    @uninterrupted
+    @reads
     async def get_memory(
         self, tenant_uid: str, memory_id: str, *, include_deleting: bool = False
     ) -> MemoryRow:
@@ -160,7 +160,7 @@ class Memories(CatalogPart):
             raise NotFoundError(f"no memory {memory_id}")
         return memory_row(row)
 
-    @uninterrupted
+    @reads
     async def get_memory_by_uid(self, uid: str) -> MemoryRow:
         """The memory, in whatever state. Raises NotFoundError."""
         async with self._database.reading() as connection:
@@ -169,7 +169,7 @@ class Memories(CatalogPart):
             raise NotFoundError(f"no memory {uid}")
         return memory_row(row)
 
-    @uninterrupted
+    @reads
     async def list_memories(
         self, tenant_uid: str, limit: int, after: Cursor | None = None
     ) -> tuple[list[MemoryRow], Cursor | None]:
@@ -185,7 +185,7 @@ class Memories(CatalogPart):
         more = len(rows) > limit
         return rows[:limit], (rows[limit - 1].created_us, rows[limit - 1].uid) if more else None
 
-    @uninterrupted
+    @reads
     async def memories_in_state(self, state: MemoryState) -> list[MemoryRow]:
         """Every tenant's memories in that state, oldest first; for reconciling."""
         query = select(memories).where(memories.c.state == state.value)
@@ -193,7 +193,7 @@ class Memories(CatalogPart):
             found = await connection.execute(query.order_by(memories.c.created_us, memories.c.uid))
             return [memory_row(row) for row in found]
 
-    @uninterrupted
+    @writes
     async def update_memory(
         self,
         tenant_uid: str,
@@ -210,7 +210,7 @@ class Memories(CatalogPart):
             values["labels"] = _labels(labels)
         return await self._change(_named(tenant_uid, memory_id), values, expected_version)
 
-    @uninterrupted
+    @writes
     async def begin_delete_memory(
         self, tenant_uid: str, memory_id: str, expected_version: int | None
     ) -> MemoryRow:
@@ -242,7 +242,7 @@ class Memories(CatalogPart):
             raise NotFoundError("no such memory")
         raise ConflictError(f"the memory is at version {found.version}, not {expected_version}")
 
-    @uninterrupted
+    @writes
     async def activate_memory(
         self, uid: str, *, request: RequestRecord | None = None, last_number: int = 0
     ) -> MemoryRow:
@@ -274,7 +274,7 @@ class Memories(CatalogPart):
             changed = (await connection.execute(change.returning(memories))).one_or_none()
         return memory_row(changed if changed is not None else row)
 
-    @uninterrupted
+    @writes
     async def finish_delete_memory(self, uid: str) -> None:
         """Removes the rows of a memory that is being deleted; gone already is no error.
 

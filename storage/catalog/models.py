@@ -7,9 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import Row, Select, delete, literal, select, text, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from storage.catalog.base import CatalogPart, page_size, uninterrupted
+from storage.catalog.base import CatalogPart, page_size, reads, writes
+from storage.catalog.connections import Statements
 from storage.catalog.errors import NotFoundError
 from storage.catalog.memories import NOT_DELETING
 from storage.catalog.progress import LIVE
@@ -63,7 +63,7 @@ def _unencoded(model_id: str, identity: str) -> Select[Any]:
 class Models(CatalogPart):
     """The models' own rows."""
 
-    @uninterrupted
+    @writes
     async def upsert_model(self, model: ModelRow) -> None:
         """Records a model; a default one takes that place from any other.
 
@@ -90,7 +90,7 @@ class Models(CatalogPart):
             if known != model.identity:
                 await self._start_over(connection, model.model_id, model.identity)
 
-    async def _start_over(self, connection: AsyncConnection, model_id: str, identity: str) -> None:
+    async def _start_over(self, connection: Statements, model_id: str, identity: str) -> None:
         """Gives every memory an unencoded encoding, in place of any of another identity."""
         foreign = (encodings.c.model_id == model_id, encodings.c.identity != identity)
         await connection.execute(delete(encodings).where(*foreign))
@@ -99,7 +99,7 @@ class Models(CatalogPart):
         insert = self._database.insert(encodings).from_select(names, fresh)
         await connection.execute(insert.on_conflict_do_nothing())
 
-    @uninterrupted
+    @reads
     async def list_models(
         self, limit: int, after: Cursor | None = None
     ) -> tuple[list[ModelRow], Cursor | None]:
@@ -112,7 +112,7 @@ class Models(CatalogPart):
             rows = [_model(row) for row in await connection.execute(query)]
         return rows[:limit], (0, rows[limit - 1].model_id) if len(rows) > limit else None
 
-    @uninterrupted
+    @reads
     async def get_model(self, model_id: str) -> ModelRow:
         """The model of that id. Raises NotFoundError."""
         query = select(models).where(models.c.model_id == model_id)
@@ -122,7 +122,7 @@ class Models(CatalogPart):
             raise NotFoundError(f"no model {model_id}")
         return _model(row)
 
-    @uninterrupted
+    @reads
     async def default_model(self) -> ModelRow | None:
         """The default model, or None."""
         async with self._database.reading() as connection:

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Row, Select, and_, case, delete, func, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from storage.catalog.base import MAX_BOUND
+from storage.catalog.connections import Statements
 from storage.catalog.rows import DocumentRow, EncodingRow, EncodingState, MemoryRow
 from storage.catalog.tables import documents, encodings, memories, quarantined_documents
 
@@ -85,7 +85,7 @@ def encoding_row(row: Row[Any]) -> EncodingRow:
 
 
 async def grow_pending(
-    connection: AsyncConnection, memory_uid: str, count: int, text_bytes: int, first: DocumentRow
+    connection: Statements, memory_uid: str, count: int, text_bytes: int, first: DocumentRow
 ) -> None:
     """Counts new documents, the oldest of them `first`, as pending under every model."""
     await connection.execute(
@@ -100,7 +100,7 @@ async def grow_pending(
 
 
 async def shrink_encodings(
-    connection: AsyncConnection, memory: MemoryRow, removed: Sequence[Removed]
+    connection: Statements, memory: MemoryRow, removed: Sequence[Removed]
 ) -> None:
     """Takes removed documents out of every encoding's counters and quarantine.
 
@@ -141,7 +141,7 @@ async def shrink_encodings(
 
 
 async def _lift_quarantine(
-    connection: AsyncConnection, encoding: Row[Any], numbers: Sequence[int]
+    connection: Statements, encoding: Row[Any], numbers: Sequence[int]
 ) -> list[Removed]:
     """Deletes these documents' quarantine records; returns those that had one."""
     lifted: list[Removed] = []
@@ -160,7 +160,7 @@ async def _lift_quarantine(
 
 
 async def oldest_pending_us(
-    connection: AsyncConnection, memory_uid: str, encoded_number: int
+    connection: Statements, memory_uid: str, encoded_number: int
 ) -> int | None:
     """created_us of the first live document above the watermark, or None."""
     query = (
@@ -174,7 +174,7 @@ async def oldest_pending_us(
 
 
 async def live_between(
-    connection: AsyncConnection, memory_uid: str, above: int, up_to: int
+    connection: Statements, memory_uid: str, above: int, up_to: int
 ) -> tuple[int, int]:
     """Count and text bytes of the live documents in (above, up_to]."""
     query = select(func.count(), func.coalesce(func.sum(documents.c.text_bytes), 0)).where(
@@ -183,12 +183,12 @@ async def live_between(
         documents.c.number <= up_to,
         LIVE,
     )
-    count, text_bytes = (await connection.execute(query)).one()
+    count, text_bytes = tuple((await connection.execute(query)).one())
     return int(count), int(text_bytes)
 
 
 async def set_encoding(
-    connection: AsyncConnection, memory_uid: str, model_id: str, values: dict[str, Any]
+    connection: Statements, memory_uid: str, model_id: str, values: dict[str, Any]
 ) -> None:
     """Writes values to one encoding's row."""
     which = and_(encodings.c.memory_uid == memory_uid, encodings.c.model_id == model_id)

@@ -21,12 +21,12 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, create_engine, text
+from sqlalchemy import URL, Connection, text
 
 from storage.catalog.database import (
     database_url,
-    make_engine,
-    prepare_sqlite,
+    make_postgres_engine,
+    make_sqlite_engine,
     translated_errors,
 )
 from storage.catalog.errors import SchemaError
@@ -124,10 +124,7 @@ def run_locked(url: str, work: Callable[[Connection], Result]) -> Result:
 
 
 def _on_sqlite(url: URL, work: Callable[[Connection], Result]) -> Result:
-    engine = create_engine(
-        url.set(drivername="sqlite"), hide_parameters=True, connect_args={"timeout": LOCK_WAIT_S}
-    )
-    prepare_sqlite(engine, foreign_keys=False)
+    engine = make_sqlite_engine(url, foreign_keys=False, busy_timeout_s=LOCK_WAIT_S)
     try:
         with engine.execution_options(catalog_writes=True).begin() as connection:
             result = work(connection)
@@ -140,7 +137,7 @@ def _on_sqlite(url: URL, work: Callable[[Connection], Result]) -> Result:
 
 
 async def _on_postgres(url: URL, work: Callable[[Connection], Result]) -> Result:
-    engine = make_engine(url, pool_size=1, statement_timeout_s=MIGRATION_S)
+    engine = make_postgres_engine(url, pool_size=1, statement_timeout_s=MIGRATION_S)
     try:
         async with engine.begin() as connection:
             await connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_WAIT_S}s'"))

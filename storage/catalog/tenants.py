@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Row, Select, delete, func, insert, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
-from storage.catalog.base import CatalogPart, new_uid, page_size, uninterrupted
+from storage.catalog.base import CatalogPart, new_uid, page_size, reads, writes
 from storage.catalog.errors import AlreadyExistsError, ConflictError, NotFoundError
 from storage.catalog.rows import ApiKeyRow, Cursor, Scope, TenantRow
 from storage.catalog.tables import api_keys, memories, tenants
@@ -28,7 +28,7 @@ def _keys() -> Select[Any]:
 class Tenants(CatalogPart):
     """Tenants and API keys."""
 
-    @uninterrupted
+    @writes
     async def create_tenant(self, tenant_id: str, display_name: str) -> TenantRow:
         """Makes a tenant. Raises AlreadyExistsError if tenant_id is taken."""
         row = TenantRow(new_uid(), tenant_id, display_name, self._clock_us())
@@ -39,7 +39,7 @@ class Tenants(CatalogPart):
                 raise AlreadyExistsError(f"tenant {tenant_id} exists") from error
         return row
 
-    @uninterrupted
+    @reads
     async def get_tenant(self, tenant_id: str) -> TenantRow:
         """The tenant of that name. Raises NotFoundError."""
         async with self._database.reading() as connection:
@@ -49,7 +49,7 @@ class Tenants(CatalogPart):
             raise NotFoundError(f"no tenant {tenant_id}")
         return _tenant(row)
 
-    @uninterrupted
+    @reads
     async def list_tenants(
         self, limit: int, after: Cursor | None = None
     ) -> tuple[list[TenantRow], Cursor | None]:
@@ -64,7 +64,7 @@ class Tenants(CatalogPart):
         more = len(rows) > limit
         return rows[:limit], (rows[limit - 1].created_us, rows[limit - 1].uid) if more else None
 
-    @uninterrupted
+    @writes
     async def delete_tenant(self, uid: str) -> None:
         """Deletes the tenant with its keys, usage and request records; audit stays.
 
@@ -82,7 +82,7 @@ class Tenants(CatalogPart):
             if done.rowcount != 1:
                 raise NotFoundError(f"no tenant {uid}")
 
-    @uninterrupted
+    @writes
     async def create_api_key(  # noqa: PLR0917 - a key's fields
         self,
         key_id: str,
@@ -115,7 +115,7 @@ class Tenants(CatalogPart):
             query = _keys().where(api_keys.c.key_id == key_id)
             return _key((await connection.execute(query)).one())
 
-    @uninterrupted
+    @reads
     async def find_api_key(self, key_id: str) -> ApiKeyRow | None:
         """The key, revoked and expired ones included, or None."""
         async with self._database.reading() as connection:
@@ -123,7 +123,7 @@ class Tenants(CatalogPart):
             row = (await connection.execute(query)).one_or_none()
         return _key(row) if row is not None else None
 
-    @uninterrupted
+    @reads
     async def list_api_keys(
         self, tenant_uid: str, limit: int, after: Cursor | None = None
     ) -> tuple[list[ApiKeyRow], Cursor | None]:
@@ -139,7 +139,7 @@ class Tenants(CatalogPart):
         more = len(rows) > limit
         return rows[:limit], (rows[limit - 1].created_us, rows[limit - 1].key_id) if more else None
 
-    @uninterrupted
+    @writes
     async def revoke_api_key(self, tenant_uid: str, key_id: str) -> ApiKeyRow:
         """Revokes a key of this tenant; a second time changes nothing. Raises NotFoundError."""
         async with self._database.writing() as connection:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import func, insert, select
 
-from storage.catalog.base import CatalogPart, page_size, uninterrupted
+from storage.catalog.base import CatalogPart, page_size, reads, writes
 from storage.catalog.memories import NOT_DELETING
 from storage.catalog.rows import AuditRow, UsageRow
 from storage.catalog.tables import audit, encodings, memories, usage
@@ -13,7 +13,7 @@ from storage.catalog.tables import audit, encodings, memories, usage
 class Usage(CatalogPart):
     """Usage counters and the audit trail."""
 
-    @uninterrupted
+    @writes
     async def add_usage(
         self,
         tenant_uid: str,
@@ -36,7 +36,7 @@ class Usage(CatalogPart):
                 insert_.on_conflict_do_update(index_elements=["tenant_uid"], set_=sums)
             )
 
-    @uninterrupted
+    @reads
     async def usage(self, tenant_uid: str) -> UsageRow:
         """What a tenant holds and has used; zeros where it has neither."""
         mine = (memories.c.tenant_uid == tenant_uid, NOT_DELETING)
@@ -51,7 +51,7 @@ class Usage(CatalogPart):
             usage.c.queries, usage.c.question_tokens, usage.c.answer_tokens, usage.c.encoded_tokens
         ).where(usage.c.tenant_uid == tenant_uid)
         async with self._database.reading() as connection:
-            count, document_count, text_bytes = (await connection.execute(held)).one()
+            count, document_count, text_bytes = tuple((await connection.execute(held)).one())
             block_bytes = (await connection.execute(blocks)).scalar_one()
             counters = (await connection.execute(used)).one_or_none()
         return UsageRow(
@@ -62,7 +62,7 @@ class Usage(CatalogPart):
             *(tuple(counters) if counters is not None else (0, 0, 0, 0)),
         )
 
-    @uninterrupted
+    @writes
     async def audit(self, tenant_uid: str, actor: str, action: str, resource: str) -> None:
         """Adds to the audit trail; user text has no place in it."""
         async with self._database.writing() as connection:
@@ -76,7 +76,7 @@ class Usage(CatalogPart):
                 )
             )
 
-    @uninterrupted
+    @reads
     async def audit_trail(self, tenant_uid: str, limit: int) -> list[AuditRow]:
         """The newest entries of a tenant, newest first; deleted tenants' too."""
         columns = (audit.c.at_us, audit.c.tenant_uid, audit.c.actor, audit.c.action)

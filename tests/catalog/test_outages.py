@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import shutil
 import sqlite3
@@ -16,12 +17,12 @@ from storage.catalog import (
     Catalog,
     CatalogFullError,
     CatalogUnavailableError,
+    connections,
     current_revision,
     migrate,
     sqlite_url,
 )
-from storage.catalog import database as database_module
-from storage.catalog.database import translated_errors
+from storage.catalog.database import BUSY_TIMEOUT_S, make_sqlite_engine, translated_errors
 from tests.support.catalogs import append, make_memory, open_catalog
 from tests.support.postgres import PostgresForTests, run_postgres
 
@@ -52,7 +53,7 @@ class TestSqlite:
             "journal_mode": "wal",
             "synchronous": 2,
             "foreign_keys": 1,
-            "busy_timeout": database_module.BUSY_TIMEOUT_S * 1000,
+            "busy_timeout": BUSY_TIMEOUT_S * 1000,
         }
 
     async def test_a_writer_waits_for_another_process(self, sqlite_path: Path) -> None:
@@ -69,10 +70,8 @@ class TestSqlite:
             assert (await writing).tenant_id == "acme"
 
     async def test_waiting_ends(self, sqlite_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        make_engine = database_module.make_engine
-        monkeypatch.setattr(
-            database_module, "make_engine", lambda url: make_engine(url, busy_timeout_s=0)
-        )
+        impatient = functools.partial(make_sqlite_engine, busy_timeout_s=0)
+        monkeypatch.setattr(connections, "make_sqlite_engine", impatient)
         other = sqlite3.connect(sqlite_path, isolation_level=None)
         async with open_catalog(sqlite_url(sqlite_path)) as catalog:
             other.execute("BEGIN IMMEDIATE")

@@ -27,9 +27,8 @@ async def memory(catalog: Catalog) -> AsyncIterator[MemoryRow]:
         memory.uid, "fake", "identity-1", COUNT // 2, COUNT // 2, 1, 1, {}
     )
     assert row.pending_documents == COUNT // 2
-    async with catalog._database._engine.connect() as connection:
+    async with catalog._database.writing() as connection:
         await connection.exec_driver_sql("ANALYZE")
-        await connection.commit()
     yield memory
 
 
@@ -42,7 +41,7 @@ def recorded(catalog: Catalog) -> Iterator[list[tuple[str, Any]]]:
         if statement.lstrip().upper().startswith("SELECT"):
             seen.append((statement, parameters))
 
-    engine = catalog._database._engine.sync_engine
+    engine = catalog._database.engine
     event.listen(engine, "before_cursor_execute", note)
     yield seen
     event.remove(engine, "before_cursor_execute", note)
