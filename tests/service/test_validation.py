@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memsvc import convert, validation
@@ -155,7 +155,8 @@ turns = st.builds(
 )
 
 
-@given(st.lists(turns, min_size=1, max_size=5))
+@given(st.lists(turns, min_size=1, max_size=3))
+@settings(max_examples=40)
 def test_turns_come_back_as_they_were_sent(sent: list[pb.Turn]) -> None:
     kept = Conversation(tuple(convert.turns_from_wire(sent)))
     wire = convert.document_to_wire("memory", DocumentRow(1, 1, 0, text_bytes(kept)), kept)
