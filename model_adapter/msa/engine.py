@@ -25,7 +25,7 @@ from model_adapter.engine import (
 from model_adapter.msa import ranking
 from model_adapter.msa.config import MAX_TOP_K, LoadedModel
 from model_adapter.msa.encode import TokenisedDocument, batches, encode_batch
-from model_adapter.msa.forward import encode_prefix, run
+from model_adapter.msa.forward import Attend, encode_prefix, run
 from model_adapter.msa.generate import Limits, Model, Session
 from model_adapter.msa.interleave import InterleaveSession
 from model_adapter.msa.model import Decoder
@@ -60,9 +60,13 @@ class MsaEngine:
         device: str = "cpu",
         threads: int = 0,
         limits: Limits | None = None,
+        *,
+        injection: Attend = Attend.CAUSAL,
     ) -> None:
-        """threads: of the CPU for torch, 0 for as many as it finds. The weights move
-        out of `model`. Raises CheckpointError when they do not fit its config."""
+        """threads: of the CPU for torch, 0 for as many as it finds. injection:
+        BIDIRECTIONAL reproduces the published attention of the question that is put in
+        again. The weights move out of `model`; CheckpointError when they do not fit it.
+        """
         if threads:
             torch.set_num_threads(threads)
         place = torch.device(device)
@@ -78,6 +82,7 @@ class MsaEngine:
             prefix=prefix,
             eos_ids=frozenset(model.eos_ids),
             limits=limits,
+            injection=injection,
         )
         self._description = ModelDescription(
             model_id=model.model_id,

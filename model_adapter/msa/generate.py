@@ -24,7 +24,7 @@ from model_adapter.engine import (
     TextEvent,
 )
 from model_adapter.msa import ranking
-from model_adapter.msa.forward import Row, RowRouting, Segment, new_row
+from model_adapter.msa.forward import Attend, Row, RowRouting, Segment, new_row
 from model_adapter.msa.kvcache import KVCache
 from model_adapter.msa.model import Decoder
 from model_adapter.msa.prompt import PromptBuilder, Template
@@ -52,6 +52,9 @@ class Model:
     prefix: KVCache
     eos_ids: frozenset[int]
     limits: Limits
+    #: CAUSAL, or BIDIRECTIONAL as the published loop has it: who sees whom in the
+    #: question that is put in again.
+    injection: Attend = Attend.CAUSAL
 
     @property
     def template(self) -> Template:

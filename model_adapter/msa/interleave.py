@@ -31,7 +31,7 @@ from model_adapter.engine import (
     MemoryView,
     TextEvent,
 )
-from model_adapter.msa.forward import RoutingRequest, RowRouting, Segment
+from model_adapter.msa.forward import Attend, RoutingRequest, RowRouting, Segment
 from model_adapter.msa.generate import AnswerText, Model, Session
 from model_adapter.msa.prompt import Part, join
 
@@ -48,7 +48,8 @@ class InterleaveSession(Session):
         self._told: list[Part] = []
         self._cited: set[int] = set()
         self._written: list[int] = []
-        self._answering = self._exhausted = False
+        self._queued: list[int] = []
+        self._answering = self._exhausted = self._asking = False
         prompt = join(model.prompts.question(request.question))
         self._pending = prompt.ids
         self._routing: RoutingRequest | None = RoutingRequest(memory, prompt.votes, self._k)
@@ -56,6 +57,8 @@ class InterleaveSession(Session):
 
     def segment(self) -> Segment:
         """A round's whole row with routing, or what continues it."""
+        if self._asking and not self._queued:
+            return Segment(self._row, self._pending, attend=self._model.injection)
         return Segment(self._row, self._pending, self._routing)
 
     def accept(self, logits_V: torch.Tensor | None, routing: RowRouting | None) -> list[Event]:
@@ -65,6 +68,10 @@ class InterleaveSession(Session):
         if routing is not None:
             events.append(self._take_routing(routing, by_rank=False))
             self._routing = None
+        if self._queued:  # what was written last is in the cache now; its logits are dropped
+            self._pending, self._queued = self._queued, []
+            return events
+        self._asking = False
         token = self._sampler.pick(logits_V)
         if token in self._model.eos_ids:
             return [*events, *self._end(FinishReason.STOP)]
@@ -95,7 +102,7 @@ class InterleaveSession(Session):
         return self._finish(reason, self._text.flush())
 
     def _end_if_full(self) -> list[Event]:
-        after = self._row.position + len(self._pending)
+        after = self._row.position + len(self._pending) + len(self._queued)
         if self.counts.answer_tokens >= self._answer_limit or after > self._model.limits.positions:
             return self._end(FinishReason.LENGTH)
         return []
@@ -136,9 +143,10 @@ class InterleaveSession(Session):
 
     def _ask_again(self) -> None:
         """Continues the row with the question; what was written so far is no answer."""
-        self._answering = True
-        self._pending = [
-            *self._pending,
-            *self._model.prompts.question_again(self._request.question),
-        ]
+        self._answering = self._asking = True
+        again = self._model.prompts.question_again(self._request.question)
+        if self._model.injection is Attend.CAUSAL:
+            self._pending = [*self._pending, *again]
+        else:
+            self._queued = again
         self._text = AnswerText(self._model.tokenizer, self._model.template.answer_mark)

@@ -13,6 +13,7 @@ from model_adapter.engine import (
     RoutingEvent,
     TextEvent,
 )
+from model_adapter.msa.forward import Attend
 from model_adapter.msa.prompt import PromptBuilder, join
 from tests.support.tiny_msa import TEXTS, remember, scripted, tiny_engine, tiny_model, tokenizer
 
@@ -135,3 +136,23 @@ def test_rows_are_the_published_ones_for_ordinary_text() -> None:
     segment = session.segment()  # type: ignore[attr-defined]  # a Session, as scripted asserts
     assert segment.ids == later.ids
     assert segment.routing.votes == [marker == 0 for marker in later.markers]
+
+
+def test_the_injected_question_is_causal_unless_asked_otherwise() -> None:
+    script = [RETRIEVED, f"{MARK} the river.{END}"]
+    seen = []
+    for injection in (Attend.CAUSAL, Attend.BIDIRECTIONAL):
+        engine = tiny_engine(injection=injection)
+        memory = remember(engine)
+        session = engine.start(Generate(QUESTION, 50), memory)
+        events, ran = scripted(engine, session, script, memory)
+        assert text_of(events) == "the river." and events[-1] == FinishEvent(FinishReason.STOP)
+        (injected,) = [text for text in ran if "The user's question is: " in text]
+        assert injected.endswith(f"{QUESTION}\n{REF}")
+        seen.append(session._row)  # type: ignore[attr-defined]  # both rows' caches are compared
+    causal, published = seen
+    assert causal.position == published.position
+    assert causal.cache.length(3) == published.cache.length(3)
+    end = causal.cache.length(3) - 12
+    keys, others = causal.cache.read(3)[0][:, :end], published.cache.read(3)[0][:, :end]
+    assert float((keys - others).abs().max()) > 1e-2

@@ -13,10 +13,10 @@ import torch
 from tokenizers import Tokenizer
 
 from model_adapter.checkpoints import load_directory
-from model_adapter.engine import DocumentText, Event, Generate, Generation, MemoryView, StepResult
+from model_adapter.engine import DocumentText, Event, Generate, Generation, MemoryView
 from model_adapter.msa.config import LoadedModel
 from model_adapter.msa.engine import MsaEngine, limits_of
-from model_adapter.msa.forward import run
+from model_adapter.msa.forward import Attend, run
 from model_adapter.msa.generate import Session
 from model_adapter.msa.memory import InMemoryView
 from model_adapter.msa.prompt import Answering
@@ -49,10 +49,14 @@ def tiny_model(answering: Answering = Answering.INTERLEAVE, **msa: Any) -> Loade
 
 
 def tiny_engine(
-    answering: Answering = Answering.INTERLEAVE, limits: Mapping[str, int] | None = None, **msa: Any
+    answering: Answering = Answering.INTERLEAVE,
+    limits: Mapping[str, int] | None = None,
+    injection: Attend = Attend.CAUSAL,
+    **msa: Any,
 ) -> MsaEngine:
     model = tiny_model(answering, **msa)
-    return MsaEngine(model, limits=replace(limits_of(model), **(limits or {})))
+    bounds = replace(limits_of(model), **(limits or {}))
+    return MsaEngine(model, limits=bounds, injection=injection)
 
 
 def tokenizer() -> Tokenizer:
@@ -103,10 +107,9 @@ def scripted(
             outcome = run(model.decoder, [segment])
             assert outcome.logits is not None
             logits_V = torch.zeros_like(outcome.logits[0])
-            logits_V[tokens.pop(0)] = 1.0
+            logits_V[tokens[0]] = 1.0
+            before = session.counts.answer_tokens
             events += session.accept(logits_V, outcome.routings[0])
+            if session.done or session.counts.answer_tokens > before:
+                tokens.pop(0)
     return events, ran
-
-
-def step_results(engine: MsaEngine, generations: Sequence[Generation]) -> list[StepResult]:
-    return engine.step(generations)
