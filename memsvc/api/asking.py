@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from grpc import aio
@@ -29,10 +29,12 @@ T = TypeVar("T")
 Context = aio.ServicerContext[Any, Any]
 
 #: A typed error must leave before the client's own deadline cuts the call.
-_MARGIN_SHARE, _MAX_MARGIN_S = 0.1, 0.25
+_MARGIN_SHARE, _MAX_MARGIN_S = 0.2, 0.5
 #: Tries of a call to the worker before anything was streamed.
 _TRIES = 3
 _PAUSE_S = 0.1
+#: A row read this long ago need not be read again: the question came before the deletion.
+_FRESH_S = 0.02
 
 _CHANGED = (ErrorReason.MODEL_MISMATCH,)
 _AGAIN = (ErrorReason.WORKER_UNAVAILABLE, ErrorReason.MODEL_MISMATCH, ErrorReason.RECORD_CORRUPT)
@@ -71,6 +73,7 @@ class Asked:
     memory: MemoryRow
     deadline: Deadline
     model_id: str
+    arrived: float = field(default_factory=time.monotonic)
 
     @property
     def revision(self) -> int:
@@ -114,7 +117,9 @@ async def prepare(application: Application, asked: Asked) -> Snapshot:
     served = await application.workers.require(model.model_id, deadline.wait_s)
     if served.row.identity != model.identity:
         raise ApiError(ErrorReason.MODEL_MISMATCH, "the model was changed meanwhile")
-    current = await still_there(application, memory)
+    current = memory
+    if time.monotonic() - asked.arrived > _FRESH_S:
+        current = await still_there(application, memory)
     return Snapshot(
         served,
         worker_pb.MemoryRef(
@@ -122,7 +127,7 @@ async def prepare(application: Application, asked: Asked) -> Snapshot:
             memory_uid=memory.uid,
             # Of the revision asked; what was appended since may not be encoded.
             last_number=memory.last_number,
-            # Of now: what was deleted since is not to be seen.
+            # Of now, after waiting: what was deleted since is not to be seen.
             deletion_epoch=current.deletion_epoch,
             identity=model.identity,
         ),

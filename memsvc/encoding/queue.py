@@ -162,6 +162,7 @@ class EncodingQueue:
             for model in served:
                 if model not in self._pipelines:
                     self._begin(model)
+            await self._try_count()
             await self._workers.changed(seen)
 
     def _begin(self, served: ServedModel) -> None:
@@ -184,12 +185,15 @@ class EncodingQueue:
     async def _keep_counting(self) -> None:
         while True:
             started = time.monotonic()
-            try:
-                await self._count()
-            except CatalogError as error:
-                log.warning("cannot count the backlog: %s", type(error).__name__)
+            await self._try_count()
             took_s = time.monotonic() - started
             await asyncio.sleep(max(_COUNT_EVERY_S, took_s * _COUNT_SHARE))
+
+    async def _try_count(self) -> None:
+        try:
+            await self._count()
+        except CatalogError as error:
+            log.warning("cannot count the backlog: %s", type(error).__name__)
 
     async def _count(self) -> None:
         """Counts what waits under the default model and every served one.

@@ -128,6 +128,9 @@ class Workers:
             raise errors.model_not_found() from error
 
     async def _default(self, wait_s: float) -> ModelRow:
+        for served in self._served.values():
+            if served.row.default:
+                return served.row
         with suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 seen = self._generation

@@ -5,6 +5,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from tests.support.answers import Asking, asking
 from tests.support.served import Folder, make_folder
@@ -16,6 +17,15 @@ Serve = Callable[..., AbstractAsyncContextManager[Asking]]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     """Initialised once; each test works on a copy."""
     return make_folder(tmp_path_factory.mktemp("template") / "data")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(folder: Folder, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Asking]:
+    """One server and worker for the tests of a module, which run in the module's loop."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        async with asking(folder, tmp_path_factory.mktemp("shared") / "data") as running:
+            yield running
 
 
 @pytest.fixture

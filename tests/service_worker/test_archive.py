@@ -22,6 +22,8 @@ from tests.support.archives import EMPTY, pack, sample
 from tests.support.blocks import make_document
 from tests.support.served import refused
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 
 def _export(served: Asking, memory: str, **fields: Any) -> Any:
     request = pb.ExportMemoryRequest(name=memory, **fields)
@@ -45,10 +47,17 @@ def _import(served: Asking, data: bytes, piece: int = 2**20, **header: Any) -> A
     return served.as_operator(served.memories.ImportMemory, messages())
 
 
+async def _count(served: Asking) -> int:
+    """Memories that can be listed."""
+    page = await served.as_operator(
+        served.memories.ListMemories, pb.ListMemoriesRequest(page_size=1000)
+    )
+    return len(page.memories)
+
+
 async def _nothing_remains(served: Asking, before: int) -> None:
     """No staging file, no half memory, no store record of one."""
-    page = await served.as_operator(served.memories.ListMemories, pb.ListMemoriesRequest())
-    assert len(page.memories) == before
+    assert await _count(served) == before
     assert await served.app.catalog.memories_in_state(MemoryState.IMPORTING) == []
     assert list(served.app.data.staging.iterdir()) == []
     tenant = await served.app.catalog.get_tenant("default")
@@ -57,71 +66,72 @@ async def _nothing_remains(served: Asking, before: int) -> None:
     assert {uid.hex() for uid in held} <= {row.uid for row in rows}
 
 
-async def test_a_memory_survives_the_round_trip(served: Asking) -> None:
-    memory = await served.create("origin", display_name="Origin", labels={"team": "blue"})
-    await served.append(memory.name, *(f"note {n} about boilers" for n in range(40)))
-    await served.append(memory.name, "Olga repaired the boiler on Tuesday")
-    await served.ready(memory.name)
-    await served.delete_documents(memory.name, 3, 7)
-    data = await _exported(served, memory.name)
-    reply = await _import(served, data, memory_id="copied", request_id="once")
+async def test_a_memory_survives_the_round_trip(shared: Asking) -> None:
+    before = await _count(shared)
+    memory = await shared.create("origin", display_name="Origin", labels={"team": "blue"})
+    await shared.append(memory.name, *(f"note {n} about boilers" for n in range(40)))
+    await shared.append(memory.name, "Olga repaired the boiler on Tuesday")
+    await shared.ready(memory.name)
+    await shared.delete_documents(memory.name, 3, 7)
+    data = await _exported(shared, memory.name)
+    reply = await _import(shared, data, memory_id="copied", request_id="once")
     assert reply.memory.name == "memories/copied"
     assert reply.memory.display_name == "Origin" and reply.memory.labels == {"team": "blue"}
     assert reply.memory.state == resources.Memory.ACTIVE
     assert reply.memory.uid != memory.uid
     assert (reply.reused_blocks, reply.documents_to_encode) == (39, 0)
-    copied = await served.get(reply.memory.name)
+    copied = await shared.get(reply.memory.name)
     assert copied.encodings[0].state == resources.Encoding.READY
     assert copied.document_count == 39
-    assert await served.texts(copied.name) == await served.texts(memory.name)
-    answer = await served.ask(copied.name, "Who repaired the boiler on Tuesday?")
+    assert await shared.texts(copied.name) == await shared.texts(memory.name)
+    answer = await shared.ask(copied.name, "Who repaired the boiler on Tuesday?")
     assert answer.cited == [41]
     assert "Olga" in answer.text
-    row = await served.row(copied.name)
-    assert await served.problems(row) == []
+    row = await shared.row(copied.name)
+    assert await shared.problems(row) == []
     # Numbers go on where the original stood: none is given out twice.
-    await served.delete_documents(copied.name, 41)
-    written = await served.append(copied.name, "new")
+    await shared.delete_documents(copied.name, 41)
+    written = await shared.append(copied.name, "new")
     assert written.documents == ["memories/copied/documents/42"]
-    await _nothing_remains(served, 2)
+    await _nothing_remains(shared, before + 2)
 
 
-async def test_without_blocks_it_is_encoded_afresh(served: Asking) -> None:
-    memory = await served.create()
-    await served.append(memory.name, "the boiler leaks", "the cat sleeps")
-    await served.ready(memory.name)
-    data = await _exported(served, memory.name, without_blocks=True)
-    reply = await _import(served, data, memory_id="afresh", display_name="Other")
+async def test_without_blocks_it_is_encoded_afresh(shared: Asking) -> None:
+    memory = await shared.create()
+    await shared.append(memory.name, "the boiler leaks", "the cat sleeps")
+    await shared.ready(memory.name)
+    data = await _exported(shared, memory.name, without_blocks=True)
+    reply = await _import(shared, data, memory_id="afresh", display_name="Other")
     assert (reply.reused_blocks, reply.documents_to_encode) == (0, 2)
     assert reply.memory.display_name == "Other"
-    assert (await served.ready(reply.memory.name)).encoded_documents == 2
-    assert (await served.ask(reply.memory.name, "boiler")).cited == [1]
+    assert (await shared.ready(reply.memory.name)).encoded_documents == 2
+    assert (await shared.ask(reply.memory.name, "boiler")).cited == [1]
 
 
-async def test_an_empty_memory_survives_too(served: Asking) -> None:
-    memory = await served.create()
-    reply = await _import(served, await _exported(served, memory.name))
+async def test_an_empty_memory_survives_too(shared: Asking) -> None:
+    memory = await shared.create()
+    reply = await _import(shared, await _exported(shared, memory.name))
     assert reply.memory.document_count == 0 and reply.documents_to_encode == 0
-    assert (await served.ask(reply.memory.name, "anything?")).done is not None
+    assert (await shared.ask(reply.memory.name, "anything?")).done is not None
 
 
 async def test_an_export_is_of_one_revision_while_writes_go_on(
-    served: Asking, tmp_path_factory: pytest.TempPathFactory
+    shared: Asking, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    memory = await served.create()
-    await served.append(memory.name, *(f"first {n}" for n in range(200)))
+    memory = await shared.create()
+    await shared.append(memory.name, *(f"first {n}" for n in range(200)))
     stop = asyncio.Event()
 
     async def write() -> None:
         number = 0
         while not stop.is_set():
-            await served.append(memory.name, f"later {number} a", f"later {number} b")
+            await shared.append(memory.name, f"later {number} a", f"later {number} b")
             number += 1
 
     writing = asyncio.create_task(write())
     path = tmp_path_factory.mktemp("export") / "archive"
     for _ in range(4):
-        path.write_bytes(await _exported(served, memory.name))
+        path.write_bytes(await _exported(shared, memory.name))
         with open_archive(path) as archive:
             numbers = [document.number for document in archive.documents()]
             assert numbers == list(range(1, archive.manifest.last_number + 1))
@@ -131,35 +141,37 @@ async def test_an_export_is_of_one_revision_while_writes_go_on(
     await writing
 
 
-async def test_an_export_that_its_reader_leaves_cleans_up(served: Asking) -> None:
-    memory = await served.create()
+async def test_an_export_that_its_reader_leaves_cleans_up(shared: Asking) -> None:
+    memory = await shared.create()
     text = "boiler " * 20_000
-    await served.append(memory.name, *(f"{n} {text}" for n in range(20)))
-    call = _export(served, memory.name)
+    await shared.append(memory.name, *(f"{n} {text}" for n in range(20)))
+    call = _export(shared, memory.name)
     await call.read()
     call.cancel()
-    await eventually(lambda: _idle(served))
+    await eventually(lambda: _idle(shared))
 
 
 async def _idle(served: Asking) -> bool:
     return not list(served.app.data.staging.iterdir()) and not served.app.progress.subscribers
 
 
-async def test_a_retried_import_makes_one_memory(served: Asking) -> None:
-    memory = await served.create()
-    await served.append(memory.name, "kept")
-    data = await _exported(served, memory.name)
-    first = await _import(served, data, memory_id="target", request_id="again")
-    second = await _import(served, data, memory_id="target", request_id="again", piece=77)
+async def test_a_retried_import_makes_one_memory(shared: Asking) -> None:
+    before = await _count(shared)
+    memory = await shared.create()
+    await shared.append(memory.name, "kept")
+    data = await _exported(shared, memory.name)
+    first = await _import(shared, data, memory_id="target", request_id="again")
+    second = await _import(shared, data, memory_id="target", request_id="again", piece=77)
     assert second.memory.uid == first.memory.uid
-    found = await refused(_import(served, data, memory_id="other", request_id="again"))
+    found = await refused(_import(shared, data, memory_id="other", request_id="again"))
     assert found.reason == "REQUEST_ID_REUSED"
-    found = await refused(_import(served, data, memory_id="target"))
+    found = await refused(_import(shared, data, memory_id="target"))
     assert (found.reason, found.field) == ("ALREADY_EXISTS", "memory_id")
-    await _nothing_remains(served, 2)
+    await _nothing_remains(shared, before + 2)
 
 
-async def test_bad_archives_leave_nothing(served: Asking) -> None:
+async def test_bad_archives_leave_nothing(shared: Asking) -> None:
+    before = await _count(shared)
     good = sample()
     flipped = bytearray(good)
     flipped[len(good) // 2] ^= 4
@@ -176,9 +188,9 @@ async def test_bad_archives_leave_nothing(served: Asking) -> None:
         "bad labels": (_archive("fine", labels={"über": "x"}), "ARCHIVE_FORBIDDEN"),
     }
     for name, (data, reason) in cases.items():
-        found = await refused(_import(served, data))
+        found = await refused(_import(shared, data))
         assert found.reason.startswith(reason), name
-        await _nothing_remains(served, 0)
+        await _nothing_remains(shared, before)
 
 
 def _archive(*texts: str, **manifest: Any) -> bytes:
@@ -196,11 +208,12 @@ def _tar_with(name: str) -> bytes:
     return out.getvalue()
 
 
-async def test_the_stream_has_an_order(served: Asking) -> None:
+async def test_the_stream_has_an_order(shared: Asking) -> None:
+    before = await _count(shared)
     header = pb.ImportMemoryRequest(header=pb.ImportMemoryRequest.Header())
     data = pb.ImportMemoryRequest(data=b"x")
     for messages in ([], [data], [header, header], [pb.ImportMemoryRequest()]):
-        call = served.as_operator(served.memories.ImportMemory, iter(messages))
+        call = shared.as_operator(shared.memories.ImportMemory, iter(messages))
         assert (await refused(call)).reason == "STREAM_PROTOCOL"
     for field, value in (
         ("memory_id", "Bad Id"),
@@ -208,12 +221,13 @@ async def test_the_stream_has_an_order(served: Asking) -> None:
         ("display_name", "x" * 300),
     ):
         header_fields: dict[str, Any] = {field: value}
-        found = await refused(_import(served, b"", **header_fields))
+        found = await refused(_import(shared, b"", **header_fields))
         assert found.field == f"header.{field}"
-    await _nothing_remains(served, 0)
+    await _nothing_remains(shared, before)
 
 
-async def test_an_import_that_its_sender_leaves_leaves_nothing(served: Asking) -> None:
+async def test_an_import_that_its_sender_leaves_leaves_nothing(shared: Asking) -> None:
+    before = await _count(shared)
     data = sample()
 
     async def messages() -> AsyncIterator[pb.ImportMemoryRequest]:
@@ -221,11 +235,11 @@ async def test_an_import_that_its_sender_leaves_leaves_nothing(served: Asking) -
         yield pb.ImportMemoryRequest(data=data[:1000])
         await asyncio.sleep(60)
 
-    call = served.as_operator(served.memories.ImportMemory, messages())
-    await eventually(lambda: _staged(served))
+    call = shared.as_operator(shared.memories.ImportMemory, messages())
+    await eventually(lambda: _staged(shared))
     call.cancel()
-    await eventually(lambda: _idle(served))
-    await _nothing_remains(served, 0)
+    await eventually(lambda: _idle(shared))
+    await _nothing_remains(shared, before)
 
 
 async def _staged(served: Asking) -> bool:
@@ -247,16 +261,16 @@ async def test_quotas_hold_for_imports(start: Serve) -> None:
 LETTERS = [chr(code) for code in range(0x100, 0x500)]
 
 
-async def test_a_memory_deleted_meanwhile_ends_its_export(served: Asking) -> None:
-    memory = await served.create()
+async def test_a_memory_deleted_meanwhile_ends_its_export(shared: Asking) -> None:
+    memory = await shared.create()
     chance = random.Random(5)
     # Too varied to compress: the archive must not fit the buffers on its way.
     texts = ["".join(chance.choices(LETTERS, k=120_000)) for _ in range(10)]
     for _ in range(10):
-        await served.append(memory.name, *texts)
-    call = _export(served, memory.name, without_blocks=True)
+        await shared.append(memory.name, *texts)
+    call = _export(shared, memory.name, without_blocks=True)
     async for _ in call:
         break
-    await served.delete(memory.name)
+    await shared.delete(memory.name)
     assert (await refused(call)).reason == "MEMORY_NOT_FOUND"
-    assert not list(served.app.data.staging.iterdir())
+    assert not list(shared.app.data.staging.iterdir())

@@ -6,6 +6,8 @@ import asyncio
 import random
 from dataclasses import replace
 
+import pytest
+
 from storage.catalog import Catalog
 from storage.keys import Kind
 from storage.layout import KVBlock, KVLayout
@@ -15,21 +17,23 @@ from tests.service_worker.conftest import Serve
 from tests.support.answers import Asking, asking, eventually
 from tests.support.served import Folder, refused
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-async def test_everything_is_encoded_and_counted(served: Asking) -> None:
-    memories = [await served.create() for _ in range(5)]
+
+async def test_everything_is_encoded_and_counted(shared: Asking) -> None:
+    memories = [await shared.create() for _ in range(5)]
     for index, memory in enumerate(memories):
-        await served.append(memory.name, *(f"text {index} {n}" for n in range(30 * index + 1)))
+        await shared.append(memory.name, *(f"text {index} {n}" for n in range(30 * index + 1)))
     for memory in memories:
-        await served.ready(memory.name)
+        await shared.ready(memory.name)
     for index, memory in enumerate(memories):
-        encoding = await served.ready(memory.name)
+        encoding = await shared.ready(memory.name)
         assert encoding.encoded_documents == 30 * index + 1
         assert encoding.tokens == 4 * encoding.encoded_documents
         assert encoding.bytes > 0 and encoding.quarantined_documents == 0
-        row = await served.row(memory.name)
-        assert await served.blocks(row) == list(range(1, 30 * index + 2))
-        assert await served.problems(row) == []
+        row = await shared.row(memory.name)
+        assert await shared.blocks(row) == list(range(1, 30 * index + 2))
+        assert await shared.problems(row) == []
 
 
 async def test_a_document_the_model_cannot_take_is_set_aside(start: Serve) -> None:
@@ -88,22 +92,21 @@ async def test_blocks_written_before_a_crash_are_not_made_again(start: Serve) ->
 
 
 async def test_a_full_backlog_refuses_writes_until_it_falls(start: Serve) -> None:
-    async with start(worker_model="fake:encode_ms=50", backlog_documents=30) as served:
+    async with start(worker_model="fake:encode_ms=600", backlog_documents=5) as served:
         memory = await served.create()
         await served.worker_pid()
-        await eventually(lambda: _known(served))
-        await asyncio.sleep(1.2)  # The bound holds for models that the last count knew.
-        for _ in range(3):
-            await served.append(memory.name, *(f"text {n}" for n in range(10)))
+        await eventually(lambda: _bounded(served))
+        await served.append(memory.name, *(f"text {n}" for n in range(5)))
         found = await refused(served.append(memory.name, "one more"))
         assert (found.code, found.reason) == ("RESOURCE_EXHAUSTED", "ENCODING_BACKLOG_FULL")
         assert found.retry_s is not None and 1 <= found.retry_s <= 60
-        assert (await served.get(memory.name)).document_count == 30
+        assert (await served.get(memory.name)).document_count == 5
         await eventually(lambda: _accepts(served, memory.name))
 
 
-async def _known(served: Asking) -> bool:
-    return await served.app.catalog.default_model() is not None
+async def _bounded(served: Asking) -> bool:
+    """Whether the queue has counted what waits under the model."""
+    return bool(served.app.encoding._bounding)
 
 
 async def _accepts(served: Asking, memory: str) -> bool:
@@ -135,23 +138,23 @@ async def test_what_is_deleted_while_it_is_encoded_leaves_no_block(start: Serve)
         assert MemoryUid(bytes.fromhex(gone_row.uid)) not in held
 
 
-async def test_a_damaged_block_is_made_again_from_its_text(served: Asking) -> None:
-    memory = await served.create()
-    await served.append(memory.name, "Olga repaired the boiler", "My cat is called Mittens")
-    await served.ready(memory.name)
-    row = await served.row(memory.name)
-    await served.app.stores.run(row.tenant_uid, _damage_blocks)
-    assert await served.problems(row)
-    answer = await served.ask(memory.name, "Who repaired the boiler?")
+async def test_a_damaged_block_is_made_again_from_its_text(shared: Asking) -> None:
+    memory = await shared.create()
+    await shared.append(memory.name, "Olga repaired the boiler", "My cat is called Mittens")
+    await shared.ready(memory.name)
+    row = await shared.row(memory.name)
+    await shared.app.stores.run(row.tenant_uid, _damage_blocks, bytes.fromhex(row.uid))
+    assert await shared.problems(row)
+    answer = await shared.ask(memory.name, "Who repaired the boiler?")
     assert answer.cited == [1]
-    assert await served.problems(row) == []
+    assert await shared.problems(row) == []
 
 
-def _damage_blocks(store: object) -> None:
-    """Flips one bit in every block record."""
+def _damage_blocks(store: object, memory: bytes) -> None:
+    """Flips one bit in every block record of a memory."""
     assert isinstance(store, LmdbStore)
     for key, value in list(store.iter_raw()):
-        if key[16] in (Kind.ROUTING, Kind.CONTENT):
+        if key[:16] == memory and key[16] in (Kind.ROUTING, Kind.CONTENT):
             spoiled = bytearray(value)
             spoiled[-3] ^= 1
             store._environment.write(lambda t, k=key, v=bytes(spoiled): t.put(k, v), len(value))  # type: ignore[misc]  # the loop's values, bound

@@ -6,6 +6,8 @@ import asyncio
 import time
 from typing import Any
 
+import pytest
+
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2 as resources
 from tests.service_worker.conftest import Serve
@@ -15,11 +17,13 @@ from tests.support.served import Refusal, refused
 CAT = "My cat is called Mittens"
 BOILER = "Olga repaired the boiler on Tuesday"
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-async def test_an_answer_is_streamed_with_its_citation(served: Asking) -> None:
-    memory = await served.create("pets")
-    written = await served.append(memory.name, CAT, BOILER)
-    answer = await served.ask(memory.name, "Who repaired the boiler?")
+
+async def test_an_answer_is_streamed_with_its_citation(shared: Asking) -> None:
+    memory = await shared.create("pets")
+    written = await shared.append(memory.name, CAT, BOILER)
+    answer = await shared.ask(memory.name, "Who repaired the boiler?")
     assert "Olga" in answer.text
     assert answer.cited == [2]
     (citation,) = answer.citations
@@ -38,24 +42,25 @@ async def test_an_answer_is_streamed_with_its_citation(served: Asking) -> None:
     )
 
 
-async def test_an_empty_memory_answers(served: Asking) -> None:
-    memory = await served.create()
-    answer = await served.ask(memory.name, "Anything there?")
+async def test_an_empty_memory_answers(shared: Asking) -> None:
+    memory = await shared.create()
+    answer = await shared.ask(memory.name, "Anything there?")
     assert answer.text == "I found nothing about that."
     assert answer.done is not None and answer.done.revision == 0
 
 
-async def test_queries_are_counted(served: Asking) -> None:
-    memory = await served.create()
-    await served.append(memory.name, CAT)
-    answer = await served.ask(memory.name, "Which cat?")
-    tenant = await served.app.catalog.get_tenant("default")
-    usage = await eventually(lambda: _counted(served, tenant.uid))
-    assert answer.usage is not None
-    assert usage.question_tokens == answer.usage.question_tokens
-    assert usage.answer_tokens == answer.usage.answer_tokens
-    assert usage.encoded_tokens == 6
-    assert usage.queries == 1
+async def test_queries_are_counted(start: Serve) -> None:
+    async with start() as served:
+        memory = await served.create()
+        await served.append(memory.name, CAT)
+        answer = await served.ask(memory.name, "Which cat?")
+        tenant = await served.app.catalog.get_tenant("default")
+        usage = await eventually(lambda: _counted(served, tenant.uid))
+        assert answer.usage is not None
+        assert usage.question_tokens == answer.usage.question_tokens
+        assert usage.answer_tokens == answer.usage.answer_tokens
+        assert usage.encoded_tokens == 6
+        assert usage.queries == 1
 
 
 async def _counted(served: Asking, tenant_uid: str) -> object:
@@ -63,10 +68,10 @@ async def _counted(served: Asking, tenant_uid: str) -> object:
     return usage if usage.queries and usage.encoded_tokens else None
 
 
-async def test_options_reach_the_engine(served: Asking) -> None:
-    memory = await served.create()
-    await served.append(memory.name, BOILER, "The boiler is in the cellar")
-    answer = await served.ask(
+async def test_options_reach_the_engine(shared: Asking) -> None:
+    memory = await shared.create()
+    await shared.append(memory.name, BOILER, "The boiler is in the cellar")
+    answer = await shared.ask(
         memory.name,
         "boiler",
         options=pb.GenerationOptions(max_answer_tokens=2, max_rounds=2, top_k=1),
@@ -92,14 +97,14 @@ BAD_QUESTIONS: tuple[tuple[dict[str, Any], str, str], ...] = (
 )
 
 
-async def test_a_bad_question_is_refused(served: Asking) -> None:
-    memory = await served.create("mine")
-    await served.append(memory.name, CAT)
+async def test_a_bad_question_is_refused(shared: Asking) -> None:
+    memory = await shared.create("mine")
+    await shared.append(memory.name, CAT)
     for fields, reason, field in BAD_QUESTIONS:
         request = {"memory": memory.name, "question": "Which cat?", **fields}
         for call in (
-            served.as_operator(served.memories.Query, pb.QueryRequest(**request)),
-            served.as_operator(served.memories.Retrieve, pb.RetrieveRequest(**request)),
+            shared.as_operator(shared.memories.Query, pb.QueryRequest(**request)),
+            shared.as_operator(shared.memories.Retrieve, pb.RetrieveRequest(**request)),
         ):
             found = await refused(call)
             assert (found.reason, found.field) == (reason, field)
@@ -117,27 +122,27 @@ BAD_OPTIONS: tuple[tuple[dict[str, Any], str], ...] = (
 )
 
 
-async def test_bad_options_are_refused(served: Asking) -> None:
-    memory = await served.create()
+async def test_bad_options_are_refused(shared: Asking) -> None:
+    memory = await shared.create()
     for options, field in BAD_OPTIONS:
-        call = served.stream(memory.name, "Which?", options=pb.GenerationOptions(**options))
+        call = shared.stream(memory.name, "Which?", options=pb.GenerationOptions(**options))
         found = await refused(call)
         assert (found.reason, found.field) == ("FIELD_INVALID", field)
 
 
-async def test_retrieve_ranks_and_shows_what_the_view_asks(served: Asking) -> None:
-    memory = await served.create()
-    await served.append(memory.name, CAT, BOILER, "The boiler is old and the boiler leaks")
-    full = await _retrieve(served, memory.name, limit=2)
+async def test_retrieve_ranks_and_shows_what_the_view_asks(shared: Asking) -> None:
+    memory = await shared.create()
+    await shared.append(memory.name, CAT, BOILER, "The boiler is old and the boiler leaks")
+    full = await _retrieve(shared, memory.name, limit=2)
     assert {ranked.number for ranked in full.documents} == {2, 3}
     assert full.documents[0].score >= full.documents[1].score
     assert full.documents[0].content.conversation.turns
     assert full.revision == 1 and full.model == "models/fake"
-    basic = await _retrieve(served, memory.name, view=resources.BASIC)
+    basic = await _retrieve(shared, memory.name, view=resources.BASIC)
     assert all(not r.content.HasField("conversation") for r in basic.documents)
     assert basic.documents[0].content.text_bytes > 0
     for limit in (-1, 101):
-        found = await refused(_retrieve_call(served, memory.name, limit=limit))
+        found = await refused(_retrieve_call(shared, memory.name, limit=limit))
         assert (found.reason, found.field) == ("FIELD_INVALID", "limit")
 
 
@@ -176,10 +181,10 @@ async def test_a_deadline_before_encoding_says_how_far_it_is(start: Serve) -> No
         memory = await served.create()
         await served.append(memory.name, CAT)
         await served.ready(memory.name)
-        await served.append(memory.name, *(f"slow {i}" for i in range(6)))
+        await served.append(memory.name, *(f"slow {i}" for i in range(9)))
         began = time.monotonic()
-        found = await refused(served.stream(memory.name, "Which?", timeout=1.0))
-        assert time.monotonic() - began < 1.5
+        found = await refused(served.stream(memory.name, "Which?", timeout=2.5))
+        assert time.monotonic() - began < 2.5
         assert (found.code, found.reason) == ("DEADLINE_EXCEEDED", "ENCODING_NOT_READY")
         assert found.metadata == {"revision": "2", "encoded_revision": "1"}
         assert found.retry_s is not None
@@ -215,14 +220,14 @@ async def test_a_cancelled_query_stops_the_worker(start: Serve) -> None:
         assert (await served.app.catalog.usage(tenant.uid)).queries == 1
 
 
-async def test_deleted_documents_are_gone_from_answers(served: Asking) -> None:
-    memory = await served.create()
-    await served.append(memory.name, BOILER, "Igor repaired the boiler in May")
-    assert (await served.ask(memory.name, BOILER)).cited == [1]
-    await served.delete_documents(memory.name, 1)
-    answer = await served.ask(memory.name, BOILER)
+async def test_deleted_documents_are_gone_from_answers(shared: Asking) -> None:
+    memory = await shared.create()
+    await shared.append(memory.name, BOILER, "Igor repaired the boiler in May")
+    assert (await shared.ask(memory.name, BOILER)).cited == [1]
+    await shared.delete_documents(memory.name, 1)
+    answer = await shared.ask(memory.name, BOILER)
     assert answer.cited == [2] and "Olga" not in answer.text
-    retrieved = await _retrieve(served, memory.name)
+    retrieved = await _retrieve(shared, memory.name)
     assert [ranked.number for ranked in retrieved.documents] == [2]
 
 
@@ -242,28 +247,28 @@ async def test_a_deletion_ends_running_queries(start: Serve) -> None:
         assert (await refused(served.stream(memory.name, "boiler?"))).reason == "MEMORY_NOT_FOUND"
 
 
-async def test_tenants_cannot_ask_each_other(served: Asking) -> None:
+async def test_tenants_cannot_ask_each_other(shared: Asking) -> None:
     from memsvc.v1 import admin_service_pb2 as admin
 
-    memory = await served.create("private")
-    await served.append(memory.name, CAT)
-    await served.as_operator(
-        served.admin.CreateTenant, admin.CreateTenantRequest(tenant_id="other")
+    memory = await shared.create("private")
+    await shared.append(memory.name, CAT)
+    await shared.as_operator(
+        shared.admin.CreateTenant, admin.CreateTenantRequest(tenant_id="other")
     )
-    made = await served.as_operator(
-        served.admin.CreateApiKey,
+    made = await shared.as_operator(
+        shared.admin.CreateApiKey,
         admin.CreateApiKeyRequest(parent="tenants/other", api_key=admin.ApiKey(scope=admin.ADMIN)),
     )
     metadata = (("authorization", f"Bearer {made.secret}"),)
     calls = [
-        served.memories.Query(
+        shared.memories.Query(
             pb.QueryRequest(memory=memory.name, question="cat"), metadata=metadata
         ),
-        served.memories.Retrieve(
+        shared.memories.Retrieve(
             pb.RetrieveRequest(memory=memory.name, question="cat"), metadata=metadata
         ),
-        served.memories.WatchMemory(pb.WatchMemoryRequest(name=memory.name), metadata=metadata),
-        served.memories.ExportMemory(pb.ExportMemoryRequest(name=memory.name), metadata=metadata),
+        shared.memories.WatchMemory(pb.WatchMemoryRequest(name=memory.name), metadata=metadata),
+        shared.memories.ExportMemory(pb.ExportMemoryRequest(name=memory.name), metadata=metadata),
     ]
     answers: list[Refusal] = [await refused(call) for call in calls]
     assert {answer.reason for answer in answers} == {"MEMORY_NOT_FOUND"}

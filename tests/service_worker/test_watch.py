@@ -14,6 +14,8 @@ from tests.service_worker.conftest import Serve
 from tests.support.answers import Asking, eventually
 from tests.support.served import refusal, refused
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 
 def _watch(served: Asking, memory: str) -> Any:
     return served.as_operator(served.memories.WatchMemory, pb.WatchMemoryRequest(name=memory))
@@ -25,12 +27,12 @@ async def _next(call: Any) -> pb.WatchMemoryResponse:
     return state
 
 
-async def test_the_state_comes_at_once_and_then_at_each_change(served: Asking) -> None:
-    memory = await served.create()
-    call = _watch(served, memory.name)
+async def test_the_state_comes_at_once_and_then_at_each_change(shared: Asking) -> None:
+    memory = await shared.create()
+    call = _watch(shared, memory.name)
     first = await _next(call)
     assert first.revision == 0 and first.state == resources.Memory.ACTIVE
-    await served.append(memory.name, "one", "two")
+    await shared.append(memory.name, "one", "two")
     seen = [first]
     while not (seen[-1].revision == 1 and _ready(seen[-1])):
         seen.append(await _next(call))
@@ -44,13 +46,13 @@ def _ready(state: pb.WatchMemoryResponse) -> bool:
     return [e.state for e in state.encodings] == [resources.Encoding.READY]
 
 
-async def test_a_slow_reader_sees_the_latest_state(served: Asking) -> None:
-    memory = await served.create()
-    call = _watch(served, memory.name)
+async def test_a_slow_reader_sees_the_latest_state(shared: Asking) -> None:
+    memory = await shared.create()
+    call = _watch(shared, memory.name)
     await _next(call)
     for number in range(30):
-        await served.append(memory.name, f"text {number}")
-    await served.ready(memory.name)
+        await shared.append(memory.name, f"text {number}")
+    await shared.ready(memory.name)
     states = 0
     while (await _next(call)).revision < 30:
         states += 1
@@ -58,27 +60,27 @@ async def test_a_slow_reader_sees_the_latest_state(served: Asking) -> None:
     call.cancel()
 
 
-async def test_it_ends_when_the_memory_is_deleted(served: Asking) -> None:
-    memory = await served.create()
-    call = _watch(served, memory.name)
+async def test_it_ends_when_the_memory_is_deleted(shared: Asking) -> None:
+    memory = await shared.create()
+    call = _watch(shared, memory.name)
     await _next(call)
-    await served.delete(memory.name)
+    await shared.delete(memory.name)
     with pytest.raises(aio.AioRpcError) as caught:
         while True:
             await _next(call)
     assert refusal(caught.value).reason == "MEMORY_NOT_FOUND"
-    assert (await refused(_watch(served, memory.name))).reason == "MEMORY_NOT_FOUND"
+    assert (await refused(_watch(shared, memory.name))).reason == "MEMORY_NOT_FOUND"
 
 
-async def test_cancelled_watchers_leave_nothing_behind(served: Asking) -> None:
-    memory = await served.create()
-    calls = [_watch(served, memory.name) for _ in range(20)]
+async def test_cancelled_watchers_leave_nothing_behind(shared: Asking) -> None:
+    memory = await shared.create()
+    calls = [_watch(shared, memory.name) for _ in range(20)]
     for call in calls:
         await _next(call)
-    assert served.app.progress.subscribers == 20
+    assert shared.app.progress.subscribers == 20
     for call in calls:
         call.cancel()
-    await eventually(lambda: _unwatched(served))
+    await eventually(lambda: _unwatched(shared))
 
 
 async def _unwatched(served: Asking) -> bool:
