@@ -150,7 +150,7 @@ turns = st.builds(
     text=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=200),
     speaker=st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20),
     metadata=st.dictionaries(
-        st.from_regex(r"[a-z][a-z0-9_.-]{0,20}", fullmatch=True), st.just("v")
+        st.from_regex(r"[a-z][a-z0-9_.-]{0,20}", fullmatch=True), st.just("v"), max_size=4
     ),
 )
 
