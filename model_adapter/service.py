@@ -34,7 +34,8 @@ from storage.layout import KVBlock
 
 #: Encoded blocks that may wait for a slow reader before its job pauses.
 _ENCODED_WINDOW_BYTES = 16 * 1024 * 1024
-_PAGING_THREADS = 4
+#: More than cores: most wait, for the disk or for another page-in of the same memory.
+_PAGING_THREADS = 16
 #: Inside memsvc's own patience for an eviction, together.
 _STOP_TIMEOUT_S = 4.0
 _EVICT_TIMEOUT_S = 4.0
@@ -180,10 +181,12 @@ class ModelAdapter(ModelAdapterServiceServicer):
             ref.deletion_epoch,
             lambda: job.ended,
         )
-        queued = self._threads_done(lease, job)
+        queued = self._queue_when_leased(lease, job)
         await asyncio.shield(queued)
 
-    def _threads_done(self, lease: Future[Lease], job: QueryJob | RouteJob) -> asyncio.Future[None]:
+    def _queue_when_leased(
+        self, lease: Future[Lease], job: QueryJob | RouteJob
+    ) -> asyncio.Future[None]:
         async def queue() -> None:
             held = await asyncio.wrap_future(lease)
             self._scheduler.queue(job, held, held.release)

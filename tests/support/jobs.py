@@ -25,10 +25,27 @@ from model_adapter.engine import (
 )
 from model_adapter.fake import FakeEngine, FakeSpec
 from model_adapter.jobs import EncodeJob, QueryJob, RouteJob, text_bytes
+from model_adapter.msa.memory import InMemoryView
 from model_adapter.residency import MemoryKey
 from model_adapter.scheduler import Scheduler
+from tests.support.pages import key
+
+TEXTS = {
+    1: "Anna bought a red sailing boat in Kiel last spring",
+    2: "Bob plays chess with Carla every Friday evening in the library",
+    3: "The garden needs water when summer turns dry",
+}
+BOAT, CHESS, GARDEN = "Which boat was it?", "Who plays chess?", "What about the garden?"
+MEMORY = key(1)
+
+Make = Callable[..., Scheduler]
 
 PATIENCE_S = 10.0
+
+
+def make_view(engine: FakeEngine) -> InMemoryView:
+    encoded = engine.encode([DocumentText(number, text) for number, text in TEXTS.items()])
+    return InMemoryView(engine.description.layout, encoded.blocks, TEXTS)
 
 
 def eventually(condition: Callable[[], bool], what: str) -> None:
