@@ -34,7 +34,7 @@ from memsvc.client import (
 )
 
 #: Few documents a question and short answers: the default model is a small one.
-OPTIONS = Generation(top_k=3, max_answer_tokens=48)
+OPTIONS = Generation(top_k=3, max_answer_tokens=32)
 console = Console(highlight=False)
 
 
@@ -57,7 +57,11 @@ class Step:
             self.say(f"[dim]{time.monotonic() - self._started:.1f} s[/dim]")
 
     def say(self, text: str, *, markup: bool = True) -> None:
-        console.print(Padding(text if markup else console.render_str(text, markup=False), (0, 3)))
+        console.print(
+            Padding(
+                text if markup else console.render_str(text, markup=False), (0, 3), expand=False
+            )
+        )
 
 
 def fill(client: Client, memory: MemoryHandle) -> None:
@@ -145,7 +149,7 @@ def show(citation: Citation) -> None:
         line = console.render_str(
             f"[{citation.number}] {date}, {turn.speaker}: {turn.text}", markup=False
         )
-        console.print(Padding(line, (0, 0, 0, 6)), style="green")
+        console.print(Padding(line, (0, 0, 0, 6), expand=False), style="green")
 
 
 def move(client: Client, memory: MemoryHandle, folder: Path, question: str) -> MemoryHandle:
@@ -177,7 +181,7 @@ def delete(client: Client, memories: list[MemoryHandle]) -> None:
                 raise DemoError(f"{memory.name} still answers after its deletion")
 
 
-def tell(model: str, cache: Path, folder: Path) -> None:
+def tell(model: str, cache: Path, folder: Path, patience_s: float) -> None:
     """The story, from the model's arrival to the last deletion."""
     if model == "default":
         with Step("Fetch the default model, unless it is here") as step:
@@ -190,17 +194,18 @@ def tell(model: str, cache: Path, folder: Path) -> None:
         with Client(server.address, server.api_key) as client:
             memory = client.memory("marta")
             with Step("Wait until the worker has loaded the model") as step:
-                step.say(server.wait_for_model(client), markup=False)
+                step.say(server.wait_for_model(client, patience_s), markup=False)
             fill(client, memory)
             encode(memory)
             with Step("Ask") as step:
                 step.say(
-                    "[dim]A model of 135 million parameters answers, from the documents that its "
-                    "attention chose: below each answer is what it had before it.[/dim]"
+                    "[dim]Each answer is drawn from the documents that the model's attention "
+                    "chose; they stand below it, by date and speaker. The default model is a small "
+                    "one that was never trained to choose: expect wrong words now and then.[/dim]"
                 )
                 for question in QUESTIONS:
                     ask(memory, question)
-            copy = move(client, memory, folder, QUESTIONS[0])
+            copy = move(client, memory, folder, QUESTIONS[-1])
             delete(client, [memory, copy])
     except BaseException:
         console.print(server.log_tail(), markup=False, style="dim")
@@ -216,12 +221,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
     parser.add_argument("--model", default="default", help="default, fake or a path")
     parser.add_argument("--cache", type=Path, default=Path(".data"), help="keeps fetched models")
+    parser.add_argument("--patience", type=float, default=600.0, help="seconds for the worker")
     options = parser.parse_args()
     started = time.monotonic()
     console.print(f"The sample conversation is {CONVERSATION.name}; this is what happens to it.")
     with tempfile.TemporaryDirectory(prefix="memsvc-demo-") as folder:
         try:
-            tell(options.model, options.cache.absolute(), Path(folder))
+            tell(options.model, options.cache.absolute(), Path(folder), options.patience)
         except (DemoError, MemsvcError) as error:
             console.print(f"\nThe demo failed: {error}", markup=False, style="bold red")
             return 1

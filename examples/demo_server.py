@@ -13,7 +13,6 @@ from pathlib import Path
 from memsvc.client import Client, ModelState
 
 _MEMSVC = (sys.executable, "-m", "memsvc.cli")
-_MODEL_S = 600.0
 _STOP_S = 60.0
 
 
@@ -75,9 +74,9 @@ class DemoServer:
             raise DemoError(f"the server did not start\n{self.log_tail()}")
         self.address = str(json.loads(line)["serving"])
 
-    def wait_for_model(self, client: Client) -> str:
+    def wait_for_model(self, client: Client, patience_s: float) -> str:
         """Returns when a worker serves; the model in words. Raises DemoError."""
-        end = time.monotonic() + _MODEL_S
+        end = time.monotonic() + patience_s
         while time.monotonic() < end:
             for model in client.models.iterate():
                 if model.state is ModelState.SERVING:
@@ -86,7 +85,7 @@ class DemoServer:
             if self._process is None or self._process.poll() is not None:
                 break
             time.sleep(0.1)
-        raise DemoError("no worker came up")
+        raise DemoError("no worker with the model came up")
 
     def stop(self) -> None:
         """Lets the server finish and waits for its end. Raises DemoError."""

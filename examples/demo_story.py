@@ -9,7 +9,16 @@ from memsvc.client import Turn
 
 CONVERSATION = Path(__file__).with_name("conversation.jsonl")
 
-QUESTIONS = ("What does Marta's brother Tiago do?",)
+#: The last of them is asked again after the memory has moved.
+QUESTIONS = (
+    "What can Marta not eat?",
+    "Who is the librarian in charge?",
+    "How much is the rent a month?",
+    "What did Marta find pressed in ledger number seven?",
+    "What did the clerk's aunt run in Coimbra?",
+    "How old is Mr Hayashi?",
+    "For how many yen was the fog bowl sold?",
+)
 
 
 def read_conversation() -> dict[str, list[Turn]]:

@@ -1,0 +1,57 @@
+"""The demo runs from end to end; with the fake engine here, as the model would take minutes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from examples.demo_story import QUESTIONS, read_conversation
+from tests.support.live import environment
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.xdist_group("cli")
+
+
+def demo(*arguments: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "examples.demo", "--cache", str(cache), *arguments],
+        cwd=ROOT,
+        env=environment() | {"COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+
+
+def test_it_tells_the_whole_story(tmp_path: Path) -> None:
+    done = demo("--model", "fake", cache=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for question in QUESTIONS:
+        assert question in done.stdout
+    assert "[43] 18 Jan 2026, Jun: Better. My mentor is Mr Hayashi" in done.stdout
+    assert "68 blocks taken over, 0 to encode" in done.stdout
+    assert done.stdout.count("is gone: MEMORY_NOT_FOUND") == 2
+    assert "Everything is sound." in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+def test_a_step_that_fails_fails_the_demo(tmp_path: Path) -> None:
+    done = demo("--model", str(tmp_path / "none"), "--patience", "3", cache=tmp_path)
+    assert done.returncode == 1
+    assert "The demo failed: no worker with the model came up" in done.stdout
+
+
+def test_the_sample_conversation_is_long_and_dated() -> None:
+    sessions = read_conversation()
+    turns = [turn for said in sessions.values() for turn in said]
+    assert len(sessions) >= 6
+    assert len(turns) >= 60
+    assert {turn.speaker for turn in turns} == {"Marta", "Jun"}
+    times = [turn.occurred_at for turn in turns if turn.occurred_at]
+    assert len(times) == len(turns)
+    assert times == sorted(times)
+    assert (times[-1] - times[0]).days > 180
