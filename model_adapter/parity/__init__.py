@@ -1,1 +1,1 @@
-"""Comparison with golden vectors of the published implementation (docs/parity.md)."""
+"""Comparison with golden vectors of the published implementation (tests/golden/README.md)."""

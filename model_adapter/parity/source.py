@@ -109,10 +109,9 @@ class Source:
         found = re.search(r"var_(.+)$", stem)
         if not found:
             return ""
-        names = [name for name in self._variants if found[1] == name]
-        # A suffix such as _k8 or _bf16 may follow the name.
-        names += sorted((n for n in self._variants if found[1].startswith(n + "_")), key=len)
-        return names[-1] if names else found[1]
+        # A suffix such as _k8 or _exactpool may follow the name; the longest name counts.
+        names = [n for n in self._variants if f"{found[1]}_".startswith(f"{n}_")]
+        return max(names, key=len, default=found[1])
 
     def _overrides(self, name: str, raw: object) -> dict[str, Any]:
         merged: dict[str, Any] = {}

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model_adapter.parity.__main__ import compare_directory, main
+from model_adapter.parity.source import Source
 from tests.support.golden_checkpoint import (
     GOLDEN,
     WEIGHTS_SHA256,
@@ -160,3 +161,22 @@ def test_command_line(golden: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     empty.mkdir()
     assert main([str(empty)]) == 1
     assert torch.is_inference_mode_enabled() is False
+
+
+@pytest.mark.parametrize(
+    ("stem", "decoupled", "cosine", "pool"),
+    [
+        ("memory_fp32_exactpool", True, False, 64),
+        ("oneshot_var_coupled", False, False, 64),
+        ("oneshot_var_coupled_infonce", False, True, 64),
+        ("oneshot_var_coupled_infonce_exactpool", False, True, 64),
+        ("oneshot_var_infonce_k8", True, True, 64),
+        ("memory_var_pool16", True, False, 16),
+    ],
+)
+def test_a_file_name_says_its_variant(
+    golden: Path, stem: str, decoupled: bool, cosine: bool, pool: int
+) -> None:
+    with torch.inference_mode():
+        msa = Source(golden).setup(stem).config.msa
+    assert (msa.decouple_router, msa.cosine, msa.pool_tokens) == (decoupled, cosine, pool)
