@@ -3,6 +3,7 @@
     pressure.py   how much waits, how fast it is worked off, when to refuse writes
     texts.py      what a batch is made of: rendered texts out of the tenant's store
     plan.py       which memory's documents are next
+    batch.py      a batch and what is known of it
     pipeline.py   batches on their way through a worker into the store
     queue.py      EncodingQueue: one pipeline per served model, and waiting for them
 

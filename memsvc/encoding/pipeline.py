@@ -12,15 +12,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 
 from memsvc.config import KIB, MIB, Config
-from memsvc.encoding.plan import Job, Plan, Troubles
-from memsvc.encoding.pressure import Backlog, Rate
+from memsvc.encoding.batch import Batch, ModelState
+from memsvc.encoding.plan import Job, Plan
 from memsvc.encoding.texts import (
     CORRUPT,
     Target,
-    Texts,
     drop_encodings,
     read_texts,
     write_live_blocks,
@@ -52,36 +50,6 @@ _BACKLOG_MEMORIES = 64
 
 #: Reason under which a document that the worker cannot survive is set aside.
 ENCODE_FAILED = "INTERNAL_FAULT"
-
-
-@dataclass
-class Batch:
-    """Documents of one memory that go to the worker together."""
-
-    job: Job
-    texts: Texts
-    up_to: int
-    previous: asyncio.Future[bool] | None
-    committed: asyncio.Future[bool]
-    quarantined: dict[int, str]
-    alone: bool
-    documents: int = 0
-    tokens: int = 0
-    stored_bytes: int = 0
-
-    @property
-    def size(self) -> int:
-        """Documents sent to the worker."""
-        return len(self.texts.documents)
-
-
-@dataclass
-class ModelState:
-    """What outlives one worker of a model."""
-
-    rate: Rate = field(default_factory=Rate)
-    backlog: Backlog = field(default_factory=Backlog)
-    troubles: Troubles = field(default_factory=Troubles)
 
 
 class Pipeline:

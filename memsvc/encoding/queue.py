@@ -10,7 +10,8 @@ from contextlib import suppress
 
 from memsvc import errors
 from memsvc.config import Config
-from memsvc.encoding.pipeline import ModelState, Pipeline
+from memsvc.encoding.batch import ModelState
+from memsvc.encoding.pipeline import Pipeline
 from memsvc.encoding.pressure import Bounds
 from memsvc.encoding.texts import Target
 from memsvc.progress import Progress, TooManySubscribersError

@@ -37,6 +37,9 @@ ReplyT = TypeVar("ReplyT")
 #: largest thing sent; a worker keeps its replies below this.
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
+#: A batch takes seconds; a worker that is silent for this long hangs.
+_ENCODE_TIMEOUT_S = 600.0
+
 _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -104,7 +107,10 @@ class WorkerClient:
             documents=[pb.DocumentText(number=d.number, text=d.text) for d in documents],
         )
         wanted = {document.number for document in documents}
-        with self._failures(), _cancelled_in_the_end(self._stub.Encode(request)) as call:
+        with (
+            self._failures(),
+            _cancelled_in_the_end(self._stub.Encode(request, timeout=_ENCODE_TIMEOUT_S)) as call,
+        ):
             async for reply in call:
                 if reply.number not in wanted:
                     raise WorkerFaultError("the worker answered for a document not asked for")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from memsvc.workers import WorkerClient, WorkerFaultError
 from storage.catalog import Catalog
 from storage.keys import Kind
 from storage.layout import KVBlock, KVLayout
@@ -49,6 +51,32 @@ async def test_a_document_the_model_cannot_take_is_set_aside(start: Serve) -> No
         assert len(await served.texts(memory.name)) == 3
         await served.delete_documents(memory.name, 2)
         assert (await served.get(memory.name)).encodings[0].quarantined_documents == 0
+
+
+async def test_a_document_that_breaks_the_worker_is_found_and_set_aside_alone(
+    start: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = WorkerClient.encode
+
+    def failing(self: WorkerClient, *arguments: Any) -> Any:
+        documents = arguments[2]
+        if any("poison" in document.text for document in documents):
+            raise WorkerFaultError("as if the engine had failed on the batch")
+        return encode(self, *arguments)
+
+    monkeypatch.setattr(WorkerClient, "encode", failing)
+    async with start() as served:
+        memory, other = await served.create(), await served.create()
+        texts = [f"text {n}" for n in range(20)]
+        texts[12] = "poison"
+        await served.append(memory.name, *texts)
+        await served.append(other.name, *(f"text {n}" for n in range(20)))
+        assert (await served.ready(other.name)).quarantined_documents == 0
+        encoding = await served.ready(memory.name)
+        assert encoding.encoded_documents == 19
+        row = await served.row(memory.name)
+        assert await served.app.catalog.quarantined(row.uid, "fake") == {13: "INTERNAL_FAULT"}
+        assert await served.problems(row) == []
 
 
 async def test_a_killed_worker_loses_nothing(start: Serve) -> None:
