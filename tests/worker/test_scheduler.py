@@ -10,6 +10,7 @@ import pytest
 
 from model_adapter.engine import Generate, QuestionTooLongError
 from model_adapter.errors import (
+    CorruptRecordError,
     DeadlineError,
     DrainingError,
     InternalFaultError,
@@ -262,3 +263,48 @@ def test_a_fault_of_the_scheduler_itself_is_told(
         ask(scheduler, MEMORY, view, BOAT)
     scheduler.drain(5)
     assert "secret" not in caplog.text
+
+
+def test_an_error_of_a_shared_step_is_told_to_none_of_them(
+    make: Make, engine: WatchedEngine, view: InMemoryView
+) -> None:
+    """One of them may be another tenant's: which document it names is not for all to know."""
+    scheduler = make()
+    engine.hold()
+    both = [ask(scheduler, key(n), view, BOAT) for n in (1, 2)]
+    engine.go(2)
+    eventually(lambda: engine.blocked, "a third step")
+    engine.fail = CorruptRecordError("corrupt", number="5", record="block")
+    engine.let_go()
+    for asked in both:
+        error = asked.sink.wait().error
+        assert isinstance(error, InternalFaultError)
+        assert "number" not in error.metadata
+    engine.fail = CorruptRecordError("corrupt", number="5", record="block")
+    alone = ask(scheduler, MEMORY, view, BOAT).sink.wait().error
+    assert isinstance(alone, CorruptRecordError)
+
+
+def test_work_under_way_counts_as_using_the_memory(
+    make: Make, engine: WatchedEngine, view: InMemoryView
+) -> None:
+    scheduler = make()
+    engine.hold()
+    ranking = rank(scheduler, MEMORY, view, CHESS)
+    eventually(lambda: engine.blocked, "the ranking is under way")
+    with pytest.raises(MemoryInUseError):
+        scheduler.stop_memory(TENANT, MEMORY.memory, timeout_s=0.02)
+    engine.let_go()
+    ranking.sink.wait()
+    scheduler.stop_memory(TENANT, MEMORY.memory)
+
+
+def test_blocks_made_for_a_stopped_job_are_dropped(make: Make, engine: WatchedEngine) -> None:
+    scheduler = make()
+    engine.hold()
+    work = encode(scheduler, MEMORY, ["ten bytes!"] * 3)
+    eventually(lambda: engine.blocked, "a batch is under way")
+    scheduler.stop_job(work.job, InterruptedQueryError("gone"))
+    engine.let_go()
+    assert isinstance(work.sink.wait().error, InterruptedQueryError)
+    assert work.sink.items == []
