@@ -59,6 +59,7 @@ CODES: Mapping[ErrorReason.ValueType, grpc.StatusCode] = {
     ErrorReason.ENCODING_NOT_READY: Code.DEADLINE_EXCEEDED,
     ErrorReason.WORKER_UNAVAILABLE: Code.UNAVAILABLE,
     ErrorReason.DRAINING: Code.UNAVAILABLE,
+    ErrorReason.CATALOG_UNAVAILABLE: Code.UNAVAILABLE,
     ErrorReason.RECORD_CORRUPT: Code.DATA_LOSS,
     ErrorReason.MODEL_MISMATCH: Code.FAILED_PRECONDITION,
     ErrorReason.INTERNAL_FAULT: Code.INTERNAL,
@@ -312,9 +313,11 @@ def record_corrupt(what: str) -> ApiError:
 
 
 def catalog_unavailable(retry_after_s: float = 1.0) -> ApiError:
-    """The database does not answer. It has no reason of its own: the server is overloaded."""
+    """The catalog's database does not answer."""
     return ApiError(
-        ErrorReason.OVERLOADED, "the catalog does not answer now", retry_after_s=retry_after_s
+        ErrorReason.CATALOG_UNAVAILABLE,
+        "the catalog does not answer now",
+        retry_after_s=retry_after_s,
     )
 
 

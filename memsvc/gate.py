@@ -29,8 +29,6 @@ from storage.store import CorruptRecordError, StorageFullError
 
 log = logging.getLogger(__name__)
 
-_SETTLE_S = 0.02
-
 # Requests and replies are messages of every kind here; handlers type their own.
 # Both are generic for the type checker alone.
 Context: TypeAlias = "aio.ServicerContext[Any, Any]"
@@ -155,10 +153,6 @@ _MAKERS: dict[tuple[bool, bool], Callable[..., Handler]] = {
 async def _parse_stream(method: str, requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
     async for data in requests:
         yield parse_request(method, data)
-    # gRPC shows a client that went away first as the end of its stream and only
-    # then as a cancellation, a tenth of a millisecond later. Without the pause a
-    # stream that was cut would be taken for a whole one.
-    await asyncio.sleep(_SETTLE_S)
 
 
 def _translated(method: str, error: Exception) -> ApiError:

@@ -1,5 +1,8 @@
 """PutDocuments: large texts as a stream, all of them written or none.
 
+A client that goes away looks at first like one that has finished, so a stream says
+by its last message that it is whole.
+
 Texts are held in memory until the stream ends, so they count against one budget
 of the whole server while they are.
 """
@@ -100,29 +103,31 @@ class _Collector:
         self.text_bytes = 0
         self._share = share
         self._text: _Text | None = None
+        self._ended = False
         self._fingerprint = StreamFingerprint()
 
     def take(self, message: pb.PutDocumentsRequest) -> None:
         """Raises STREAM_PROTOCOL and every limit as soon as it is passed."""
         kind = message.WhichOneof("message")
         if kind is None:
-            raise errors.stream_protocol("a message holds neither header, start nor text")
+            raise errors.stream_protocol("a message holds neither header, start, text nor end")
+        if self._ended:
+            raise errors.stream_protocol("nothing comes after the end")
         if (kind == "header") != (self.header is None):
             raise errors.stream_protocol("the header comes first and once")
         if kind == "header":
             self._take_header(message.header)
         elif kind == "document_start":
             self._take_start(message.document_start)
-        else:
+        elif kind == "text":
             self._take_text(message.text)
+        else:
+            self._take_end(message.end)
 
     def finish(self) -> bytes:
-        """Ends the last document. Returns the fingerprint of the payload."""
-        if self.header is None:
-            raise errors.stream_protocol("the stream ended before its header")
-        self._end_text()
-        if not self.sources:
-            raise errors.field_required("documents")
+        """Returns the fingerprint of the payload."""
+        if not self._ended:
+            raise errors.stream_protocol("the stream stopped before its end message")
         return self._fingerprint.digest()
 
     def _take_header(self, header: pb.PutDocumentsRequest.Header) -> None:
@@ -156,6 +161,14 @@ class _Collector:
                 "documents", limit=validation.MAX_PUT_BYTES, actual=self.text_bytes
             )
         self._share.take(size)
+
+    def _take_end(self, end: pb.PutDocumentsRequest.End) -> None:
+        self._end_text()
+        if not self.sources:
+            raise errors.field_required("documents")
+        if end.documents != len(self.sources):
+            raise errors.field_invalid("end.documents", f"{len(self.sources)} documents came")
+        self._ended = True
 
     def _end_text(self) -> None:
         if self._text is None:

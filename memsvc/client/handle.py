@@ -100,6 +100,8 @@ class AsyncMemoryHandle:
                 for start in range(0, len(source.text), _TEXT_PIECE_CHARACTERS):
                     piece = source.text[start : start + _TEXT_PIECE_CHARACTERS]
                     yield service.PutDocumentsRequest(text=piece)
+            end = service.PutDocumentsRequest.End(documents=len(texts))
+            yield service.PutDocumentsRequest(end=end)
 
         call = self._stub.PutDocuments
         reply = await self._transport.upload(call, requests, timeout_s=timeout_s, repeatable=True)

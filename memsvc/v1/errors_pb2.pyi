@@ -100,6 +100,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: no worker serves the model right now; retry after RetryInfo."""
     DRAINING: _ErrorReason.ValueType  # 72
     """UNAVAILABLE: the server is draining; retry elsewhere or later."""
+    CATALOG_UNAVAILABLE: _ErrorReason.ValueType  # 73
+    """UNAVAILABLE: the catalog's database does not answer; retry after RetryInfo."""
     RECORD_CORRUPT: _ErrorReason.ValueType  # 80
     """DATA_LOSS: a stored record failed its checksum and cannot be rebuilt."""
     MODEL_MISMATCH: _ErrorReason.ValueType  # 81
@@ -176,6 +178,8 @@ WORKER_UNAVAILABLE: ErrorReason.ValueType  # 71
 """UNAVAILABLE: no worker serves the model right now; retry after RetryInfo."""
 DRAINING: ErrorReason.ValueType  # 72
 """UNAVAILABLE: the server is draining; retry elsewhere or later."""
+CATALOG_UNAVAILABLE: ErrorReason.ValueType  # 73
+"""UNAVAILABLE: the catalog's database does not answer; retry after RetryInfo."""
 RECORD_CORRUPT: ErrorReason.ValueType  # 80
 """DATA_LOSS: a stored record failed its checksum and cannot be rebuilt."""
 MODEL_MISMATCH: ErrorReason.ValueType  # 81

@@ -247,7 +247,8 @@ Global___AppendTurnsResponse: _TypeAlias = AppendTurnsResponse  # noqa: Y015
 @_typing.final
 class PutDocumentsRequest(_message.Message):
     """First message: header. Then, for every document: document_start, then any
-    number of text pieces, which are joined.
+    number of text pieces, which are joined. Last message: end. A stream that
+    stops without it, because its client went away for instance, writes nothing.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -324,9 +325,28 @@ class PutDocumentsRequest(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class End(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        DOCUMENTS_FIELD_NUMBER: _builtins.int
+        documents: _builtins.int
+        """Documents sent. Another number than arrived is refused."""
+        def __init__(
+            self,
+            *,
+            documents: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     HEADER_FIELD_NUMBER: _builtins.int
     DOCUMENT_START_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """A piece of the current document's text. The joined text has TextSource's
     limits; the whole call carries at most 1000 documents and 64 MiB.
@@ -339,18 +359,23 @@ class PutDocumentsRequest(_message.Message):
     def document_start(self) -> Global___PutDocumentsRequest.DocumentStart:
         """Ends the document before and begins the next."""
 
+    @_builtins.property
+    def end(self) -> Global___PutDocumentsRequest.End:
+        """Last message of the stream, and only there."""
+
     def __init__(
         self,
         *,
         header: Global___PutDocumentsRequest.Header | None = ...,
         document_start: Global___PutDocumentsRequest.DocumentStart | None = ...,
         text: _builtins.str = ...,
+        end: Global___PutDocumentsRequest.End | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["document_start", b"document_start", "header", b"header", "message", b"message", "text", b"text"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["document_start", b"document_start", "end", b"end", "header", b"header", "message", b"message", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["document_start", b"document_start", "header", b"header", "message", b"message", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["document_start", b"document_start", "end", b"end", "header", b"header", "message", b"message", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["header", "document_start", "text"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["header", "document_start", "text", "end"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 

@@ -80,7 +80,7 @@ async def test_an_upload_starts_afresh_when_retried(client: AsyncClient, script:
     script.failures = [Failure("UNAVAILABLE")]
     await client.memory("anna").put([TextSource("x" * 300_000, title="Long")])
     kinds = [r.WhichOneof("message") for r in script.requests]
-    assert kinds == ["header", "document_start", "text", "text"] * 2
+    assert kinds == ["header", "document_start", "text", "text", "end"] * 2
 
 
 async def test_the_servers_hint_is_waited_for(client: AsyncClient, script: Script) -> None:

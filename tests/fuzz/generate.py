@@ -79,16 +79,23 @@ class Generator:
         return values.map(lambda chosen: _build(cls, chosen))
 
     def stream(self, descriptor: Descriptor) -> st.SearchStrategy[list[Any]]:
-        """A client stream whose messages come in the right order: header, then the rest."""
+        """A client stream whose messages come in the right order: header, the rest, end."""
         cls = GetMessageClass(descriptor)
-        header, *others = (self._only(cls, descriptor, field) for field in descriptor.fields)
+        first, *fields = descriptor.fields
+        header = self._only(cls, descriptor, first)
+        others = [self._only(cls, descriptor, field) for field in fields if field.name != "end"]
+        ends = any(field.name == "end" for field in fields)
         rounds = st.lists(st.tuples(*others), min_size=1, max_size=3)
         return st.tuples(header, rounds).map(
-            lambda pair: [pair[0], *(message for one in pair[1] for message in one)]
+            lambda pair: [
+                pair[0],
+                *(message for one in pair[1] for message in one),
+                *([cls(end={"documents": len(pair[1])})] if ends else []),
+            ]
         )
 
     def _only(
-        self, cls: Callable[[], Message], owner: Descriptor, field: FieldDescriptor
+        self, cls: Callable[..., Message], owner: Descriptor, field: FieldDescriptor
     ) -> st.SearchStrategy[Any]:
         """Messages with this one field set."""
         return self._field(owner, field, 0).map(lambda value: _build(cls, {field.name: value}))

@@ -112,7 +112,7 @@ async def test_a_database_that_goes_away_and_comes_back(
             )
             for _ in range(2):
                 answer = await refused(served.as_operator(served.memories.AppendTurns, request))
-                assert (answer.reason, answer.code) == ("OVERLOADED", "RESOURCE_EXHAUSTED")
+                assert (answer.reason, answer.code) == ("CATALOG_UNAVAILABLE", "UNAVAILABLE")
                 assert answer.retry_s
         finally:
             await asyncio.to_thread(postgres.start)

@@ -28,10 +28,22 @@ def text(piece: str) -> Message:
     return Message(text=piece)
 
 
-async def put(served: Served, messages: Iterable[Message]) -> pb.PutDocumentsResponse:
+def end(documents: int) -> Message:
+    return Message(end=Message.End(documents=documents))
+
+
+async def put(
+    served: Served, messages: Iterable[Message], *, ended: bool = True
+) -> pb.PutDocumentsResponse:
+    """ended: adds the end message that fits."""
+
     async def stream() -> AsyncIterator[Message]:
+        documents = 0
         for message in messages:
+            documents += message.HasField("document_start")
             yield message
+        if ended:
+            yield end(documents)
 
     reply: pb.PutDocumentsResponse = await served.as_operator(
         served.memories.PutDocuments, stream()
@@ -72,6 +84,25 @@ async def test_a_retry_may_cut_the_text_elsewhere(served: Served) -> None:
     # Where one text ends and the next begins is part of the payload.
     two = [header(request_id="p-1"), begin(), text("ab"), begin(), text("c")]
     assert (await refused(put(served, two))).reason == "REQUEST_ID_REUSED"
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason", "field"),
+    [
+        ([header(), begin(), text("a")], "STREAM_PROTOCOL", "message"),
+        ([header(), begin(), text("a"), end(2)], "FIELD_INVALID", "end.documents"),
+        ([header(), begin(), text("a"), end(1), begin()], "STREAM_PROTOCOL", "message"),
+        ([header(), end(0)], "FIELD_REQUIRED", "documents"),
+        ([end(0)], "STREAM_PROTOCOL", "message"),
+    ],
+)
+async def test_a_stream_says_that_it_is_whole(
+    served: Served, messages: list[Message], reason: str, field: str
+) -> None:
+    await served.create("shelf")
+    refusal = await refused(put(served, messages, ended=False))
+    assert (refusal.reason, refusal.field) == (reason, field)
+    assert await served.texts(MEMORY) == []
 
 
 @pytest.mark.parametrize(
