@@ -145,6 +145,7 @@ class CrashLoop:
             await self._burst(burst)
             done += burst
             await self._verify()
+            sys.stderr.write(f"{done} kills, {self.figures.turns_stored} turns, all sound\n")
         self.figures.turns_acked = sum(ledger.acknowledged for ledger in self._ledgers)
         self.figures.seconds = round(time.monotonic() - started, 1)
         return self.figures
