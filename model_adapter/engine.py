@@ -173,7 +173,10 @@ class TextEvent:
 
 @dataclass
 class Counts:
-    """What a generation used so far. Times in seconds."""
+    """What a generation used so far. Times in seconds.
+
+    routed_documents, routed_chunks: size of the memory that routing looked at.
+    """
 
     question_tokens: int = 0
     answer_tokens: int = 0

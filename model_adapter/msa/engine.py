@@ -112,7 +112,9 @@ class MsaEngine:
                 continue
             error = DocumentTooLongError(
                 f"document {document.number} has {len(ids)} tokens, "
-                f"the model encodes {self._model.limits.document_tokens}"
+                f"the model encodes {self._model.limits.document_tokens}",
+                limit=str(self._model.limits.document_tokens),
+                actual=str(len(ids)),
             )
             result.failures.append(EncodeFailure(document.number, error))
         with torch.inference_mode():
@@ -191,4 +193,8 @@ class MsaEngine:
         tokens = len(self._model.prompts.text(question))
         limit = self._model.limits.question_tokens
         if tokens > limit:
-            raise QuestionTooLongError(f"the question has {tokens} tokens, the model takes {limit}")
+            raise QuestionTooLongError(
+                f"the question has {tokens} tokens, the model takes {limit}",
+                limit=str(limit),
+                actual=str(tokens),
+            )

@@ -73,7 +73,6 @@ class RowRouting:
 
     scores_N: dict[int, Scores] = field(default_factory=dict)
     chosen: dict[int, Positions] = field(default_factory=dict)
-    chunks: int = 0
     seconds: float = 0.0
 
 
@@ -163,21 +162,20 @@ def _route(
                 forced = None if request.forced is None else request.forced[index]
                 found.chosen[index] = select(scores_N, request.k) if forced is None else forced
             found.seconds += time.perf_counter() - started
-            found.chunks += _take_in(decoder, index, layer, segment, found)
+            _take_in(decoder, index, layer, segment, found)
         first = stop
 
 
-def _take_in(decoder: Decoder, index: int, layer: int, segment: Segment, found: RowRouting) -> int:
-    """Appends the chunks of the chosen documents, in document order. Returns their number."""
+def _take_in(decoder: Decoder, index: int, layer: int, segment: Segment, found: RowRouting) -> None:
+    """Appends the chunks of the chosen documents to the row's cache, in document order."""
     chosen = found.chosen.get(index)
     if chosen is None or not len(chosen) or segment.routing is None:
-        return 0
+        return
     keys_CE, values_CE = segment.routing.memory.content(layer, sorted(int(n) for n in chosen))
     shape = (keys_CE.shape[0], decoder.config.num_kv_heads, decoder.config.head_dim)
     segment.row.cache.append(
         index, keys_CE.to(decoder.device).view(shape), values_CE.to(decoder.device).view(shape)
     )
-    return shape[0]
 
 
 def _attend(

@@ -110,13 +110,13 @@ class Session(ABC):
         all that some layer chose."""
         self.counts.rounds += 1
         self.counts.routing_s += routing.seconds
-        self.counts.routed_chunks += routing.chunks
         numbers_N = self._memory.numbers_N
+        self.counts.routed_documents = len(numbers_N)
+        self.counts.routed_chunks = int(self._memory.chunk_offsets_N1[-1]) if len(numbers_N) else 0
         if by_rank:
             documents = ranking.rank(routing, numbers_N, self._k)
         else:
             documents = ranking.chosen(routing, numbers_N)
-        self.counts.routed_documents += len(documents)
         return RoutingEvent(self.counts.rounds, documents)
 
     def _room(self, used: int) -> int:

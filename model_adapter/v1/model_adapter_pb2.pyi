@@ -385,7 +385,9 @@ class MemoryRef(_message.Message):
     last_number: _builtins.int
     """Documents up to this number are part of the memory as asked."""
     deletion_epoch: _builtins.int
-    """Changes whenever documents were deleted; the worker then reads afresh."""
+    """Changes whenever documents were deleted or damaged blocks are made again;
+    the worker then reads afresh.
+    """
     identity: _builtins.str
     """Identity whose blocks are to be read. Another than the worker's own is
     refused: MODEL_MISMATCH.

@@ -258,8 +258,9 @@ class Encodings(CatalogPart):
     async def rewind_encoding(self, memory_uid: str, model_id: str, below_number: int) -> None:
         """Puts the watermark below that number: it and all later documents wait again.
 
-        Their quarantine and a failure are lifted. An encoding whose watermark lies
-        lower keeps it. Raises NotFoundError, ValueError (below_number < 1).
+        Moves deletion_epoch on, because blocks below a memory's last number are about
+        to be made again. Their quarantine and a failure are lifted. An encoding whose
+        watermark lies lower keeps it. Raises NotFoundError, ValueError (below_number < 1).
         """
         if below_number < 1:
             raise ValueError(f"document numbers start at 1, not at {below_number}")
@@ -285,6 +286,11 @@ class Encodings(CatalogPart):
                 "failure": "",
             }
             await set_encoding(connection, memory_uid, model_id, values)
+            await connection.execute(
+                update(memories)
+                .where(memories.c.uid == memory_uid)
+                .values(deletion_epoch=memories.c.deletion_epoch + 1)
+            )
 
     async def _quarantined_up_to(
         self, connection: Statements, encoding: Row[Any], watermark: int

@@ -85,9 +85,9 @@ class MemoryRow:
     """A memory.
 
     revision: +1 with every write. last_number: highest document number ever
-    allocated. deletion_epoch: +1 with every deletion, so that a worker knows its
-    copy is stale. version: +1 with every change of the row, for etags.
-    document_count and text_bytes count live documents only.
+    allocated. deletion_epoch: +1 whenever blocks below last_number went or are made
+    again, so that a worker knows its copy is stale. version: +1 with every change of
+    the row, for etags. document_count and text_bytes count live documents only.
     """
 
     uid: str

@@ -165,6 +165,7 @@ class MemoryMachine(RuleBasedStateMachine):
     def rewind(self, data: st.DataObject) -> None:
         below = data.draw(st.integers(1, self.last + 1))
         self.run(self.catalog.rewind_encoding(self.uid, self.model, below))
+        self.epoch += 1
         self.watermark = min(self.watermark, below - 1)
         self.quarantined = {number for number in self.quarantined if number < below}
         self.failed = False

@@ -205,7 +205,8 @@ def test_routed_text_puts_in_what_fits_best_first() -> None:
     assert cited == [d.number for d in engine.route(QUESTION, memory, 3)]
     counts = generation.counts
     assert counts.answer_tokens == 5 and counts.rounds == 1
-    assert counts.routed_documents == 3 and counts.document_tokens > 0
+    assert counts.routed_documents == len(TEXTS) and counts.document_tokens > 0
+    assert counts.routed_chunks == memory.chunk_offsets_N1[-1]
     assert counts.routing_s > 0 and counts.question_tokens > 0
     assert events[-1] == FinishEvent(FinishReason.LENGTH)
 
@@ -216,6 +217,7 @@ def test_limits_are_in_tokens() -> None:
     assert [block.number for block in encoded.blocks] == [1]
     (failure,) = encoded.failures
     assert failure.number == 2 and isinstance(failure.error, DocumentTooLongError)
+    assert failure.error.metadata["limit"] == "40" and int(failure.error.metadata["actual"]) > 40
     memory = InMemoryView(engine.description.layout, encoded.blocks, {1: "boat"})
     for refused in (
         lambda: engine.start(Generate("word " * 30, 4), memory),
