@@ -23,6 +23,8 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from memsvc.check import Severity, check_data
 from memsvc.client import (
     AsyncClient,
@@ -217,7 +219,8 @@ class CrashLoop:
                 raise CrashLoopError(f"no worker came back\n{self._server.log_tail()}")
             await asyncio.sleep(0.05)
         await asyncio.sleep(self._rng.uniform(0.0, 2.5))
-        workers[0].kill()
+        with suppress(psutil.NoSuchProcess):
+            workers[0].kill()
         self.figures.kills_worker += 1
 
     async def _verify(self) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -116,12 +116,14 @@ class LiveServer:
         return status
 
     def workers(self) -> list[psutil.Process]:
-        """The model workers that the server supervises."""
-        return [
-            child
-            for child in self.process.children(recursive=True)
-            if "model_adapter" in " ".join(child.cmdline())
-        ]
+        """The model workers that the server supervises and that run now."""
+        found = []
+        for child in self.process.children(recursive=True):
+            # One that has just ended is still listed, without a command line.
+            with suppress(psutil.NoSuchProcess):
+                if "model_adapter" in " ".join(child.cmdline()):
+                    found.append(child)
+        return found
 
     def client(self) -> Client:
         """A client with the operator's key."""
