@@ -84,7 +84,13 @@ def base_template(tokenizer: Tokenizer) -> Template:
     """
     # Only the question itself votes: the published sentences around it say nothing to a base,
     # and would drown a short question in the mean over voting tokens.
-    return replace(_template(tokenizer, Answering.ROUTED_TEXT), ask="", return_documents="")
+    return replace(
+        _template(tokenizer, Answering.ROUTED_TEXT),
+        ask="",
+        return_documents="",
+        system="You answer questions about the given text. Answer with a few words of it.",
+        documents_after="\nQuestion: ",
+    )
 
 
 def _template(tokenizer: Tokenizer, answering: Answering) -> Template:
