@@ -31,6 +31,7 @@ from memsvc.client import (
     Conversation,
     DeadlineExceededError,
     MemsvcError,
+    ResourceExhaustedError,
     RetryPolicy,
     Turn,
     UnavailableError,
@@ -76,6 +77,7 @@ class Figures:
     appends_acked: int = 0
     appends_repeated: int = 0
     appends_given_up: int = 0
+    appends_held_back: int = 0
     turns_acked: int = 0
     turns_stored: int = 0
     verifications: int = 0
@@ -88,9 +90,15 @@ class Writer:
     """One client that appends to one memory until told to stop."""
 
     def __init__(
-        self, ledger: Ledger, rng: random.Random, figures: Figures, acked: asyncio.Event
+        self,
+        ledger: Ledger,
+        rng: random.Random,
+        figures: Figures,
+        acked: asyncio.Event,
+        longest_pause_s: float,
     ) -> None:
         self.ledger = ledger
+        self._longest_pause_s = longest_pause_s
         self._rng = rng
         self._figures = figures
         self._acked = acked
@@ -109,6 +117,12 @@ class Writer:
                         request_id=request_id,
                         timeout_s=_CALL_S,
                     )
+                except ResourceExhaustedError as error:
+                    if error.retry_after_s is None:
+                        raise
+                    # The queue is full while workers die; nothing was written.
+                    self._figures.appends_held_back += 1
+                    await asyncio.sleep(error.retry_after_s)
                 except (UnavailableError, DeadlineExceededError) as error:
                     kind = getattr(error, "reason", "") or type(error).__name__
                     self._figures.by_error[kind] = self._figures.by_error.get(kind, 0) + 1
@@ -121,6 +135,7 @@ class Writer:
                     self.ledger.acknowledge(texts, written.documents, written.revision)
                     self._figures.appends_acked += 1
                     self._acked.set()
+                    await asyncio.sleep(self._rng.uniform(0.0, self._longest_pause_s))
                     break
 
 
@@ -171,10 +186,12 @@ class CrashLoop:
     async def _burst(self, kills: int) -> None:
         """Kills under writers; when it returns the server is up and no append is in flight."""
         pause = asyncio.Event()
+        # A server that lives on takes far more writes than are worth reading back.
+        pause_s = 0.0 if self._options.target == "server" else 0.2
         async with self._client(_ONE_TRY) as client, asyncio.TaskGroup() as group:
             for number, ledger in enumerate(self._ledgers):
                 rng = random.Random(self._rng.random() + number)
-                writer = Writer(ledger, rng, self.figures, self._acked)
+                writer = Writer(ledger, rng, self.figures, self._acked, pause_s)
                 group.create_task(writer.run(client, pause))
             for _ in range(kills):
                 await self._live()
