@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -29,23 +29,18 @@ from memsvc.check import Severity, check_data
 from memsvc.client import (
     AsyncClient,
     Conversation,
-    DeadlineExceededError,
     MemsvcError,
-    ResourceExhaustedError,
     RetryPolicy,
-    Turn,
-    UnavailableError,
 )
 from memsvc.config import load_config
 from tests.fault.ledger import Ledger, Stored, problems
+from tests.fault.writer import Figures, Writer
 from tests.support.live import LiveServer, LiveWorker
 
 #: One try a call: the writers repeat by themselves, and must know what was acknowledged.
 _ONE_TRY = RetryPolicy(attempts=1)
 _PATIENT = RetryPolicy(attempts=12, initial_s=0.05, ceiling_s=1.0)
-_CALL_S = 20.0
 _ANSWER_S = 90.0
-_GIVEN_UP_SHARE = 0.2
 
 
 class CrashLoopError(AssertionError):
@@ -65,78 +60,6 @@ class Options:
     verify_every: int = 25
     most_acks_between_kills: int = 30
     longest_life_s: float = 3.0
-
-
-@dataclass
-class Figures:
-    """What a run did. Times in seconds."""
-
-    kills_server: int = 0
-    kills_worker: int = 0
-    kills_while_starting: int = 0
-    appends_acked: int = 0
-    appends_repeated: int = 0
-    appends_given_up: int = 0
-    appends_held_back: int = 0
-    turns_acked: int = 0
-    turns_stored: int = 0
-    verifications: int = 0
-    leftovers_seen: int = 0
-    seconds: float = 0.0
-    by_error: dict[str, int] = field(default_factory=dict)
-
-
-class Writer:
-    """One client that appends to one memory until told to stop."""
-
-    def __init__(
-        self,
-        ledger: Ledger,
-        rng: random.Random,
-        figures: Figures,
-        acked: asyncio.Event,
-        longest_pause_s: float,
-    ) -> None:
-        self.ledger = ledger
-        self._longest_pause_s = longest_pause_s
-        self._rng = rng
-        self._figures = figures
-        self._acked = acked
-
-    async def run(self, client: AsyncClient, pause: asyncio.Event) -> None:
-        """Appends until `pause` is set, then ends with nothing in flight."""
-        handle = client.memory(self.ledger.memory)
-        while not pause.is_set():
-            texts = self.ledger.send(self._rng.randint(1, 4))
-            request_id = f"{self.ledger.writer}-{len(self.ledger.sent)}"
-            give_up = self._rng.random() < _GIVEN_UP_SHARE
-            while True:
-                try:
-                    written = await handle.append(
-                        [Turn("user", text, speaker=self.ledger.writer) for text in texts],
-                        request_id=request_id,
-                        timeout_s=_CALL_S,
-                    )
-                except ResourceExhaustedError as error:
-                    if error.retry_after_s is None:
-                        raise
-                    # The queue is full while workers die; nothing was written.
-                    self._figures.appends_held_back += 1
-                    await asyncio.sleep(error.retry_after_s)
-                except (UnavailableError, DeadlineExceededError) as error:
-                    kind = getattr(error, "reason", "") or type(error).__name__
-                    self._figures.by_error[kind] = self._figures.by_error.get(kind, 0) + 1
-                    if give_up:
-                        self._figures.appends_given_up += 1
-                        break
-                    self._figures.appends_repeated += 1
-                    await asyncio.sleep(self._rng.uniform(0.01, 0.1))
-                else:
-                    self.ledger.acknowledge(texts, written.documents, written.revision)
-                    self._figures.appends_acked += 1
-                    self._acked.set()
-                    await asyncio.sleep(self._rng.uniform(0.0, self._longest_pause_s))
-                    break
 
 
 class CrashLoop:
