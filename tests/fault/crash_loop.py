@@ -41,6 +41,8 @@ from tests.support.live import LiveServer, LiveWorker
 _ONE_TRY = RetryPolicy(attempts=1)
 _PATIENT = RetryPolicy(attempts=12, initial_s=0.05, ceiling_s=1.0)
 _ANSWER_S = 90.0
+#: A server or worker that dies again and again before it serves is started ever more slowly.
+_KILLED_STARTING_SHARE = 0.15
 
 
 class CrashLoopError(AssertionError):
@@ -144,7 +146,7 @@ class CrashLoop:
         await asyncio.to_thread(self._server.kill)
         self.figures.kills_server += 1
         # Starting is work too: reconciling must survive its own death.
-        while self._rng.random() < 0.15:
+        while self._rng.random() < _KILLED_STARTING_SHARE:
             self._server.spawn()
             await asyncio.sleep(self._rng.uniform(0.3, 1.0) * self._started_s)
             await asyncio.to_thread(self._server.kill)
@@ -152,13 +154,17 @@ class CrashLoop:
         await self._start()
 
     async def _kill_worker(self) -> None:
-        """Waits until a worker runs, then kills it; its server starts another."""
+        """Kills a worker that serves, or now and then one that starts; another follows."""
+        if self._rng.random() > _KILLED_STARTING_SHARE:
+            await asyncio.to_thread(self._server.wait_model)
+            await asyncio.sleep(self._rng.uniform(0.0, 0.5))
+        else:
+            self.figures.kills_while_starting += 1
         end = time.monotonic() + _ANSWER_S
         while not (workers := await asyncio.to_thread(self._server.workers)):
             if time.monotonic() > end:
                 raise CrashLoopError(f"no worker came back\n{self._server.log_tail()}")
             await asyncio.sleep(0.05)
-        await asyncio.sleep(self._rng.uniform(0.0, 2.5))
         with suppress(psutil.NoSuchProcess):
             workers[0].kill()
         self.figures.kills_worker += 1
