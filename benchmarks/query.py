@@ -44,6 +44,8 @@ QUESTIONS = (
     "What was painted at the lake house?",
 )
 ANSWER_TOKENS = 24
+#: Turns that tell how many tokens a turn has.
+PROBE_TURNS = 10
 
 
 def fill(client: Client, name: str, tokens: int) -> dict[str, object]:
@@ -53,8 +55,11 @@ def fill(client: Client, name: str, tokens: int) -> dict[str, object]:
     started = time.perf_counter()
     encoded = 0
     while encoded < tokens:
-        per_turn = encoded / client.memories.get(name).document_count if encoded else 45
-        missing = max(int((tokens - encoded) / per_turn) + 1, 1)
+        if encoded:
+            per_turn = encoded / client.memories.get(name).document_count
+            missing = int((tokens - encoded) / per_turn) + 1
+        else:
+            missing = PROBE_TURNS
         revision = 0
         while missing > 0:
             turns = [as_turn(line) for line in islice(lines, min(missing, TURNS_PER_APPEND))]

@@ -18,6 +18,7 @@ from model_adapter.checkpoints.weights import Weights
 from model_adapter.msa.config import ComputeDtype, ModelConfig
 from model_adapter.msa.prompt import Template
 from storage.documents import RENDER_VERSION
+from storage.records import FORMAT_VERSION
 
 #: To be raised when the engine encodes the same document to other blocks: another document
 #: format, another arithmetic beyond rounding, another meaning of a block's arrays.
@@ -67,6 +68,7 @@ def model_identity(
     parts = {
         "encoding_version": ENCODING_VERSION,
         "render_version": RENDER_VERSION,
+        "block_format_version": FORMAT_VERSION,
         "config": _block_settings(config),
         "layout": asdict(config.layout(dtype)),
         "document": {"start": template.turn_start, "end": template.turn_end},
