@@ -41,8 +41,10 @@ from tests.support.live import LiveServer, LiveWorker
 _ONE_TRY = RetryPolicy(attempts=1)
 _PATIENT = RetryPolicy(attempts=12, initial_s=0.05, ceiling_s=1.0)
 _ANSWER_S = 90.0
-#: A server or worker that dies again and again before it serves is started ever more slowly.
 _KILLED_STARTING_SHARE = 0.15
+#: A server starts a worker that dies often ever more slowly, up to 30 s; one that is stopped
+#: and started again begins anew.
+_KILLS_BETWEEN_DRAINS = 5
 
 
 class CrashLoopError(AssertionError):
@@ -168,6 +170,10 @@ class CrashLoop:
         with suppress(psutil.NoSuchProcess):
             workers[0].kill()
         self.figures.kills_worker += 1
+        if self.figures.kills_worker % _KILLS_BETWEEN_DRAINS == 0:
+            await asyncio.to_thread(self._server.stop)
+            self.figures.drains += 1
+            await self._start()
 
     async def _verify(self) -> None:
         found: list[str] = []

@@ -26,6 +26,7 @@ class Figures:
     kills_server: int = 0
     kills_worker: int = 0
     kills_while_starting: int = 0
+    drains: int = 0
     appends_acked: int = 0
     appends_repeated: int = 0
     appends_given_up: int = 0
