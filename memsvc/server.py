@@ -92,7 +92,9 @@ class Server:
         idle = asyncio.create_task(self._gate.wait_idle())
         hurried = asyncio.create_task(self._hurry.wait())
         await asyncio.wait({idle, hurried}, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
-        await self._server.stop(0)
+        # A call that arrives now is being refused: without a moment's grace it would be
+        # answered CANCELLED, with no reason, instead of DRAINING.
+        await self._server.stop(_CANCEL_S if idle.done() else 0)
         await asyncio.wait({idle}, timeout=_CANCEL_S)
         for task in (idle, hurried):
             task.cancel()

@@ -107,12 +107,12 @@ class LiveServer:
         return self._reap()
 
     def _reap(self) -> int:
-        if self._process is None:
+        process, self._process = self._process, None
+        if process is None:
             return 0
-        status = self._process.wait(timeout=START_S)
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-        self._process = None
+        status = process.wait(timeout=START_S)
+        if process.stdout is not None:
+            process.stdout.close()
         return status
 
     def workers(self) -> list[psutil.Process]:
