@@ -3,8 +3,10 @@
 Rules:
   1. Only calls that are safe to repeat are: reads, and writes that carry a
      request_id or are idempotent by nature. The caller of `should_retry` says so.
-  2. UNAVAILABLE is retried. RESOURCE_EXHAUSTED is retried only when the server
-     sent a retry hint: a full disk does not empty itself.
+  2. UNAVAILABLE is retried, and so is CANCELLED: a server that stops answers so
+     the calls that reach it last. (A call cancelled here never gets this far.)
+     RESOURCE_EXHAUSTED is retried only when the server sent a retry hint: a
+     full disk does not empty itself.
   3. The wait doubles from `initial_s` up to `ceiling_s`, and is drawn from
      [half, whole] of it so that clients spread out. The server's hint is a
      lower bound.
@@ -16,7 +18,12 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from memsvc.client.errors import ApiError, ResourceExhaustedError, UnavailableError
+from memsvc.client.errors import (
+    ApiError,
+    CallCancelledError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class RetryPolicy:
 
 def may_succeed_later(error: ApiError) -> bool:
     """Whether the same call may succeed when it is repeated after a while."""
-    if isinstance(error, UnavailableError):
+    if isinstance(error, UnavailableError | CallCancelledError):
         return True
     return isinstance(error, ResourceExhaustedError) and error.retry_after_s is not None
 

@@ -53,9 +53,11 @@ class Transport:
         self._policy = policy
         self._metadata = (("authorization", f"Bearer {connection.api_key}"),)
         self.channel = _channel(connection)
+        self._closed = False
 
     async def close(self) -> None:
         """Ends running calls with CallCancelledError."""
+        self._closed = True
         await self.channel.close()
 
     async def unary(
@@ -148,7 +150,8 @@ class Transport:
         self, tries: int, failure: ApiError, deadline: Deadline, repeatable: bool
     ) -> None:
         """Waits before the next attempt, or raises `failure` when there is none."""
-        wait = self._policy.wait_s(tries, failure, deadline.remaining_s()) if repeatable else None
+        again = repeatable and not self._closed
+        wait = self._policy.wait_s(tries, failure, deadline.remaining_s()) if again else None
         if wait is None:
             # gRPC's own exception says nothing that `failure` does not.
             raise failure from None

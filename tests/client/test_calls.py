@@ -11,6 +11,7 @@ import pytest
 
 from memsvc.client import (
     AsyncClient,
+    CallCancelledError,
     DeadlineExceededError,
     Done,
     InternalError,
@@ -96,6 +97,28 @@ async def test_a_full_disk_is_not_retried(client: AsyncClient, script: Script) -
         await client.memory("anna").append([HELLO])
     assert caught.value.reason == "STORAGE_FULL"
     assert caught.value.retry_after_s is None
+    assert len(script.requests) == 1
+
+
+async def test_what_a_stopping_server_cancels_is_repeated(
+    client: AsyncClient, script: Script
+) -> None:
+    script.failures = [Failure("CANCELLED")]
+    assert (await client.memory("anna").append([HELLO])).revision == 7
+    assert len(script.requests) == 2
+
+
+async def test_closing_the_client_ends_its_calls_at_once(script: Script) -> None:
+    script.hang = True
+    async with serving(script) as address:
+        client = AsyncClient(address, "key", retry=RetryPolicy(attempts=9, initial_s=5))
+        call = asyncio.create_task(client.memories.get("anna"))
+        async with asyncio.timeout(5):
+            await script.entered.wait()
+        await client.close()
+        async with asyncio.timeout(3):
+            with pytest.raises((CallCancelledError, asyncio.CancelledError)):
+                await call
     assert len(script.requests) == 1
 
 

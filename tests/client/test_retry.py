@@ -18,12 +18,14 @@ def failure(code: str, retry_after_s: float | None = None) -> ApiError:
 
 def test_unavailable_is_retried_and_exhausted_only_with_a_hint() -> None:
     assert may_succeed_later(failure("UNAVAILABLE"))
+    assert may_succeed_later(failure("CANCELLED"))
     assert may_succeed_later(failure("RESOURCE_EXHAUSTED", 0.5))
     assert not may_succeed_later(failure("RESOURCE_EXHAUSTED"))
 
 
 def test_nothing_else_is_retried() -> None:
-    for code in set(_BY_CODE) - {"UNAVAILABLE", "RESOURCE_EXHAUSTED"} | {"INTERNAL", "UNKNOWN"}:
+    retried = {"UNAVAILABLE", "CANCELLED", "RESOURCE_EXHAUSTED"}
+    for code in set(_BY_CODE) - retried | {"INTERNAL", "UNKNOWN"}:
         assert RetryPolicy().wait_s(1, failure(code, 1.0), None) is None, code
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from memsvc.client import (
     AsyncClient,
+    CallCancelledError,
     DeadlineExceededError,
     ResourceExhaustedError,
     Turn,
@@ -76,7 +77,7 @@ class Writer:
                     # The queue is full while workers die; nothing was written.
                     self._figures.appends_held_back += 1
                     await asyncio.sleep(error.retry_after_s)
-                except (UnavailableError, DeadlineExceededError) as error:
+                except (UnavailableError, CallCancelledError, DeadlineExceededError) as error:
                     kind = getattr(error, "reason", "") or type(error).__name__
                     self._figures.by_error[kind] = self._figures.by_error.get(kind, 0) + 1
                     if give_up:

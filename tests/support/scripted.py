@@ -58,10 +58,12 @@ class Script:
     #: Messages of a stream; a Failure among them ends it.
     messages: list[Message | Failure] = field(default_factory=list)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    entered: asyncio.Event = field(default_factory=asyncio.Event)
     hang: bool = False
 
     async def enter(self, request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         self.requests.append(request)
+        self.entered.set()
         self.metadata.append(dict(context.invocation_metadata() or ()))
         if self.failures:
             await self.failures.pop(0).abort(context)
