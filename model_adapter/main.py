@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -77,12 +78,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         device = choose_device(options.device)
-        engine = load_engine(options.model, config.data, device, options.dtype)
+        engine = _load_apart(options.model, config.data, device, options.dtype)
         sound = asyncio.run(_serve(engine, device, config, options.exit_with_parent))
     except (UnusableModelError, ListenError) as error:
         log.error("the worker can't start: %s", error)
         return EXIT_UNUSABLE
     return 0 if sound else EXIT_FAULT
+
+
+def _load_apart(spec: str, data: DataFolder, device: torch.device, dtype: str) -> Engine:
+    """Loads in a thread that ends with it, and with it the OpenMP threads it had started.
+
+    Those would outnumber the cores together with the engine's; see residency.copy_into.
+    """
+    with ThreadPoolExecutor(1) as loading:
+        return loading.submit(load_engine, spec, data, device, dtype).result()
 
 
 async def _serve(
