@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from model_adapter import logs
+from model_adapter.allocator import keep_freed_memory
 from model_adapter.engine import Engine
 from model_adapter.engines import UnusableModelError, choose_device, load_engine
 from model_adapter.pager import Budgets
@@ -68,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a worker until SIGTERM, SIGINT or its parent's end; returns the exit status."""
     options = parser().parse_args(arguments)
     logs.configure(options.log_level)
+    keep_freed_memory()
     if options.threads > 0:
         torch.set_num_threads(options.threads)
     config = WorkerConfig(

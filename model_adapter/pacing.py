@@ -21,7 +21,7 @@ class EncodeShare:
     the engine's time, for encoding while queries run.
     """
 
-    batch_s: float = 1.0
+    batch_s: float = 1.5
     busy_batch_s: float = 0.2
     busy_share: float = 0.5
     smallest_batch_bytes: int = 256
