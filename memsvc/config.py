@@ -66,6 +66,9 @@ class Config:
     worker_model: str = _setting(
         "default", "Model of the supervised worker: default, fake or a path."
     )
+    worker_adapter: str = _setting(
+        "auto", "Adapter file of the supervised worker, none, or auto: what ships with the model."
+    )
     worker_device: str = _setting(
         "auto", "Device of the supervised worker.", choices=("auto", "cpu", "cuda")
     )

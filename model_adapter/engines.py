@@ -20,8 +20,10 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def load_engine(spec: str, data: DataFolder, device: torch.device, dtype: str) -> Engine:
-    """An engine for "fake", "default" or a path.
+def load_engine(
+    spec: str, data: DataFolder, device: torch.device, dtype: str, adapter: str = "auto"
+) -> Engine:
+    """An engine for "fake", "default" or a path; adapter as in load_engine_source.
 
     Raises UnusableModelError.
     """
@@ -35,6 +37,6 @@ def load_engine(spec: str, data: DataFolder, device: torch.device, dtype: str) -
     from model_adapter.msa.engine import MsaEngine
 
     try:
-        return MsaEngine(load_engine_source(spec, data, dtype), str(device))
+        return MsaEngine(load_engine_source(spec, data, dtype, adapter), str(device))
     except CheckpointError as error:
         raise UnusableModelError(str(error)) from error

@@ -52,6 +52,9 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--data-dir", required=True, type=Path, help="the data folder, read only")
     made.add_argument("--model", required=True, help="default, fake[:key=value,...], or a path")
+    made.add_argument(
+        "--adapter", default="auto", help="an adapter file, none, or auto: the model's own"
+    )
     made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     made.add_argument("--dtype", default="auto", choices=("auto", "bf16", "fp32"))
     made.add_argument("--threads", type=int, default=0, help="of torch; 0: one per core")
@@ -80,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         device = choose_device(options.device)
-        engine = _load_apart(options.model, config.data, device, options.dtype)
+        engine = _load_apart(options.model, config.data, device, options.dtype, options.adapter)
         sound = asyncio.run(_serve(engine, device, config, options.exit_with_parent))
     except (UnusableModelError, ListenError) as error:
         log.error("the worker can't start: %s", error)
@@ -88,13 +91,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if sound else EXIT_FAULT
 
 
-def _load_apart(spec: str, data: DataFolder, device: torch.device, dtype: str) -> Engine:
+def _load_apart(
+    spec: str, data: DataFolder, device: torch.device, dtype: str, adapter: str
+) -> Engine:
     """Loads in a thread that ends with it, and with it the OpenMP threads it had started.
 
     Those would outnumber the cores together with the engine's; see residency.copy_into.
     """
     with ThreadPoolExecutor(1) as loading:
-        return loading.submit(load_engine, spec, data, device, dtype).result()
+        return loading.submit(load_engine, spec, data, device, dtype, adapter).result()
 
 
 async def _serve(

@@ -57,6 +57,7 @@ class WorkerCommand:
         arguments = [
             f"--data-dir={config.folder.root.absolute()}",
             f"--model={config.worker_model}",
+            f"--adapter={config.worker_adapter}",
             f"--device={config.worker_device}",
             f"--dtype={config.worker_dtype}",
             f"--routing-budget={config.worker_routing_budget}",

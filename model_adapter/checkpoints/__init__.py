@@ -1,35 +1,62 @@
-"""Loading checkpoints: the published MSA format, plain bases, GGUF files, the default model."""
+"""Loading checkpoints: the published MSA format, plain bases, GGUF files, the default model,
+and adapters on any of the bases."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from model_adapter.checkpoints import default_model
+from model_adapter.checkpoints.adapter import Adapter, read_adapter, write_adapter
+from model_adapter.checkpoints.adapter_header import AdapterHeader
 from model_adapter.checkpoints.directory import load_directory
 from model_adapter.checkpoints.errors import CheckpointError, CheckpointNotFoundError
 from model_adapter.checkpoints.gguf_model import load_gguf
 from model_adapter.msa.config import LoadedModel
 from storage.paths import DataFolder
 
-__all__ = ["CheckpointError", "load_directory", "load_engine_source", "load_gguf"]
+__all__ = [
+    "Adapter",
+    "AdapterHeader",
+    "CheckpointError",
+    "load_directory",
+    "load_engine_source",
+    "load_gguf",
+    "read_adapter",
+    "write_adapter",
+]
+
+#: The adapter that comes with a release and goes on the default model, when there is one.
+SHIPPED_ADAPTER = Path(__file__).parents[1] / "adapters" / "default.safetensors"
 
 
-def load_engine_source(spec: str, data: DataFolder, dtype: str = "auto") -> LoadedModel:
+def load_engine_source(
+    spec: str, data: DataFolder, dtype: str = "auto", adapter: str = "auto"
+) -> LoadedModel:
     """The model that `spec` names, ready for an engine.
 
     spec: "default", a directory in the published MSA format or of a Llama-type or Qwen3-type
     base, or a .gguf file. The default model is pulled into the data folder unless it is there.
     dtype: bf16, fp32, or auto (fp32 for fp32 weights, else bf16); it is part of the identity.
-    Raises CheckpointError.
+    adapter: the path of an adapter file, "none", or "auto": the shipped one for the default
+    model, none for others. Raises CheckpointError.
     """
+    opened = _adapter(spec, adapter)
     if spec == "default":
         path = default_model.pull(data)
-        return load_gguf(path, dtype, default_model.DISPLAY_NAME)
+        return load_gguf(path, dtype, default_model.DISPLAY_NAME, opened)
     path = Path(spec)
     if path.is_dir():
-        return load_directory(path, dtype)
+        return load_directory(path, dtype, opened)
     if path.is_file() and path.suffix == ".gguf":
-        return load_gguf(path, dtype)
+        return load_gguf(path, dtype, adapter=opened)
     raise CheckpointNotFoundError(
         f"{spec!r:.200} is neither 'default', nor a model directory, nor a .gguf file"
     )
+
+
+def _adapter(spec: str, adapter: str) -> Adapter | None:
+    if adapter == "none" or (adapter == "auto" and spec != "default"):
+        return None
+    if adapter != "auto":
+        return read_adapter(Path(adapter))
+    return read_adapter(SHIPPED_ADAPTER) if SHIPPED_ADAPTER.is_file() else None

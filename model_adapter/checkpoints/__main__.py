@@ -20,6 +20,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     pull = commands.add_parser("pull", help="fetch the default model into the data folder")
     show = commands.add_parser("show", help="load a model and print what it is")
     show.add_argument("model", help="default, a model directory or a .gguf file")
+    show.add_argument("--adapter", default="auto", help="an adapter file, none, or auto")
     show.add_argument("--dtype", choices=DTYPE_CHOICES, default="auto")
     for command in (pull, show):
         command.add_argument("--data-dir", type=Path, default=Path(".data"))
@@ -50,8 +51,8 @@ def _pull(data: DataFolder, as_json: bool) -> dict[str, Any]:
     }
 
 
-def _show(spec: str, dtype: str, data: DataFolder) -> dict[str, Any]:
-    model = load_engine_source(spec, data, dtype)
+def _show(spec: str, dtype: str, data: DataFolder, adapter: str) -> dict[str, Any]:
+    model = load_engine_source(spec, data, dtype, adapter)
     layout = model.config.layout(model.compute_dtype)
     return {
         "model_id": model.model_id,
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.command == "pull":
             result = _pull(data, arguments.json)
         else:
-            result = _show(arguments.model, arguments.dtype, data)
+            result = _show(arguments.model, arguments.dtype, data, arguments.adapter)
     except CheckpointError as error:
         kind = type(error).__name__
         if arguments.json:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from model_adapter.checkpoints.adapter import Adapter, check_base, fit, merge
 from model_adapter.checkpoints.errors import (
     CheckpointNotFoundError,
     InvalidConfigError,
@@ -106,16 +107,26 @@ def _eos_ids(folder: Path, raw: Object, config: ModelConfig, tokenizer: Any) -> 
     return (end,)
 
 
-def load_directory(folder: Path, dtype: str = "auto") -> LoadedModel:
+def load_directory(
+    folder: Path, dtype: str = "auto", adapter: Adapter | None = None
+) -> LoadedModel:
     """Loads config.json, generation_config.json, tokenizer.json and safetensors.
 
     `dtype`: auto, bf16 or fp32. Other files, code and pickles among them, are never opened.
+    adapter: merged in, in place of value routers; it must have been trained on these files.
     Raises CheckpointError.
     """
     if not folder.is_dir():
         raise CheckpointNotFoundError(f"no directory {folder}")
     raw = read_object(folder / "config.json")
-    config = parse_config(raw)
+    config = routed = parse_config(raw)
+    if adapter is not None:
+        if "msa_config" in raw:
+            raise UnsupportedCheckpointError(
+                f"{folder.name} has routers of its own; an adapter goes on a base without"
+            )
+        check_base(adapter, folder)
+        routed = fit(adapter, config, str(raw["model_type"]))
     tokenizer, content = read_tokenizer(folder / "tokenizer.json")
     check_vocabulary(tokenizer, config.vocab_size)
     published = "msa_config" in raw
@@ -126,14 +137,19 @@ def load_directory(folder: Path, dtype: str = "auto") -> LoadedModel:
         stored = stored_dtype(handles, embedding) if embedding in handles else torch.bfloat16
         compute = resolve_dtype(dtype, stored)
         weights = read_weights(handles, config, TORCH_DTYPE[compute])
-    if not published:
-        config = with_value_routers(config, weights)
-    name = folder.resolve().name
+    name, digest = folder.resolve().name, ""
+    if adapter is not None:
+        name, digest = adapter.header.name, adapter.digest
+    elif not published:
+        routed = with_value_routers(config, weights)
+    identity = model_identity(routed, weights, content, template, compute, adapter_digest=digest)
+    if adapter is not None:
+        merge(adapter, routed, weights)
     return LoadedModel(
         model_id=model_id_of(name),
         display_name=name,
-        identity=model_identity(config, weights, content, template, compute),
-        config=config,
+        identity=identity,
+        config=routed,
         weights=weights,
         tokenizer=tokenizer,
         eos_ids=eos_ids,

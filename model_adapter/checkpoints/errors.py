@@ -36,4 +36,4 @@ class DownloadError(CheckpointError):
 
 
 class HashMismatchError(CheckpointError):
-    """A fetched or cached file is not the pinned one."""
+    """A file is not the one that was pinned, or that an adapter was trained on."""

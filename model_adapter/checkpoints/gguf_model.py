@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from gguf.constants import GGMLQuantizationType
 
+from model_adapter.checkpoints.adapter import Adapter, check_base, fit, merge
 from model_adapter.checkpoints.directory import model_id_of, resolve_dtype
 from model_adapter.checkpoints.errors import (
     InvalidConfigError,
@@ -179,11 +180,16 @@ def _converted(
         yield name, tensor
 
 
-def load_gguf(path: Path, dtype: str = "auto", display_name: str = "") -> LoadedModel:
+def load_gguf(
+    path: Path, dtype: str = "auto", display_name: str = "", adapter: Adapter | None = None
+) -> LoadedModel:
     """Loads one GGUF file with its tokenizer. "auto" computes fp32 only for F32 weights.
 
+    adapter: merged in, in place of value routers; it must have been trained on this file.
     Raises CheckpointError.
     """
+    if adapter is not None:
+        check_base(adapter, path)
     with GgufFile(path) as file:
         config = read_config(file)
         content = tokenizer_json(file)
@@ -192,15 +198,26 @@ def load_gguf(path: Path, dtype: str = "auto", display_name: str = "") -> Loaded
         end = file.get("tokenizer.ggml.eos_token_id", int)
         full = file.tensors["token_embd.weight"].kind == GGMLQuantizationType.F32
         compute = resolve_dtype(dtype, torch.float32 if full else torch.bfloat16)
+        routed = config
+        if adapter is not None:
+            routed = fit(adapter, config, file.get("general.architecture", str))
         weights = read_weights(file, config, TORCH_DTYPE[compute])
-        config = with_value_routers(config, weights)
         name = display_name or str(file.metadata.get("general.name", path.stem))[:128]
     template = base_template(tokenizer)
+    digest = ""
+    if adapter is None:
+        routed = with_value_routers(config, weights)
+    else:
+        display_name = name = adapter.header.name
+        digest = adapter.digest
+    identity = model_identity(routed, weights, content, template, compute, adapter_digest=digest)
+    if adapter is not None:
+        merge(adapter, routed, weights)
     return LoadedModel(
         model_id=model_id_of(display_name or path.stem),
         display_name=name,
-        identity=model_identity(config, weights, content, template, compute),
-        config=config,
+        identity=identity,
+        config=routed,
         weights=weights,
         tokenizer=tokenizer,
         eos_ids=token_ids(end, "tokenizer.ggml.eos_token_id", config.vocab_size),

@@ -58,14 +58,18 @@ def model_identity(
     tokenizer_content: bytes,
     template: Template,
     dtype: ComputeDtype,
+    *,
+    adapter_digest: str = "",
 ) -> str:
     """64 hex digits over all that shapes a block.
 
     `weights` in the type they are computed with; `tokenizer_content`: canonical bytes of the
-    tokenizer, such as its tokenizer.json. Settings that only matter when blocks are read
+    tokenizer, such as its tokenizer.json. A base with an adapter is hashed as the base's
+    weights and `adapter_digest`, not as merged: the last bits of a merge differ between
+    processors, and the identity of a model must not. Settings that only matter when blocks are read
     (reductions, top_k, how answers are made) are left out: changing them keeps blocks valid.
     """
-    parts = {
+    parts: dict[str, Any] = {
         "encoding_version": ENCODING_VERSION,
         "render_version": RENDER_VERSION,
         "block_format_version": FORMAT_VERSION,
@@ -75,4 +79,6 @@ def model_identity(
         "tokenizer": hashlib.sha256(tokenizer_content).hexdigest(),
         "weights": hash_weights(weights),
     }
+    if adapter_digest:
+        parts["adapter"] = adapter_digest
     return hashlib.sha256(_canonical(parts)).hexdigest()

@@ -55,6 +55,18 @@ class ChunkReduce(StrEnum):
     MEAN = "mean"
 
 
+class LayerChoice(StrEnum):
+    """Whose scores select documents.
+
+    EACH: every routed layer selects for itself, as published; a question's upper layers
+    read what the lower ones selected. COMBINED: the mean of all routed layers' scores
+    selects once, for all of them; no layer reads a document before that.
+    """
+
+    EACH = "each"
+    COMBINED = "combined"
+
+
 @dataclass(frozen=True)
 class MsaConfig:
     """`msa_config` of a checkpoint, as far as inference uses it.
@@ -71,6 +83,7 @@ class MsaConfig:
     query_reduce: QueryReduce = QueryReduce.MAX
     chunk_reduce: ChunkReduce = ChunkReduce.MAX
     top_k: int = 16
+    layer_choice: LayerChoice = LayerChoice.EACH
 
     def __post_init__(self) -> None:
         if not self.routed_layers or list(self.routed_layers) != sorted(set(self.routed_layers)):

@@ -10,16 +10,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
+import numpy as np
 import torch
 from torch.nn import functional
 
 from model_adapter.engine import MemoryView
+from model_adapter.msa.config import LayerChoice
 from model_adapter.msa.kvcache import KVCache
 from model_adapter.msa.model import Decoder, Probe, Projected, Want
 from model_adapter.msa.routing import Positions, Scores, prepare, score_documents, select
+
+#: Documents of each layer whose scores are exact when a mean over layers chooses: far more
+#: than are taken, so that none of the best is known to bf16 alone.
+COMBINED_EXACT = 128
 
 
 class Attend(Enum):
@@ -69,10 +75,11 @@ class Segment:
 
 @dataclass
 class RowRouting:
-    """What routing found for one row, by model layer."""
+    """What routing found for one row, by model layer; combined_N under LayerChoice.COMBINED."""
 
     scores_N: dict[int, Scores] = field(default_factory=dict)
     chosen: dict[int, Positions] = field(default_factory=dict)
+    combined_N: Scores | None = None
     seconds: float = 0.0
 
 
@@ -96,14 +103,19 @@ def run(
     """Runs every segment once and updates its row. No segment is empty.
 
     only_routing stops behind the last routed layer's choice; the rows are of no
-    further use then.
+    further use then. Under LayerChoice.COMBINED a row that routes runs twice, the first
+    time for its routing alone.
     """
+    together = decoder.config.msa.layer_choice is LayerChoice.COMBINED
+    if together and not only_routing:
+        routings = _look_ahead(decoder, segments)
+    else:
+        routings = [RowRouting() if segment.routing else None for segment in segments]
     device = decoder.device
     ids_T = torch.tensor([token for segment in segments for token in segment.ids], device=device)
     positions = [s.row.position + offset for s in segments for offset in range(len(s.ids))]
     positions_T = torch.tensor(positions, device=device)
     cos_TD, sin_TD = decoder.rope.at(positions_T, max(positions) + 1)
-    routings = [RowRouting() if segment.routing else None for segment in segments]
     masks = [_mask(segment, device) for segment in segments]
     hidden_TM = decoder.embed(ids_T)
     if probe is not None:
@@ -118,6 +130,8 @@ def run(
         if routes:
             _route(decoder, index, segments, projected, routings)
         if only_routing and index == routed_layers[-1]:
+            if together:
+                _choose_together(segments, routings, routed_layers)
             return Outcome(None, routings)
         attention_THD = _attend(index, segments, projected, masks)
         hidden_TM = decoder.finish(index, hidden_TM, attention_THD, probe)
@@ -130,6 +144,31 @@ def run(
     return Outcome(decoder.logits(hidden_TM, probe), routings)
 
 
+def _look_ahead(decoder: Decoder, segments: Sequence[Segment]) -> list[RowRouting | None]:
+    """The choices of all rows that route, found on copies of the rows."""
+    copies = []
+    for segment in segments:
+        if segment.routing is not None:
+            row = new_row(decoder, segment.row.cache, segment.row.position)
+            copies.append(replace(segment, row=row))
+    found = iter(run(decoder, copies, only_routing=True).routings if copies else ())
+    return [next(found) if segment.routing else None for segment in segments]
+
+
+def _choose_together(
+    segments: Sequence[Segment], routings: Sequence[RowRouting | None], layers: Sequence[int]
+) -> None:
+    """One choice for all layers, by the mean of their scores."""
+    for segment, found in zip(segments, routings, strict=True):
+        request = segment.routing
+        if request is None or found is None or not found.scores_N:
+            continue
+        found.combined_N = np.mean(list(found.scores_N.values()), axis=0, dtype=np.float32)
+        best = select(found.combined_N, request.k)
+        forced = request.forced or {}
+        found.chosen = {layer: forced.get(layer, best) for layer in layers}
+
+
 def _route(
     decoder: Decoder,
     index: int,
@@ -139,31 +178,46 @@ def _route(
 ) -> None:
     """Scores documents for every row that routes and appends its choice to its cache."""
     assert projected.routing_THD is not None
-    c = decoder.config
-    layer = c.msa.routed_layers.index(index)
+    layer = decoder.config.msa.routed_layers.index(index)
     first = 0
     for segment, found in zip(segments, routings, strict=True):
         stop = first + len(segment.ids)
         request = segment.routing
         if request is not None and found is not None:
-            started = time.perf_counter()
-            votes_T = torch.tensor(request.votes, device=decoder.device)
-            query = prepare(
-                projected.routing_THD[first:stop],
-                votes_T,
-                c.num_kv_heads,
-                c.msa,
-                k=request.k,
-                last=request.last,
-            )
-            if query is not None and len(request.memory.numbers_N):
-                scores_N = score_documents(query, request.memory, layer)
-                found.scores_N[index] = scores_N
-                forced = None if request.forced is None else request.forced[index]
-                found.chosen[index] = select(scores_N, request.k) if forced is None else forced
-            found.seconds += time.perf_counter() - started
+            if index not in found.chosen:
+                started = time.perf_counter()
+                _score(decoder, index, request, projected.routing_THD[first:stop], found)
+                found.seconds += time.perf_counter() - started
             _take_in(decoder, index, layer, segment, found)
         first = stop
+
+
+def _score(
+    decoder: Decoder,
+    index: int,
+    request: RoutingRequest,
+    routing_THD: torch.Tensor,
+    found: RowRouting,
+) -> None:
+    """Scores of one layer and, when it chooses for itself, its choice."""
+    c = decoder.config
+    together = c.msa.layer_choice is LayerChoice.COMBINED
+    query = prepare(
+        routing_THD,
+        torch.tensor(request.votes, device=decoder.device),
+        c.num_kv_heads,
+        c.msa,
+        k=max(COMBINED_EXACT, request.k) if together else request.k,
+        last=request.last,
+    )
+    if query is None or not len(request.memory.numbers_N):
+        return
+    layer = c.msa.routed_layers.index(index)
+    scores_N = score_documents(query, request.memory, layer)
+    found.scores_N[index] = scores_N
+    if not together:
+        forced = None if request.forced is None else request.forced[index]
+        found.chosen[index] = select(scores_N, request.k) if forced is None else forced
 
 
 def _take_in(decoder: Decoder, index: int, layer: int, segment: Segment, found: RowRouting) -> None:

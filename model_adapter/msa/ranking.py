@@ -1,7 +1,8 @@
 """One ranking out of the routed layers' own.
 
-Layers score on scales of their own, so each layer's scores are standardised over all
-documents of the memory and then averaged: every layer counts alike.
+Layers that choose for themselves score on scales of their own, so each layer's scores are
+standardised over all documents of the memory and then averaged: every layer counts alike.
+Layers trained for one combined choice share a scale: the mean of their scores ranks.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from model_adapter.msa.routing import Positions, Scores, select
 
 
 def combine(routing: RowRouting) -> Scores:
-    """fp32 [N]: mean over routed layers of scores standardised over documents."""
+    """fp32 [N]: mean over routed layers of scores, standardised over documents unless the
+    layers choose together."""
+    if routing.combined_N is not None:
+        return routing.combined_N
     total_N: Scores | None = None
     for scores_N in routing.scores_N.values():
         spread = float(scores_N.std())

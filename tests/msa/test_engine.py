@@ -25,6 +25,7 @@ from model_adapter.engine import (
     RoutingEvent,
     TextEvent,
 )
+from model_adapter.msa.config import LayerChoice
 from model_adapter.msa.memory import InMemoryView
 from model_adapter.msa.prompt import Answering
 from storage.layout import KVBlock
@@ -191,6 +192,31 @@ def test_ranking_covers_all_documents_and_names_layers() -> None:
     chosen = [(layer.layer, layer.rank) for document in ranked for layer in document.layers]
     assert sorted(chosen) == [(2, 1), (2, 2), (3, 1), (3, 2)]
     assert len(engine.route(QUESTION, remember(engine), 3)) == 3
+
+
+@BOTH
+def test_a_combined_choice_is_the_mean_of_all_layers(answering: Answering) -> None:
+    engine = tiny_engine(answering, top_k=2, layer_choice=LayerChoice.COMBINED)
+    memory = remember(engine)
+    ranked = engine.route(QUESTION, memory, 50)
+    assert [len(document.layers) for document in ranked] == [2, 2, 0, 0, 0]
+    for document in ranked[:2]:
+        scores = [layer.score for layer in document.layers]
+        assert document.score == pytest.approx(sum(scores) / 2, abs=1e-6)
+    # Scores of the lower layer are those of layers that choose apart: no content was read yet.
+    apart, together = (
+        tiny_engine(answering, top_k=5, layer_choice=choice).route(QUESTION, memory, 50)
+        for choice in (LayerChoice.EACH, LayerChoice.COMBINED)
+    )
+    lower = {d.number: d.layers[0].score for d in apart}
+    assert {d.number: d.layers[0].score for d in together} == lower
+    memory.content_read.clear()
+    events = answer(engine, Generate(QUESTION, 6), memory)
+    assert isinstance(events[0], RoutingEvent)
+    assert [d.number for d in events[0].documents] == [d.number for d in ranked[:2]]
+    read = {int(memory.numbers_N[n]) for n in memory.content_read}
+    attached = {d.number for d in ranked[:2]} if answering is Answering.INTERLEAVE else set()
+    assert read == attached
 
 
 def test_routed_text_puts_in_what_fits_best_first() -> None:
