@@ -16,20 +16,14 @@ taken best first until the next would not fit (the best one always counts).
 from __future__ import annotations
 
 import argparse
-import io
 import json
-import re
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-import zstandard
-
+from benchmarks.quality.banks import occurred_at, rows
 from memsvc.packing import pack, policy
 from model_adapter.checkpoints import load_engine_source
 from model_adapter.engine import DocumentText, RankedDocument
@@ -52,11 +46,6 @@ BUDGETS = (500, 1000, 2000)
 RETURNED = 100
 ENCODE_BATCH = 256
 
-_DATES = (
-    (re.compile(r"\d{1,2}:\d{2} [ap]m on \d{1,2} \w+, \d{4}"), "%I:%M %p on %d %B, %Y"),
-    (re.compile(r"\d{1,2}\.\d{1,2}\.\d{4}, \d{2}:\d{2}:\d{2}"), "%d.%m.%Y, %H:%M:%S"),
-)
-
 
 @dataclass
 class Dialogue:
@@ -78,32 +67,16 @@ class Tally:
     found: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
-def occurred_at(title: str) -> datetime | None:
-    """The date in a turn's title, in either bank's spelling."""
-    for pattern, spelling in _DATES:
-        match = pattern.search(title)
-        if match:
-            return datetime.strptime(match[0], spelling).replace(tzinfo=UTC)
-    return None
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as reader:
-        for line in io.TextIOWrapper(reader, encoding="utf-8"):
-            if line.strip():
-                yield json.loads(line)
-
-
 def read_bank(data: Path, bank: str) -> dict[str, Dialogue]:
     """All conversations of a bank that have questions, by name."""
     dialogues: dict[str, Dialogue] = defaultdict(Dialogue)
-    for row in _rows(data / f"mem_{bank}_turns.corpus.jsonl.zst"):
+    for row in rows(data / f"mem_{bank}_turns.corpus.jsonl.zst"):
         speaker, _, text = row["text"].partition(": ")
         session = row["doc_id"].rsplit(":", 1)[0]
         turn = Turn(Role.USER, text, occurred_at(row["title"]), speaker, session)
         dialogues[row["conv"]].turns.append(turn)
         dialogues[row["conv"]].ids.append(row["doc_id"])
-    for row in _rows(data / f"mem_{bank}_turns.questions.jsonl.zst"):
+    for row in rows(data / f"mem_{bank}_turns.questions.jsonl.zst"):
         if row["gold_doc_ids"]:
             dialogues[row["conv"]].questions.append((row["question"], row["gold_doc_ids"]))
     return {name: found for name, found in sorted(dialogues.items()) if found.questions}

@@ -1,0 +1,1 @@
+"""How well a memory finds and answers: `python -m benchmarks.quality` (docs/quality.md)."""

@@ -1,0 +1,126 @@
+"""Recall and answers of a bank, beside BM25, MiniLM and the gold documents.
+
+    python -m benchmarks.quality --bank locomo_turns --limit 100 --answers 20 --json
+
+What the rows and figures mean, and how to make a bank: docs/quality.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.quality import banks
+from benchmarks.quality.evaluate import ROWS, Evaluation, Figures, Plan
+from benchmarks.quality.rankers import MissingPackageError
+from benchmarks.service import machine
+from model_adapter.engine import Engine
+from model_adapter.engines import UnusableModelError, choose_device, load_engine
+from storage.paths import DataFolder
+
+COLUMNS = ("recall@1", "recall@5", "recall@10", "exact_match", "f1", "contains", "cites_gold")
+
+
+def report(bank: banks.Bank, engine: Engine, figures: Figures) -> dict[str, Any]:
+    """One JSON object."""
+    described = engine.description
+    rows = {row: tally.figures() for row, tally in figures.rows.items()}
+    return {
+        "bank": bank.name,
+        "documents": figures.documents,
+        "documents_refused": figures.refused,
+        "tokens": figures.tokens,
+        "scopes": len(bank.scopes),
+        "questions": len(bank.questions),
+        "model": described.display_name,
+        "identity": described.identity,
+        "routed_layers": list(described.layout.routed_layers),
+        "pool_tokens": described.layout.pool_tokens,
+        "device": described.device,
+        "machine": {**machine(), "threads": torch.get_num_threads()},
+        "bytes_per_token": round(figures.block_bytes / max(figures.tokens, 1), 1),
+        "encode_ms_per_token": round(figures.encode_seconds * 1000 / max(figures.tokens, 1), 4),
+        "rows": rows,
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The rows for reading."""
+    head = f"{result['bank']}: {result['questions']} questions, {result['documents']} documents"
+    lines = [head, "", "| | " + " | ".join(COLUMNS) + " |", "| --- " * (len(COLUMNS) + 1) + "|"]
+    for row, figures in result["rows"].items():
+        cells = ["" if figures[c] is None else f"{figures[c]:.3f}" for c in COLUMNS]
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality")
+    parser.add_argument("--bank", required=True, help="a name in --data, a folder, a path prefix")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--model", default="default", help="default, a directory, a .gguf file")
+    parser.add_argument("--data-dir", type=Path, default=Path(".data"), help="where models are")
+    parser.add_argument("--cache", type=Path, default=Path(".data/quality"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("auto", "bf16", "fp32"), default="auto")
+    parser.add_argument("--rows", default=",".join(ROWS), help="of " + ", ".join(ROWS))
+    parser.add_argument("--limit", type=int, default=0, help="questions, drawn; 0 for all")
+    parser.add_argument("--scopes", type=int, default=0, help="the first N conversations")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-dates", action="store_true", help="leave occurred_at out")
+    parser.add_argument("--answers", type=int, default=0, help="questions to answer")
+    parser.add_argument("--documents", type=int, default=3, help="put in for an answer")
+    parser.add_argument("--answer-tokens", type=int, default=24)
+    parser.add_argument("--batch", type=int, default=8, help="questions answered together")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    arguments = parser.parse_args(argv)
+    unknown = set(arguments.rows.split(",")) - set(ROWS)
+    if unknown:
+        parser.error(f"--rows: {', '.join(sorted(unknown))} is none of {', '.join(ROWS)}")
+    return arguments
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Raises BankError, MissingPackageError, UnusableModelError."""
+    plan = Plan(
+        tuple(arguments.rows.split(",")),
+        arguments.answers,
+        arguments.documents,
+        arguments.answer_tokens,
+        arguments.batch,
+        arguments.seed,
+    )
+    plan.check()
+    bank = banks.read(
+        arguments.bank,
+        arguments.data,
+        limit=arguments.limit,
+        scopes=arguments.scopes,
+        seed=arguments.seed,
+        dates=not arguments.no_dates,
+    )
+    device = choose_device(arguments.device)
+    engine = load_engine(arguments.model, DataFolder(arguments.data_dir), device, arguments.dtype)
+    figures = Evaluation(engine, bank, plan, arguments.cache).run()
+    return report(bank, engine, figures)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints a table, or one JSON object; 2 with a message for what cannot be run."""
+    arguments = _arguments(argv)
+    try:
+        result = run(arguments)
+    except (banks.BankError, MissingPackageError, UnusableModelError) as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return 2
+    print(json.dumps(result) if arguments.json else table(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

