@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from storage import failpoints
 from storage.catalog.database import sqlite_url
 from storage.paths import DataFolder
 
@@ -147,6 +148,11 @@ class Config:
     log_format: str = _setting(
         "text", "Log lines as key=value text or as JSON.", choices=("text", "json")
     )
+    failpoint: str = _setting(
+        "",
+        "For crash tests: NAME or NAME:N of storage/failpoints.py, where the process ends as by "
+        "kill -9 when it comes by for the Nth time.",
+    )
 
     def __post_init__(self) -> None:
         for setting in dataclasses.fields(self):
@@ -155,6 +161,11 @@ class Config:
             raise ConfigError("tls_certificate and tls_private_key must be set together")
         if not self.listen:
             raise ConfigError("listen must not be empty")
+        if self.failpoint:
+            try:
+                failpoints.parse(self.failpoint)
+            except ValueError as error:
+                raise ConfigError(f"failpoint: {error}") from error
 
     @property
     def folder(self) -> DataFolder:

@@ -38,6 +38,7 @@ from storage.catalog import (
     RequestRecord,
 )
 from storage.documents import Source, TextSource, text_bytes
+from storage.failpoints import Failpoint, reach
 from storage.layout import KVBlock
 from storage.store import StoredDocument
 
@@ -87,6 +88,7 @@ async def import_archive(
         )
     except AlreadyExistsError as error:
         raise errors.already_exists("memory_id") from error
+    reach(Failpoint.IMPORT_CREATED)
     try:
         imported = await _fill(application, archive, row)
         imported.memory = replace(
@@ -95,6 +97,7 @@ async def import_archive(
         imported.memory = await application.catalog.activate_memory(
             row.uid, request=record(imported), last_number=archive.manifest.last_number
         )
+        reach(Failpoint.IMPORT_ACTIVATED)
     except BaseException:
         await _undo(application, row)
         raise
@@ -184,7 +187,10 @@ async def _add_documents(
         await application.stores.run(
             row.tenant_uid, lambda store: store.put_documents(memory_uid(row), stored)
         )
-        return await application.catalog.commit_append(row.uid, row.revision, rows, None)
+        reach(Failpoint.IMPORT_STORED)
+        filled = await application.catalog.commit_append(row.uid, row.revision, rows, None)
+    reach(Failpoint.IMPORT_APPENDED)
+    return filled
 
 
 async def _still_importing(application: Application, row: MemoryRow) -> None:
@@ -233,6 +239,7 @@ async def _add_blocks(
         size, written = await application.stores.run(
             row.tenant_uid, write_live_blocks, target, batch
         )
+        reach(Failpoint.IMPORT_BLOCKS_STORED)
         imported.reused[model.model_id] = imported.reused.get(model.model_id, 0) + len(written)
         contiguous: list[KVBlock] = []
         for block in written:
@@ -249,6 +256,7 @@ async def _add_blocks(
         await application.catalog.commit_encoded(
             row.uid, model.model_id, model.identity, up_to, documents, tokens, stored, {}
         )
+        reach(Failpoint.IMPORT_ENCODED)
 
 
 def _take(items: Iterator[_T], count: int) -> list[_T]:

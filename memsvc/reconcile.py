@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from memsvc.application import Application
 from memsvc.writes import memory_uid
 from storage.catalog import EncodingRow, MemoryRow, MemoryState, TenantRow
+from storage.failpoints import Failpoint, reach
 from storage.store import EncodingId, MemoryUid, TenantStore
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ async def _finish_deletions(application: Application, report: Report) -> None:
         row = await catalog.begin_delete_memory(memory.tenant_uid, memory.memory_id, None)
         await application.writes.purge_memory(row)
         report.imports_undone += 1
+    reach(Failpoint.RECONCILE_DROPPED)
 
 
 async def _tenants(application: Application) -> AsyncIterator[TenantRow]:
@@ -145,11 +147,13 @@ async def _reconcile_memory(application: Application, memory: MemoryRow, report:
         frozenset(_encoding_id(encoding) for encoding in encodings),
     )
     held = await application.stores.run(memory.tenant_uid, _clean, expected)
+    reach(Failpoint.RECONCILE_CLEANED)
     report.orphan_documents += held.orphans
     report.foreign_encodings += held.foreign
     if removed:
         await catalog.forget_removed(memory.uid, removed)
         report.removed_documents += len(removed)
+        reach(Failpoint.RECONCILE_FORGOTTEN)
     lost = sorted(expected.live - held.documents)
     if lost:
         log.error("memory %s has lost the text of %d documents", memory.uid, len(lost))
@@ -191,6 +195,7 @@ async def _rewind(
     if gap is None:
         return False
     await catalog.rewind_encoding(encoding.memory_uid, encoding.model_id, gap)
+    reach(Failpoint.RECONCILE_REWOUND)
     return True
 
 

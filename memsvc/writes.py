@@ -43,6 +43,7 @@ from storage.catalog import (
     RequestRepeatedError,
 )
 from storage.documents import Source, text_bytes
+from storage.failpoints import Failpoint, reach
 from storage.store import MemoryUid, StorageError, StoredDocument
 
 log = logging.getLogger(__name__)
@@ -191,6 +192,7 @@ class Writes:
                 missing = numbers.index(error.numbers[0])
                 raise errors.document_not_found(f"names[{missing}]") from error
             self._committed(memory)
+            reach(Failpoint.DELETE_COMMITTED)
             await self._purge_documents(memory, numbers)
             return answer
 
@@ -205,6 +207,7 @@ class Writes:
                 row.tenant_uid, row.memory_id, expected_version
             )
             self._notify(memory)
+            reach(Failpoint.DROP_MARKED)
             await self.purge_memory(memory)
 
         await self.locks.run_whole(row.tenant_uid, row.memory_id, work)
@@ -214,8 +217,11 @@ class Writes:
         await self._stores.run(
             memory.tenant_uid, lambda store: store.delete_memory(memory_uid(memory))
         )
+        reach(Failpoint.DROP_PURGED)
         await self._evict_quietly(memory)
+        reach(Failpoint.DROP_EVICTED)
         await self._catalog.finish_delete_memory(memory.uid)
+        reach(Failpoint.DROP_FINISHED)
 
     async def drain(self) -> None:
         """Returns when every write that began has ended."""
@@ -254,6 +260,7 @@ class Writes:
         reply: Callable[[Written], bytes],
     ) -> bytes:
         memory = await self._active(request, memory_id)
+        reach(Failpoint.APPEND_LOCKED)
         now_us = time.time_ns() // 1000
         revision = memory.revision + 1
         stored = [
@@ -265,6 +272,7 @@ class Writes:
         await self._stores.run(
             memory.tenant_uid, lambda store: store.put_documents(memory_uid(memory), stored)
         )
+        reach(Failpoint.APPEND_STORED)
         numbers = [row.number for row in rows]
         if self.locks.caller_left():
             await self._purge_texts(memory, numbers)
@@ -278,6 +286,7 @@ class Writes:
             await self._purge_texts(memory, numbers)
             raise
         self._committed(memory)
+        reach(Failpoint.APPEND_COMMITTED)
         return answer
 
     async def _active(self, request: Request, memory_id: str) -> MemoryRow:
@@ -301,12 +310,15 @@ class Writes:
     async def _purge_documents(self, memory: MemoryRow, numbers: Sequence[int]) -> None:
         """The deletion is committed: what fails here, reconcile finishes."""
         purged = await self._purge_texts(memory, numbers)
+        reach(Failpoint.DELETE_PURGED)
         await self._evict_quietly(memory)
+        reach(Failpoint.DELETE_EVICTED)
         if purged:
             try:
                 await self._catalog.forget_removed(memory.uid, numbers)
             except CatalogError as error:
                 _left_behind(memory, error)
+        reach(Failpoint.DELETE_FORGOTTEN)
 
     async def _purge_texts(self, memory: MemoryRow, numbers: Sequence[int]) -> bool:
         """Removes documents that nobody can see from the store. False: left for reconcile."""

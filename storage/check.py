@@ -144,7 +144,7 @@ def _records(path: Path, counts: _Counts) -> list[Finding]:
     except StorageError as error:
         return [Finding("", Problem.DAMAGED, str(error))]
     try:
-        for finding in find_problems(counts.count(reader.iter_raw())):
+        for finding in filter(reader.holds, find_problems(counts.count(reader.iter_raw()))):
             findings.append(finding)
             if len(findings) == MAX_FINDINGS:
                 break

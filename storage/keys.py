@@ -137,6 +137,21 @@ def number_of(key: bytes | memoryview) -> int:
     return int.from_bytes(key[33:41], "big")
 
 
+def related_keys(key: RecordKey) -> list[bytes]:
+    """The records by which one is judged, itself included, in key order."""
+    if key.kind is Kind.DOCUMENT:
+        return [document_key(key.memory, key.number)]
+    layout = encoding_key(key.memory, key.encoding)
+    if key.kind is Kind.ENCODING:
+        return [layout]
+    halves = (Kind.ROUTING, Kind.CONTENT)
+    return [
+        document_key(key.memory, key.number),
+        layout,
+        *(block_key(key.memory, kind, key.encoding, key.number) for kind in halves),
+    ]
+
+
 def parse_key(key: bytes) -> RecordKey:
     """Raises ValueError for bytes that no function here makes."""
     if len(key) != KEY_BYTES:

@@ -24,6 +24,7 @@ from typing import TypeVar
 
 import lmdb
 
+from storage.failpoints import Failpoint, reach
 from storage.store import (
     StorageError,
     StorageFullError,
@@ -216,7 +217,10 @@ class Environment:
             with self._gate.shared():
                 self._check_open()
                 with _translated(), self._env.begin(write=True, buffers=True) as transaction:
-                    return work(transaction)
+                    result = work(transaction)
+                    reach(Failpoint.STORE_UNCOMMITTED)
+                reach(Failpoint.STORE_COMMITTED)
+                return result
         except StorageError as error:
             if isinstance(error.__cause__, lmdb.Error):
                 # A failed commit may leave the environment unusable: take a new one.

@@ -30,6 +30,8 @@ from storage.keys import (
     memory_range,
     number_of,
     number_range,
+    parse_key,
+    related_keys,
 )
 from storage.layout import NUMPY_DTYPE, Bits, KVLayout
 from storage.layout_json import fingerprint
@@ -143,8 +145,26 @@ class LmdbReader:
         return self._scan(span, lambda key, value: read_content(key, value, mark, layout))
 
     def check(self) -> Iterator[Finding]:
-        """See TenantStore."""
-        return find_problems(self.iter_raw())
+        """See TenantStore. Beside a writer too: what is found is looked at again, at one
+        moment, as the records of a block may have been read before and after its deletion.
+        """
+        return filter(self.holds, find_problems(self.iter_raw()))
+
+    def holds(self, finding: Finding) -> bool:
+        """Whether what was found is so at this moment, in one read transaction."""
+        key = bytes.fromhex(finding.key)
+        try:
+            parsed = parse_key(key)
+        except ValueError:
+            return True
+        related = related_keys(parsed)
+
+        def copy(transaction: lmdb.Transaction) -> list[Record]:
+            values = ((key, transaction.get(key)) for key in related)
+            return [(key, bytes(value)) for key, value in values if value is not None]
+
+        found = find_problems(self._environment.read(copy))
+        return any((f.key, f.problem) == (finding.key, finding.problem) for f in found)
 
     def iter_raw(self) -> Iterator[Record]:
         """Every key and value as stored, unverified, in key order."""

@@ -41,6 +41,7 @@ from storage.catalog import (
     RequestRecord,
     RequestRepeatedError,
 )
+from storage.failpoints import Failpoint, reach
 
 _PIECE_BYTES = 1024 * 1024
 _MAX_DATA_BYTES = 2 * 1024 * 1024
@@ -82,6 +83,7 @@ class ArchiveHandler:
         tenant_uid = current_principal().tenant_uid
         async with self._staging.path() as path:
             digest = await _receive(messages, path)
+            reach(Failpoint.IMPORT_RECEIVED)
             fingerprint = StreamFingerprint()
             for part in (header.memory_id.encode(), header.display_name.encode(), digest):
                 fingerprint.add(part)

@@ -23,6 +23,7 @@ from memsvc.config import Config
 from memsvc.logs import configure_logging
 from memsvc.server import ServerStartError, run
 from memsvc.setup import DataFolderError, initialise
+from storage import failpoints
 from storage.catalog import CatalogError, current_revision, migrate
 from storage.store import StorageError
 
@@ -59,6 +60,16 @@ def _settings(pairs: list[str] | None) -> dict[str, str]:
     return settings
 
 
+def _configured(
+    session: Session, file: Path | None, pairs: list[str] | None, **options: object
+) -> Config:
+    """This process's settings, from options, --set, environment and file. Arms a failpoint."""
+    loaded = session.config(file, **options, **_settings(pairs))
+    if loaded.failpoint:
+        failpoints.arm(failpoints.die_at(*failpoints.parse(loaded.failpoint)))
+    return loaded
+
+
 def register(app: typer.Typer) -> None:
     """Adds the commands of this module to the root."""
     command(app, "init", local=True)(_init)
@@ -79,7 +90,7 @@ def _init(session: Session, config: ConfigOption = None, settings: SetOption = N
     The key is kept in the folder too, readable by its owner only, so that
     commands on this machine find it. Run again it changes nothing.
     """
-    loaded = session.config(config, **_settings(settings))
+    loaded = _configured(session, config, settings)
     with _local_failures():
         made = initialise(loaded)
         if made.credential is not None:
@@ -128,9 +139,8 @@ def _serve(
         "listen": listen,
         "worker_model": model,
         "worker_address": worker_address,
-        **_settings(settings),
     }
-    loaded = session.config(config, **options)
+    loaded = _configured(session, config, settings, **options)
     configure_logging(loaded.log_level, loaded.log_format)
     address_file = session.folder / ADDRESS_FILE
 
@@ -167,7 +177,7 @@ def _worker(
 
 def _migrate(session: Session, config: ConfigOption = None, settings: SetOption = None) -> None:
     """Brings the catalog's schema up to this version. Up to date is no error."""
-    loaded = session.config(config, **_settings(settings))
+    loaded = _configured(session, config, settings)
     with _local_failures():
         if not loaded.database_url and not session.folder.is_dir():
             raise DataFolderError(f"{session.folder} is no data folder; run `memsvc init`")
@@ -186,7 +196,7 @@ def _check(session: Session, config: ConfigOption = None, settings: SetOption = 
 
     May run beside a server. Ends with 13 when something is damaged.
     """
-    loaded = session.config(config, **_settings(settings))
+    loaded = _configured(session, config, settings)
     with _local_failures():
         damaged, leftovers = asyncio.run(_report(loaded, session.output))
     session.output.result(

@@ -29,6 +29,7 @@ from memsvc.stores import Stores
 from memsvc.v1.errors_pb2 import ErrorReason
 from memsvc.workers import EncodeFailure, ServedModel, WorkerFaultError
 from storage.catalog import Catalog, CatalogError, EncodingState, NotFoundError
+from storage.failpoints import Failpoint, reach
 from storage.layout import KVBlock
 from storage.store import StorageError, StorageFullError
 
@@ -202,6 +203,7 @@ class Pipeline:
         job = batch.job
         done = False
         try:
+            reach(Failpoint.ENCODE_READ)
             async with self._encoding:
                 await self._encode(batch)
             if batch.previous is None or await asyncio.shield(batch.previous):
@@ -247,6 +249,7 @@ class Pipeline:
                 if isinstance(result, EncodeFailure):
                     batch.quarantined[result.number] = result.reason
                     continue
+                reach(Failpoint.ENCODE_RECEIVED)
                 group.append(result)
                 size += self._model.layout.block_bytes(result.tokens)
                 if len(group) >= _WRITE_BLOCKS or size >= _WRITE_BYTES:
@@ -267,6 +270,7 @@ class Pipeline:
         stored, written = await self._stores.run(
             batch.job.tenant_uid, write_live_blocks, target, blocks
         )
+        reach(Failpoint.ENCODE_STORED)
         batch.stored_bytes += stored
         batch.documents += len(written)
         batch.tokens += sum(block.tokens for block in written)
@@ -284,6 +288,7 @@ class Pipeline:
             bytes=batch.stored_bytes + sum(map(self._model.layout.block_bytes, done.values())),
             quarantined=batch.quarantined,
         )
+        reach(Failpoint.ENCODE_COMMITTED)
         if batch.tokens:
             await self._catalog.add_usage(batch.job.tenant_uid, encoded_tokens=batch.tokens)
         self._backoff_s = 0.0

@@ -26,6 +26,7 @@ from storage.catalog import (
     ModelRow,
     NotFoundError,
 )
+from storage.failpoints import Failpoint, reach
 from storage.store import TenantStore
 
 log = logging.getLogger(__name__)
@@ -128,7 +129,9 @@ class EncodingQueue:
         log.error("rebuilding %d damaged blocks of memory %s", len(damaged), memory.uid)
         # The watermark first: a crash in between costs a look at sound blocks, no more.
         await self._catalog.rewind_encoding(memory.uid, model.model_id, damaged[0])
+        reach(Failpoint.REBUILD_REWOUND)
         await self._stores.run(memory.tenant_uid, delete)
+        reach(Failpoint.REBUILD_DELETED)
         # What a worker holds was read beside the damage.
         await self._workers.evict(memory.tenant_uid, memory.uid)
         self._progress.publish(memory.uid)

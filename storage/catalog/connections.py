@@ -23,6 +23,7 @@ from sqlalchemy.sql.schema import Table
 
 from storage.catalog.database import make_postgres_engine, make_sqlite_engine, translated_errors
 from storage.catalog.errors import CatalogUnavailableError
+from storage.failpoints import Failpoint, reach
 
 #: Threads that read SQLite, each with a connection.
 READERS = 4
@@ -123,9 +124,12 @@ class Database:
             if self._async_engine is None:
                 with self._writing_engine.begin() as blocking:
                     yield Statements(blocking)
-                return
-            async with self._async_engine.begin() as connection:
-                yield Statements(connection)
+                    reach(Failpoint.CATALOG_UNCOMMITTED)
+            else:
+                async with self._async_engine.begin() as connection:
+                    yield Statements(connection)
+                    reach(Failpoint.CATALOG_UNCOMMITTED)
+            reach(Failpoint.CATALOG_COMMITTED)
 
     def insert(self, table: Table) -> sqlite.Insert | postgresql.Insert:
         """INSERT with this database's ON CONFLICT."""

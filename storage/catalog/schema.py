@@ -30,6 +30,7 @@ from storage.catalog.database import (
     translated_errors,
 )
 from storage.catalog.errors import SchemaError
+from storage.failpoints import Failpoint, reach
 
 Result = TypeVar("Result")
 
@@ -73,8 +74,10 @@ def migrate(url: str) -> None:
         _check_known(connection, config)
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+        reach(Failpoint.MIGRATE_UNCOMMITTED)
 
     run_locked(url, upgrade)
+    reach(Failpoint.MIGRATE_COMMITTED)
 
 
 def current_revision(url: str) -> str | None:

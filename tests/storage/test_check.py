@@ -9,12 +9,19 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from storage.block_records import BlockCodecs, block_records, document_record, encoding_record
+from storage.block_records import (
+    BlockCodecs,
+    Record,
+    block_records,
+    document_record,
+    encoding_record,
+)
 from storage.check import check_data_folder, check_store, check_structure
 from storage.keys import Kind, block_key, document_key, encoding_key
 from storage.lmdb_store import LmdbStore
 from storage.paths import DataFolder
 from storage.store import Problem
+from storage.verify import find_problems
 from tests.support.blocks import (
     SEPARATE,
     SHARED,
@@ -158,3 +165,28 @@ def test_a_whole_data_folder(path: Path, tmp_path: Path) -> None:
     reports = list(check_data_folder(data))
     assert [(report.tenant, report.sound) for report in reports] == [("beef", True), ("cafe", True)]
     assert list(check_data_folder(DataFolder(tmp_path / "elsewhere"))) == []
+
+
+def test_a_deletion_in_the_middle_of_a_check_is_no_damage(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LmdbStore(path)
+    numbers = range(1, 401)
+    store.put_documents(A, [make_document(n) for n in numbers])
+    store.put_blocks(A, ONE, SHARED, [make_block(SHARED, n) for n in numbers])
+
+    def records() -> Iterator[Record]:
+        """Deletes a block between its routing keys and its content, a document before both."""
+        for index, record in enumerate(read()):
+            if index == 450:
+                store.delete_documents(A, [20, 390])
+            yield record
+
+    read = store.iter_raw
+    monkeypatch.setattr(store, "iter_raw", records)
+    seen_at_once = {finding.problem for finding in find_problems(records())}
+    assert seen_at_once == {Problem.HALF_BLOCK}
+    store.put_documents(A, [make_document(n) for n in (20, 390)])
+    store.put_blocks(A, ONE, SHARED, [make_block(SHARED, n) for n in (20, 390)])
+    assert list(store.check()) == []
+    store.close()
