@@ -90,7 +90,7 @@ class Config:
     )
 
     encode_batch_documents: int = _setting(
-        64, "Most documents of one Encode call to a worker.", low=1, high=256
+        128, "Most documents of one Encode call to a worker.", low=1, high=256
     )
     encode_batch_bytes: int = _setting(
         256 * KIB, "Most bytes of text of one Encode call to a worker.", low=KIB, high=2 * MIB

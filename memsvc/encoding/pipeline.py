@@ -42,7 +42,7 @@ _WRITE_BLOCKS = 32
 _WRITE_BYTES = 16 * MIB
 #: A batch is sized to keep the worker busy this long: short enough that a new
 #: memory's first document is not long in waiting, long enough to hide the calls around it.
-_BATCH_TARGET_S = 1.0
+_BATCH_TARGET_S = 2.5
 _MIN_BATCH_BYTES = 8 * KIB
 #: Without any news the catalog is looked at this often.
 _IDLE_S = 5.0

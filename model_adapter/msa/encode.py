@@ -24,7 +24,7 @@ from storage.layout import Bits, KVBlock
 BATCH_TOKENS = 4096
 #: Documents of one pass are at most this much longer than the shortest one, plus SLACK.
 LENGTH_RATIO = 1.25
-SLACK = 16
+SLACK = 48
 
 
 @dataclass(frozen=True)
