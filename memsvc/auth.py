@@ -16,11 +16,12 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
 from memsvc import errors
+from memsvc.open_calls import OpenCalls
+from memsvc.principal import Principal
 from storage.catalog import ApiKeyRow, Catalog, Scope
 
 _CREDENTIAL = re.compile(r"msk_([0-9a-f]{16})_([0-9a-f]{64})")
@@ -55,8 +56,12 @@ SCOPES: Mapping[str, Scope] = {
     _A + "CreateApiKey": Scope.ADMIN,
     _A + "ListApiKeys": Scope.ADMIN,
     _A + "RevokeApiKey": Scope.ADMIN,
+    _A + "RotateApiKey": Scope.ADMIN,
     _A + "GetUsage": Scope.ADMIN,
 }
+
+#: Calls about the tenant as a whole: not for a key of some memories only.
+WHOLE_TENANT = frozenset({_M + "CreateMemory", _M + "ImportMemory"})
 
 #: Served without a credential: they tell nothing about any tenant.
 OPEN_SERVICES = frozenset(
@@ -66,8 +71,6 @@ OPEN_SERVICES = frozenset(
         "grpc.reflection.v1.ServerReflection",
     }
 )
-
-_RANK = {Scope.READ: 0, Scope.READ_WRITE: 1, Scope.ADMIN: 2}
 
 
 class ServerKeyError(Exception):
@@ -114,34 +117,6 @@ def load_server_key(path: Path) -> ServerKey:
 
 
 @dataclass(frozen=True)
-class Principal:
-    """Who calls, as the credential says. Tenancy comes from here and nowhere else."""
-
-    tenant_uid: str
-    tenant_id: str
-    scope: Scope
-    operator: bool
-    key_id: str
-
-    def allows(self, scope: Scope) -> bool:
-        """Whether this key's scope includes another."""
-        return _RANK[self.scope] >= _RANK[scope]
-
-
-_principal: ContextVar[Principal] = ContextVar("principal")
-
-
-def current_principal() -> Principal:
-    """The caller of the call being served. Raises LookupError outside of one."""
-    return _principal.get()
-
-
-def set_principal(principal: Principal) -> None:
-    """For the gate: names the caller for the rest of this call's context."""
-    _principal.set(principal)
-
-
-@dataclass(frozen=True)
 class NewKey:
     """A minted credential. It is shown once; digest is what is stored."""
 
@@ -155,6 +130,7 @@ class Authenticator:
 
     Keys are cached, so that a call costs no query. Revoking through this server
     drops the key from the cache, and one process alone serves a data folder.
+    calls: those in flight, which end with their credential.
     """
 
     def __init__(
@@ -166,6 +142,7 @@ class Authenticator:
         self._cache: OrderedDict[str, ApiKeyRow] = OrderedDict()
         self._generation = 0
         self._closed_tenants: set[str] = set()
+        self.calls = OpenCalls(clock)
 
     def mint(self) -> NewKey:
         """A new credential; the caller stores its digest."""
@@ -184,35 +161,52 @@ class Authenticator:
         right = hmac.compare_digest(digest, self._digest(match[0]))
         if row is None or not right or not self._is_live(row):
             raise errors.credential_invalid()
-        return Principal(row.tenant_uid, row.tenant_id, row.scope, row.operator, row.key_id)
+        return Principal(
+            row.tenant_uid,
+            row.tenant_id,
+            row.scope,
+            row.operator,
+            row.key_id,
+            frozenset(row.memories) if row.memories is not None else None,
+            min((end for end in (row.expires_us, row.revoked_us) if end is not None), default=None),
+        )
 
-    def forget(self, key_id: str) -> None:
-        """The key was revoked: the next call with it asks the catalog."""
+    def revoked(self, row: ApiKeyRow) -> None:
+        """The key was revoked, now or for later: what it has open ends with it.
+
+        row: the key as it is now.
+        """
         self._generation += 1
-        self._cache.pop(key_id, None)
+        self._cache.pop(row.key_id, None)
+        if row.revoked_us is not None:
+            self.calls.end_key(row.key_id, row.revoked_us)
 
     def close_tenant(self, tenant_uid: str) -> None:
         """The tenant is being deleted: none of its keys opens anything any more."""
         self._generation += 1
         self._closed_tenants.add(tenant_uid)
+        self.calls.end_tenant(tenant_uid)
 
     def _digest(self, credential: str) -> bytes:
         return hmac.digest(self._hmac_key, credential.encode(), hashlib.sha256)
 
     def _is_live(self, row: ApiKeyRow) -> bool:
-        if row.revoked_us is not None or row.tenant_uid in self._closed_tenants:
-            return False
-        return row.expires_us is None or row.expires_us > self._clock() * 1e6
+        now_us = self._clock() * 1e6
+        ended = any(end is not None and end <= now_us for end in (row.expires_us, row.revoked_us))
+        return not ended and row.tenant_uid not in self._closed_tenants
 
     async def _find(self, key_id: str) -> ApiKeyRow | None:
         row = self._cache.get(key_id)
         if row is not None:
             self._cache.move_to_end(key_id)
             return row
-        generation = self._generation
-        row = await self._catalog.find_api_key(key_id)
-        # A revocation during the query makes its answer stale: not cached.
-        if row is not None and generation == self._generation:
+        while True:
+            generation = self._generation
+            row = await self._catalog.find_api_key(key_id)
+            # A revocation during the query makes its answer stale.
+            if generation == self._generation:
+                break
+        if row is not None:
             self._cache[key_id] = row
             if len(self._cache) > _CACHED_KEYS:
                 self._cache.popitem(last=False)

@@ -251,6 +251,8 @@ def api_key_to_wire(row: ApiKeyRow) -> admin.ApiKey:
         display_name=row.display_name,
         scope=_WIRE_SCOPES[row.scope],
         create_time=time_to_wire(row.created_us),
+        memories=sorted(names.memory_name(held) for held in (row.memories or {}).values()),
+        operator=row.operator,
     )
     if row.expires_us is not None:
         key.expire_time.CopyFrom(time_to_wire(row.expires_us))

@@ -52,6 +52,7 @@ CODES: Mapping[ErrorReason.ValueType, grpc.StatusCode] = {
     ErrorReason.REQUEST_ID_REUSED: Code.ALREADY_EXISTS,
     ErrorReason.MEMORY_NOT_ACTIVE: Code.FAILED_PRECONDITION,
     ErrorReason.REVISION_NOT_REACHED: Code.FAILED_PRECONDITION,
+    ErrorReason.API_KEY_NOT_ACTIVE: Code.FAILED_PRECONDITION,
     ErrorReason.ENCODING_BACKLOG_FULL: Code.RESOURCE_EXHAUSTED,
     ErrorReason.STORAGE_FULL: Code.RESOURCE_EXHAUSTED,
     ErrorReason.OVERLOADED: Code.RESOURCE_EXHAUSTED,
@@ -192,6 +193,15 @@ def scope_insufficient(needed: str) -> ApiError:
     )
 
 
+def key_of_some_memories() -> ApiError:
+    """The key is limited to some memories, and the call is about the tenant as a whole."""
+    return ApiError(
+        ErrorReason.SCOPE_INSUFFICIENT,
+        "this call needs a key that is not limited to some memories",
+        scope="ALL_MEMORIES",
+    )
+
+
 # --- what it names ------------------------------------------------------------------
 
 
@@ -218,6 +228,12 @@ def tenant_not_found(field: str = "name") -> ApiError:
 def api_key_not_found(field: str = "name") -> ApiError:
     """No such key in this tenant."""
     return ApiError(ErrorReason.API_KEY_NOT_FOUND, "no such API key", field=field)
+
+
+def api_key_not_active(field: str = "name") -> ApiError:
+    """The key is revoked or has expired; there is nothing to rotate."""
+    message = "the API key is revoked or has expired; make a new one"
+    return ApiError(ErrorReason.API_KEY_NOT_ACTIVE, message, field=field)
 
 
 def already_exists(field: str) -> ApiError:

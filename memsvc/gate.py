@@ -20,11 +20,13 @@ from grpc import aio
 from grpc_status import rpc_status
 
 from memsvc import errors
-from memsvc.auth import OPEN_SERVICES, SCOPES, Authenticator, Principal, set_principal
+from memsvc.auth import OPEN_SERVICES, SCOPES, WHOLE_TENANT, Authenticator
 from memsvc.errors import ApiError
+from memsvc.open_calls import OpenCall
+from memsvc.principal import Principal, set_principal
 from memsvc.v1.errors_pb2 import ErrorReason
-from memsvc.wire import parse_request
-from storage.catalog import CatalogFullError, CatalogUnavailableError
+from memsvc.wire import METHODS, parse_request
+from storage.catalog import CatalogFullError, CatalogUnavailableError, Scope
 from storage.store import CorruptRecordError, StorageFullError
 
 log = logging.getLogger(__name__)
@@ -95,11 +97,12 @@ class Gate(aio.ServerInterceptor):
         async def respond_streaming(requests: Any, context: Context) -> AsyncIterator[Any]:
             # Closed at once when the caller leaves, and not when it is collected.
             async with (
-                self._inside(method, context),
+                self._inside(method, context) as call,
                 aclosing(run(parsed(requests), context)) as replies,
             ):
                 async for reply in replies:
-                    yield reply
+                    with call.away():
+                        yield reply
 
         make = _MAKERS[handler.request_streaming, handler.response_streaming]
         return make(
@@ -109,14 +112,16 @@ class Gate(aio.ServerInterceptor):
         )
 
     @asynccontextmanager
-    async def _inside(self, method: str, context: Context) -> AsyncIterator[None]:
+    async def _inside(self, method: str, context: Context) -> AsyncIterator[OpenCall]:
         self._calls += 1
         self._idle.clear()
         started = time.perf_counter()
         outcome = "LEFT"
         try:
-            set_principal(await self._admit(method, context))
-            yield
+            principal = await self._admit(method, context)
+            set_principal(principal)
+            with self._authenticator.calls.watch(principal, ends=_ends(method)) as call:
+                yield call
             outcome = "OK"
         except aio.AbortError:
             raise
@@ -139,7 +144,17 @@ class Gate(aio.ServerInterceptor):
         scope = SCOPES[method]
         if not principal.allows(scope):
             raise errors.scope_insufficient(scope.name)
+        if principal.memories is not None and method in WHOLE_TENANT:
+            raise errors.key_of_some_memories()
         return principal
+
+
+def _ends(method: str) -> bool:
+    """Whether a call in flight ends with its credential: every one but a unary write,
+    whose caller could not tell a refusal from one that came too late."""
+    shape = METHODS[method]
+    streams = shape.client_streaming or shape.server_streaming
+    return streams or SCOPES[method] is Scope.READ
 
 
 _MAKERS: dict[tuple[bool, bool], Callable[..., Handler]] = {

@@ -56,7 +56,8 @@ class Request:
     """What makes a retry of one write safe.
 
     method: the call's name. fingerprint: SHA-256 of the payload without its
-    request_id. field: where the memory is named, for errors.
+    request_id. field: where the memory is named, for errors. memories: uids of those
+    that the caller reaches; None for all of the tenant's.
     """
 
     tenant_uid: str
@@ -64,6 +65,7 @@ class Request:
     request_id: str
     fingerprint: bytes
     field: str
+    memories: frozenset[str] | None = None
 
     def record(self, reply: bytes) -> RequestRecord | None:
         """None without a request_id: then nothing is remembered."""
@@ -293,6 +295,8 @@ class Writes:
         memory = self._latest.get((request.tenant_uid, memory_id))
         if memory is None:
             memory = await self._catalog.get_memory(request.tenant_uid, memory_id)
+        if request.memories is not None and memory.uid not in request.memories:
+            raise errors.memory_not_found(request.field)
         if memory.state is not MemoryState.ACTIVE:
             raise errors.memory_not_active(memory.state.name, request.field)
         return memory

@@ -12,12 +12,12 @@ from memsvc import errors, names, validation
 from memsvc.api.fingerprint import StreamFingerprint
 from memsvc.api.memories import find_active_memory
 from memsvc.application import Application
-from memsvc.auth import current_principal
 from memsvc.convert import memory_to_wire
 from memsvc.errors import ApiError
 from memsvc.exporting import current, stage_export
 from memsvc.importing import Imported, import_archive, row_from_manifest
 from memsvc.packing import policy
+from memsvc.principal import current_principal
 from memsvc.progress import TooManySubscribersError
 from memsvc.staging import Incoming, Staging
 from memsvc.v1 import memory_service_pb2 as pb

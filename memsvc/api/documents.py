@@ -6,15 +6,14 @@ from collections.abc import Sequence
 
 from memsvc import errors, names, validation
 from memsvc.api.fingerprint import message_fingerprint
-from memsvc.api.memories import find_active_memory
+from memsvc.api.memories import find_active_memory, write_request
 from memsvc.application import Application
-from memsvc.auth import current_principal
 from memsvc.convert import document_to_wire, turns_from_wire
 from memsvc.packing import pack
 from memsvc.paging import fitting
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2
-from memsvc.writes import Request, Written, memory_uid
+from memsvc.writes import Written, memory_uid
 from storage.catalog import DocumentRow, MemoryRow, NotFoundError
 from storage.documents import Source
 from storage.store import MemoryUid, RecordNotFoundError, TenantStore
@@ -30,14 +29,16 @@ class DocumentsHandler:
     async def append_turns(self, request: pb.AppendTurnsRequest) -> pb.AppendTurnsResponse:
         """Durable before the reply."""
         memory_id = names.parse_memory("memory", request.memory)
-        call = Request(
-            tenant_uid=current_principal().tenant_uid,
-            method="AppendTurns",
-            request_id=validation.check_request_id(request.request_id),
-            fingerprint=message_fingerprint(request) if request.request_id else b"",
-            field="memory",
-        )
+        request_id = validation.check_request_id(request.request_id)
         turns = turns_from_wire(request.turns)
+        call = await write_request(
+            self._app,
+            "memory",
+            request.memory,
+            method="AppendTurns",
+            request_id=request_id,
+            fingerprint=message_fingerprint(request) if request_id else b"",
+        )
         text_bytes = sum(len(turn.text.encode()) for turn in turns)
 
         def reply(written: Written) -> bytes:
@@ -99,14 +100,16 @@ class DocumentsHandler:
     ) -> pb.DeleteDocumentsResponse:
         """All those named, or none."""
         memory_id = names.parse_memory("parent", request.parent)
-        call = Request(
-            tenant_uid=current_principal().tenant_uid,
-            method="DeleteDocuments",
-            request_id=validation.check_request_id(request.request_id),
-            fingerprint=message_fingerprint(request),
-            field="parent",
-        )
+        request_id = validation.check_request_id(request.request_id)
         numbers = _numbers(memory_id, request.names)
+        call = await write_request(
+            self._app,
+            "parent",
+            request.parent,
+            method="DeleteDocuments",
+            request_id=request_id,
+            fingerprint=message_fingerprint(request),
+        )
         answer = await self._app.writes.delete_documents(
             call,
             memory_id,

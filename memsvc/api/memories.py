@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from memsvc import errors, names, validation
 from memsvc.api.fingerprint import message_fingerprint
 from memsvc.application import Application
-from memsvc.auth import current_principal
 from memsvc.convert import memory_to_wire, packing_from_wire
+from memsvc.errors import ApiError
 from memsvc.etags import expected_version
 from memsvc.paging import fitting
+from memsvc.principal import current_principal
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2
+from memsvc.v1.errors_pb2 import ErrorReason
 from memsvc.writes import Request
 from storage.catalog import (
     AlreadyExistsError,
@@ -86,11 +88,13 @@ class MemoriesHandler:
 
     async def list_memories(self, request: pb.ListMemoriesRequest) -> pb.ListMemoriesResponse:
         """Newest first. A page may be shorter than asked, for its bytes."""
-        tenant = current_principal().tenant_uid
-        binding = (tenant, "ListMemories")
+        caller = current_principal()
+        binding = (caller.tenant_uid, "ListMemories", *sorted(caller.memories or ()))
         limit = validation.check_page_size(request.page_size)
         position = self._app.page_tokens.open(binding, request.page_token)
-        rows, after = await self._catalog.list_memories(tenant, limit, cursor(position))
+        rows, after = await self._catalog.list_memories(
+            caller.tenant_uid, limit, cursor(position), caller.memories
+        )
         encodings: Mapping[str, list[EncodingRow]] = await self._catalog.list_encodings_for(
             [row.uid for row in rows]
         )
@@ -127,15 +131,17 @@ class MemoriesHandler:
 
     async def delete_memory(self, request: pb.DeleteMemoryRequest) -> None:
         """When it returns, no worker, file or row holds any of the memory."""
-        memory_id = names.parse_memory("name", request.name)
+        names.parse_memory("name", request.name)
         validation.check_string("etag", request.etag, validation.MAX_ETAG)
-        tenant = current_principal().tenant_uid
         try:
-            row = await self._catalog.get_memory(tenant, memory_id)
+            row = await self._find("name", request.name)
             await self._app.writes.delete_memory(row, expected_version(row, request.etag, "etag"))
         except NotFoundError as error:
             if not request.allow_missing:
                 raise errors.memory_not_found() from error
+        except ApiError as error:
+            if error.reason != ErrorReason.MEMORY_NOT_FOUND or not request.allow_missing:
+                raise
         except ConflictError as error:
             raise errors.etag_mismatch("etag") from error
 
@@ -212,13 +218,39 @@ class MemoriesHandler:
 async def find_memory(application: Application, field: str, name: str) -> MemoryRow:
     """The caller's memory of that name, in whatever state but DELETING.
 
-    Another tenant's memory answers exactly as a missing one: MEMORY_NOT_FOUND.
+    Another tenant's memory, and one that the key does not reach, answer exactly as a
+    missing one: MEMORY_NOT_FOUND.
     """
-    memory_id = names.parse_memory(field, name)
+    memory_id, caller = names.parse_memory(field, name), current_principal()
     try:
-        return await application.catalog.get_memory(current_principal().tenant_uid, memory_id)
+        row = await application.catalog.get_memory(caller.tenant_uid, memory_id)
     except NotFoundError as error:
         raise errors.memory_not_found(field) from error
+    if not caller.reaches(row):
+        raise errors.memory_not_found(field)
+    return row
+
+
+async def write_request(
+    application: Application,
+    field: str,
+    name: str,
+    *,
+    method: str,
+    request_id: str,
+    fingerprint: bytes,
+) -> Request:
+    """A write to one memory that exists.
+
+    A key of some memories is checked here, before a repeated request_id is answered,
+    and again under the memory's lock. Its request ids are those of the memory: one
+    used elsewhere in the tenant is none of its business.
+    """
+    caller = current_principal()
+    if caller.memories is not None:
+        memory = await find_memory(application, field, name)
+        request_id = f"{memory.uid}/{request_id}" if request_id else ""
+    return Request(caller.tenant_uid, method, request_id, fingerprint, field, caller.memories)
 
 
 async def find_active_memory(application: Application, field: str, name: str) -> MemoryRow:

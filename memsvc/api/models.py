@@ -5,8 +5,8 @@ from __future__ import annotations
 from memsvc import validation
 from memsvc.api.memories import cursor
 from memsvc.application import Application
-from memsvc.auth import current_principal
 from memsvc.convert import model_to_wire
+from memsvc.principal import current_principal
 from memsvc.v1 import memory_service_pb2 as pb
 
 

@@ -17,11 +17,11 @@ from typing import Self
 
 from memsvc import errors, names, validation
 from memsvc.api.fingerprint import StreamFingerprint
+from memsvc.api.memories import write_request
 from memsvc.application import Application
-from memsvc.auth import current_principal
 from memsvc.convert import optional_time
 from memsvc.v1 import memory_service_pb2 as pb
-from memsvc.writes import Request, Written
+from memsvc.writes import Written
 from storage.documents import TextSource
 
 
@@ -202,12 +202,13 @@ class PutHandler:
         self, header: pb.PutDocumentsRequest.Header, collected: _Collector, fingerprint: bytes
     ) -> pb.PutDocumentsResponse:
         memory_id = names.parse_memory("header.memory", header.memory)
-        call = Request(
-            tenant_uid=current_principal().tenant_uid,
+        call = await write_request(
+            self._app,
+            "header.memory",
+            header.memory,
             method="PutDocuments",
             request_id=header.request_id,
             fingerprint=fingerprint,
-            field="header.memory",
         )
         # Looked up first, since writing all of it to find out would cost more.
         before = await self._app.writes.first_reply(call)

@@ -11,6 +11,7 @@ from grpc import aio
 from memsvc.api.admin import AdminHandler
 from memsvc.api.archive import ArchiveHandler
 from memsvc.api.documents import DocumentsHandler
+from memsvc.api.keys import KeysHandler
 from memsvc.api.memories import MemoriesHandler
 from memsvc.api.models import ModelsHandler
 from memsvc.api.put import PutHandler
@@ -135,6 +136,7 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
 
     def __init__(self, application: Application) -> None:
         self._admin = AdminHandler(application)
+        self._keys = KeysHandler(application)
 
     async def CreateTenant(
         self, request: admin.CreateTenantRequest, context: Context
@@ -163,19 +165,25 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
         self, request: admin.CreateApiKeyRequest, context: Context
     ) -> admin.CreateApiKeyResponse:
         """A new key with its secret."""
-        return await self._admin.create_api_key(request)
+        return await self._keys.create_api_key(request)
 
     async def ListApiKeys(
         self, request: admin.ListApiKeysRequest, context: Context
     ) -> admin.ListApiKeysResponse:
         """A page of keys."""
-        return await self._admin.list_api_keys(request)
+        return await self._keys.list_api_keys(request)
 
     async def RevokeApiKey(
         self, request: admin.RevokeApiKeyRequest, context: Context
     ) -> admin.ApiKey:
         """Ends a key."""
-        return await self._admin.revoke_api_key(request)
+        return await self._keys.revoke_api_key(request)
+
+    async def RotateApiKey(
+        self, request: admin.RotateApiKeyRequest, context: Context
+    ) -> admin.RotateApiKeyResponse:
+        """A new key in the place of an old one."""
+        return await self._keys.rotate_api_key(request)
 
     async def GetUsage(self, request: admin.GetUsageRequest, context: Context) -> admin.TenantUsage:
         """What a tenant holds and has used."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated
 
 import typer
@@ -58,14 +58,18 @@ def delete_tenant(session: Session, tenant: TenantArgument) -> None:
 def create_key(
     session: Session,
     scope: Annotated[Scope, typer.Argument(help="What the key may do.")],
+    *,
     tenant: TenantOption = "default",
     display_name: Annotated[str, typer.Option(help="Name for people.")] = "",
     expires: Annotated[datetime | None, typer.Option(help="When it ends; else never.")] = None,
+    memories: Annotated[
+        list[str] | None, typer.Option("--memory", help="A memory it reaches; else all.")
+    ] = None,
 ) -> None:
     """Makes a key and prints its secret, which cannot be shown again."""
     with session.client() as client:
         made = client.admin.create_api_key(
-            tenant, scope, display_name=display_name, expire_time=expires
+            tenant, scope, display_name=display_name, expire_time=expires, memories=memories or ()
         )
     session.output.note(f"{made.api_key.name}; the secret is shown this once:")
     session.output.result(made, made.secret)
@@ -78,12 +82,13 @@ def list_keys(session: Session, tenant: TenantOption = "default") -> None:
         keys = list(client.admin.iterate_api_keys(tenant))
     session.output.rows(
         keys,
-        ("Key", "Name", "Scope", "Created", "Expires", "Revoked"),
+        ("Key", "Name", "Scope", "Memories", "Created", "Expires", "Revoked"),
         (
             (
                 key.name,
                 key.display_name,
-                str(key.scope),
+                "operator" if key.operator else str(key.scope),
+                " ".join(name.removeprefix("memories/") for name in key.memories),
                 moment(key.create_time),
                 moment(key.expire_time),
                 moment(key.revoke_time),
@@ -103,6 +108,29 @@ def revoke_key(
     with session.client() as client:
         revoked = client.admin.revoke_api_key(key)
     session.output.result(revoked, f"Revoked {revoked.name}.")
+
+
+@command(key_group, "rotate")
+def rotate_key(
+    session: Session,
+    key: Annotated[str, typer.Argument(metavar="KEY", help="Whole name of the key.")],
+    grace_hours: Annotated[
+        float, typer.Option(min=0, max=720, help="How long the old key still works.")
+    ] = 24,
+    expires: Annotated[
+        datetime | None, typer.Option(help="When the new one ends; else as the old one lived.")
+    ] = None,
+) -> None:
+    """Makes a key of the same rights and prints its secret; the old one ends after a grace time."""
+    with session.client() as client:
+        made = client.admin.rotate_api_key(
+            key, grace=timedelta(hours=grace_hours), expire_time=expires
+        )
+    session.output.note(
+        f"{made.api_key.name}; the old key ends {moment(made.previous.revoke_time)}; "
+        "the secret is shown this once:"
+    )
+    session.output.result(made, made.secret)
 
 
 @command(admin_group, "usage")

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from datetime import datetime
+from collections.abc import AsyncGenerator, Iterable
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from memsvc.client import convert
-from memsvc.client.names import tenant_name
+from memsvc.client.names import memory_name, tenant_name
 from memsvc.client.timeouts import CALL_S
 from memsvc.client.transport import Transport
-from memsvc.client.types import ApiKey, CreatedApiKey, Page, Scope, Tenant, TenantUsage
+from memsvc.client.types import (
+    ApiKey,
+    CreatedApiKey,
+    Page,
+    RotatedApiKey,
+    Scope,
+    Tenant,
+    TenantUsage,
+)
 from memsvc.v1 import admin_service_pb2 as service
 from memsvc.v1.admin_service_pb2_grpc import AdminServiceStub
 
@@ -78,15 +86,20 @@ class AsyncAdmin:
         *,
         display_name: str = "",
         expire_time: datetime | None = None,
+        memories: Iterable[str] = (),
         timeout_s: float | None = CALL_S,
     ) -> CreatedApiKey:
-        """Makes a key; its secret is in this reply and nowhere else."""
+        """Makes a key; its secret is in this reply and nowhere else.
+
+        memories: those that the key reaches, which must exist; none: all of the tenant's.
+        """
         request = service.CreateApiKeyRequest(
             parent=tenant_name(tenant),
             api_key=service.ApiKey(
                 display_name=display_name,
                 scope=convert.scope_to_wire(scope),
                 expire_time=convert.timestamp(expire_time),
+                memories=[memory_name(memory) for memory in memories],
             ),
         )
         call = self._stub.CreateApiKey
@@ -129,6 +142,27 @@ class AsyncAdmin:
         call = self._stub.RevokeApiKey
         reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
         return convert.api_key(reply)
+
+    async def rotate_api_key(
+        self,
+        name: str,
+        *,
+        grace: timedelta | None = None,
+        expire_time: datetime | None = None,
+        timeout_s: float | None = CALL_S,
+    ) -> RotatedApiKey:
+        """Makes a key of the same rights; the old one ends after `grace` (None: 24 hours).
+
+        expire_time: of the new one; None: as long a life as the old one was made for.
+        """
+        request = service.RotateApiKeyRequest(name=name, expire_time=convert.timestamp(expire_time))
+        if grace is not None:
+            request.grace.FromTimedelta(grace)
+        call = self._stub.RotateApiKey
+        reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=False)
+        return RotatedApiKey(
+            convert.api_key(reply.api_key), reply.secret, convert.api_key(reply.previous)
+        )
 
     async def usage(self, tenant: str, *, timeout_s: float | None = CALL_S) -> TenantUsage:
         """What a tenant holds and has used."""

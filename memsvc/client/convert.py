@@ -299,6 +299,8 @@ def api_key(message: admin.ApiKey) -> types.ApiKey:
         create_time=_moment(message.create_time if message.HasField("create_time") else None),
         expire_time=_moment(message.expire_time if message.HasField("expire_time") else None),
         revoke_time=_moment(message.revoke_time if message.HasField("revoke_time") else None),
+        memories=tuple(message.memories),
+        operator=message.operator,
     )
 
 

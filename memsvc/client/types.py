@@ -351,7 +351,11 @@ class Tenant:
 
 @dataclass(frozen=True)
 class ApiKey:
-    """An API key without its secret."""
+    """An API key without its secret.
+
+    revoke_time: may lie ahead, after a rotation. memories: names of those it reaches;
+    empty: all of its tenant's. operator: it manages all tenants.
+    """
 
     name: str
     display_name: str
@@ -359,6 +363,8 @@ class ApiKey:
     create_time: datetime | None
     expire_time: datetime | None
     revoke_time: datetime | None
+    memories: tuple[str, ...] = ()
+    operator: bool = False
 
 
 @dataclass(frozen=True)
@@ -367,6 +373,15 @@ class CreatedApiKey:
 
     api_key: ApiKey
     secret: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class RotatedApiKey:
+    """A new key with its secret, shown this once, and the old one with its end."""
+
+    api_key: ApiKey
+    secret: str = field(repr=False)
+    previous: ApiKey
 
 
 @dataclass(frozen=True)

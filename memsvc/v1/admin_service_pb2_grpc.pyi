@@ -48,7 +48,14 @@ class AdminServiceStub:
     ListApiKeys: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListApiKeysRequest, _admin_service_pb2.ListApiKeysResponse]
     """Lists a tenant's keys, newest first, revoked ones included."""
     RevokeApiKey: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeApiKeyRequest, _admin_service_pb2.ApiKey]
-    """Revokes a key at once. Revoking twice is no error."""
+    """Revokes a key at once: calls and streams that it opened end with
+    CREDENTIAL_INVALID. Revoking twice is no error.
+    """
+    RotateApiKey: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RotateApiKeyRequest, _admin_service_pb2.RotateApiKeyResponse]
+    """Makes a key that may do what another one may, and lets that one end after
+    a grace time, so that its users can change over. Called again, it makes
+    one key more.
+    """
     GetUsage: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetUsageRequest, _admin_service_pb2.TenantUsage]
     """What a tenant holds and has used."""
 
@@ -68,7 +75,14 @@ class AdminServiceAsyncStub(AdminServiceStub):
     ListApiKeys: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListApiKeysRequest, _admin_service_pb2.ListApiKeysResponse]  # type: ignore[assignment]
     """Lists a tenant's keys, newest first, revoked ones included."""
     RevokeApiKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeApiKeyRequest, _admin_service_pb2.ApiKey]  # type: ignore[assignment]
-    """Revokes a key at once. Revoking twice is no error."""
+    """Revokes a key at once: calls and streams that it opened end with
+    CREDENTIAL_INVALID. Revoking twice is no error.
+    """
+    RotateApiKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RotateApiKeyRequest, _admin_service_pb2.RotateApiKeyResponse]  # type: ignore[assignment]
+    """Makes a key that may do what another one may, and lets that one end after
+    a grace time, so that its users can change over. Called again, it makes
+    one key more.
+    """
     GetUsage: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetUsageRequest, _admin_service_pb2.TenantUsage]  # type: ignore[assignment]
     """What a tenant holds and has used."""
 
@@ -127,7 +141,20 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.RevokeApiKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ApiKey, _abc.Awaitable[_admin_service_pb2.ApiKey]]:
-        """Revokes a key at once. Revoking twice is no error."""
+        """Revokes a key at once: calls and streams that it opened end with
+        CREDENTIAL_INVALID. Revoking twice is no error.
+        """
+
+    @_abc_1.abstractmethod
+    def RotateApiKey(
+        self,
+        request: _admin_service_pb2.RotateApiKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.RotateApiKeyResponse, _abc.Awaitable[_admin_service_pb2.RotateApiKeyResponse]]:
+        """Makes a key that may do what another one may, and lets that one end after
+        a grace time, so that its users can change over. Called again, it makes
+        one key more.
+        """
 
     @_abc_1.abstractmethod
     def GetUsage(

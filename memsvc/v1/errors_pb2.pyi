@@ -86,6 +86,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the memory is in a state that does not allow this call. metadata: state."""
     REVISION_NOT_REACHED: _ErrorReason.ValueType  # 54
     """FAILED_PRECONDITION: the asked revision lies ahead of the memory. metadata: revision."""
+    API_KEY_NOT_ACTIVE: _ErrorReason.ValueType  # 55
+    """FAILED_PRECONDITION: the API key is revoked or has expired."""
     ENCODING_BACKLOG_FULL: _ErrorReason.ValueType  # 60
     """RESOURCE_EXHAUSTED: the encoding queue is full; retry after RetryInfo."""
     STORAGE_FULL: _ErrorReason.ValueType  # 61
@@ -164,6 +166,8 @@ MEMORY_NOT_ACTIVE: ErrorReason.ValueType  # 53
 """FAILED_PRECONDITION: the memory is in a state that does not allow this call. metadata: state."""
 REVISION_NOT_REACHED: ErrorReason.ValueType  # 54
 """FAILED_PRECONDITION: the asked revision lies ahead of the memory. metadata: revision."""
+API_KEY_NOT_ACTIVE: ErrorReason.ValueType  # 55
+"""FAILED_PRECONDITION: the API key is revoked or has expired."""
 ENCODING_BACKLOG_FULL: ErrorReason.ValueType  # 60
 """RESOURCE_EXHAUSTED: the encoding queue is full; retry after RetryInfo."""
 STORAGE_FULL: ErrorReason.ValueType  # 61

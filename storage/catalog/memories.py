@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sqlalchemy import (
@@ -171,15 +171,24 @@ class Memories(CatalogPart):
 
     @reads
     async def list_memories(
-        self, tenant_uid: str, limit: int, after: Cursor | None = None
+        self,
+        tenant_uid: str,
+        limit: int,
+        after: Cursor | None = None,
+        only: Iterable[str] | None = None,
     ) -> tuple[list[MemoryRow], Cursor | None]:
-        """One page of a tenant's living memories, newest first, and where the next starts."""
+        """One page of a tenant's living memories, newest first, and where the next starts.
+
+        only: uids to which the listing is limited.
+        """
         limit = page_size(limit)
         key = (memories.c.created_us, memories.c.uid)
         query = select(memories).where(memories.c.tenant_uid == tenant_uid, NOT_DELETING)
         query = query.order_by(*(column.desc() for column in key)).limit(limit + 1)
         if after is not None:
             query = query.where(tuple_(*key) < tuple_(*after))
+        if only is not None:
+            query = query.where(memories.c.uid.in_(list(only)))
         async with self._database.reading() as connection:
             rows = [memory_row(row) for row in await connection.execute(query)]
         more = len(rows) > limit

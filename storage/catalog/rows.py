@@ -57,7 +57,12 @@ class TenantRow:
 
 @dataclass(frozen=True)
 class ApiKeyRow:
-    """A credential. digest: HMAC-SHA-256 of its secret; the secret is nowhere."""
+    """A credential. digest: HMAC-SHA-256 of its secret; the secret is nowhere.
+
+    revoked_us: may lie ahead, after a rotation.
+    memories: ids by uid of the memories it reaches, the deleted ones included;
+    None for all of its tenant's.
+    """
 
     key_id: str
     tenant_uid: str
@@ -69,6 +74,7 @@ class ApiKeyRow:
     created_us: int
     expires_us: int | None
     revoked_us: int | None
+    memories: Mapping[str, str] | None
 
 
 @dataclass(frozen=True)

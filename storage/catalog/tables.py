@@ -77,6 +77,8 @@ api_keys = Table(
     Column("created_us", BigInteger, nullable=False),
     Column("expires_us", BigInteger),
     Column("revoked_us", BigInteger),
+    # {uid: memory id} as JSON; NULL for every memory of the tenant.
+    Column("memories", Text),
     _one_of("scope", Scope),
     Index(None, "tenant_uid", "created_us", "key_id"),
 )

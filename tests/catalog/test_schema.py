@@ -29,16 +29,7 @@ from storage.catalog import (
 )
 from storage.catalog.schema import alembic_config, head_revision, run_locked
 from storage.catalog.tables import metadata
-from tests.support.catalogs import append, make_memory, open_catalog
-
-
-def downgrade(url: str, revision: str) -> None:
-    def work(connection: Connection) -> None:
-        config = alembic_config()
-        config.attributes["connection"] = connection
-        command.downgrade(config, revision)
-
-    run_locked(url, work)
+from tests.support.catalogs import append, downgrade, make_memory, open_catalog
 
 
 def table_names(url: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""Tenants and API keys."""
+"""Tenants."""
 
 from __future__ import annotations
 
@@ -10,16 +10,9 @@ from storage.catalog import (
     ConflictError,
     Cursor,
     NotFoundError,
-    Scope,
     TenantRow,
 )
-from tests.support.catalogs import append, make_memory, request_record
-
-
-async def make_key(
-    catalog: Catalog, tenant: TenantRow, key_id: str, scope: Scope = Scope.READ
-) -> None:
-    await catalog.create_api_key(key_id, tenant.uid, "", scope, False, b"d" * 32, None)
+from tests.support.catalogs import append, make_key, make_memory, request_record
 
 
 class TestTenants:
@@ -88,58 +81,3 @@ class TestTenants:
     async def test_delete_unknown(self, catalog: Catalog) -> None:
         with pytest.raises(NotFoundError):
             await catalog.delete_tenant("0" * 32)
-
-
-class TestApiKeys:
-    async def test_is_found_with_its_tenant(self, catalog: Catalog, tenant: TenantRow) -> None:
-        made = await catalog.create_api_key(
-            "k1", tenant.uid, "laptop", Scope.ADMIN, True, b"\x00" * 32, 99
-        )
-        assert await catalog.find_api_key("k1") == made
-        assert (made.tenant_id, made.scope, made.operator) == ("acme", Scope.ADMIN, True)
-        assert (made.digest, made.expires_us, made.revoked_us) == (b"\x00" * 32, 99, None)
-
-    async def test_unknown_key_is_none(self, catalog: Catalog) -> None:
-        assert await catalog.find_api_key("nope") is None
-
-    async def test_key_id_is_unique_across_tenants(
-        self, catalog: Catalog, tenant: TenantRow
-    ) -> None:
-        other = await catalog.create_tenant("other", "")
-        await make_key(catalog, tenant, "k1")
-        with pytest.raises(AlreadyExistsError):
-            await make_key(catalog, other, "k1")
-
-    async def test_unknown_tenant(self, catalog: Catalog) -> None:
-        with pytest.raises(NotFoundError):
-            await catalog.create_api_key("k", "0" * 32, "", Scope.READ, False, b"d", None)
-
-    async def test_revoking_twice_keeps_the_first_time(
-        self, catalog: Catalog, tenant: TenantRow
-    ) -> None:
-        await make_key(catalog, tenant, "k1")
-        first = await catalog.revoke_api_key(tenant.uid, "k1")
-        assert first.revoked_us is not None
-        assert await catalog.revoke_api_key(tenant.uid, "k1") == first
-        assert await catalog.find_api_key("k1") == first
-
-    async def test_another_tenants_key_cannot_be_revoked(
-        self, catalog: Catalog, tenant: TenantRow
-    ) -> None:
-        other = await catalog.create_tenant("other", "")
-        await make_key(catalog, tenant, "k1")
-        with pytest.raises(NotFoundError):
-            await catalog.revoke_api_key(other.uid, "k1")
-        found = await catalog.find_api_key("k1")
-        assert found is not None
-        assert found.revoked_us is None
-
-    async def test_pages_of_one_tenant(self, catalog: Catalog, tenant: TenantRow) -> None:
-        other = await catalog.create_tenant("other", "")
-        for number in range(5):
-            await make_key(catalog, tenant, f"k{number}")
-            await make_key(catalog, other, f"other{number}")
-        first, cursor = await catalog.list_api_keys(tenant.uid, 3)
-        second, end = await catalog.list_api_keys(tenant.uid, 3, cursor)
-        assert [key.key_id for key in first + second] == ["k4", "k3", "k2", "k1", "k0"]
-        assert end is None

@@ -244,6 +244,21 @@ def test_admin(shell: Shell) -> None:
     shell.text("admin", "tenant", "delete", "acme")
 
 
+def test_keys_of_some_memories_are_made_and_rotated(shell: Shell) -> None:
+    shell.one("memory", "create", "for-a-key")
+    made = shell.one("admin", "key", "create", "read", "--memory", "for-a-key")
+    assert made["api_key"]["memories"] == ["memories/for-a-key"]
+    name = made["api_key"]["name"]
+    rotated = shell.one("admin", "key", "rotate", name, "--grace-hours", "0")
+    assert rotated["api_key"]["memories"] == ["memories/for-a-key"]
+    assert rotated["previous"]["name"] == name
+    assert rotated["secret"] != made["secret"]
+    again = shell.error(ExitCode.PRECONDITION, "admin", "key", "rotate", name)
+    assert again["reason"] == "API_KEY_NOT_ACTIVE"
+    listed = shell.lines("admin", "key", "list")
+    assert [key["operator"] for key in listed] == [False, False, True]
+
+
 def test_exit_codes_of_common_failures(shell: Shell, tmp_path: Path) -> None:
     error = shell.error(ExitCode.NOT_FOUND, "memory", "show", "nowhere")
     assert error["reason"] == "MEMORY_NOT_FOUND"

@@ -59,6 +59,7 @@ EXPORTED = {
     "Retrieved",
     "RetryPolicy",
     "Role",
+    "RotatedApiKey",
     "Routing",
     "Scope",
     "StreamBrokenError",

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from memsvc.v1 import admin_service_pb2 as admin
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2 as resources
 from tests.service_worker.conftest import Serve
 from tests.support.answers import Asking, eventually
-from tests.support.served import Refusal, refused
+from tests.support.served import Caller, Refusal, refused
 
 CAT = "My cat is called Mittens"
 BOILER = "Olga repaired the boiler on Tuesday"
@@ -218,6 +219,36 @@ async def test_a_cancelled_query_stops_the_worker(start: Serve) -> None:
         await eventually(idle, 3.0)
         tenant = await served.app.catalog.get_tenant("default")
         assert (await served.app.catalog.usage(tenant.uid)).queries == 1
+
+
+async def test_revoking_a_key_ends_its_answer_and_stops_the_worker(start: Serve) -> None:
+    async with start(worker_model="fake:step_ms=50") as served:
+        memory = await served.create()
+        await served.append(memory.name, "boiler " + "word " * 200)
+        made = await served.as_operator(
+            served.admin.CreateApiKey,
+            admin.CreateApiKeyRequest(
+                parent="tenants/default", api_key=admin.ApiKey(scope=admin.READ)
+            ),
+        )
+        question = pb.QueryRequest(memory=memory.name, question="boiler?")
+        events = aiter(Caller(made.secret)(served.memories.Query, question))
+        while (await anext(events)).WhichOneof("event") != "text":
+            pass
+        await served.as_operator(
+            served.admin.RevokeApiKey, admin.RevokeApiKeyRequest(name=made.api_key.name)
+        )
+        async with asyncio.timeout(3):
+            ended = await refused(events)
+        assert (ended.code, ended.reason) == ("UNAUTHENTICATED", "CREDENTIAL_INVALID")
+        model = served.app.workers.find("fake")
+        assert model is not None
+
+        async def idle() -> bool:
+            info = await model.client.info(5.0)
+            return info.residency.running_queries == 0
+
+        await eventually(idle, 3.0)
 
 
 async def test_deleted_documents_are_gone_from_answers(shared: Asking) -> None:

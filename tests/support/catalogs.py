@@ -7,7 +7,11 @@ import itertools
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
+from alembic import command
+from sqlalchemy import Connection
+
 from storage.catalog import (
+    ApiKeyRow,
     Catalog,
     DocumentRow,
     MemoryRow,
@@ -16,8 +20,10 @@ from storage.catalog import (
     Packing,
     PackingMode,
     RequestRecord,
+    Scope,
     TenantRow,
 )
+from storage.catalog.schema import alembic_config, run_locked
 from storage.layout import KVLayout
 
 PACKING = Packing(PackingMode.WINDOW, 4, 8192)
@@ -67,6 +73,24 @@ def new_documents(memory: MemoryRow, sizes: Sequence[int]) -> list[DocumentRow]:
         )
         for step, size in enumerate(sizes, start=1)
     ]
+
+
+async def make_key(
+    catalog: Catalog, tenant: TenantRow, key_id: str, scope: Scope = Scope.READ
+) -> ApiKeyRow:
+    """A key without an end, for all of the tenant's memories."""
+    return await catalog.create_api_key(key_id, tenant.uid, "", scope, False, b"d" * 32, None)
+
+
+def downgrade(url: str, revision: str) -> None:
+    """Takes a database back to an earlier revision; blocks."""
+
+    def work(connection: Connection) -> None:
+        config = alembic_config()
+        config.attributes["connection"] = connection
+        command.downgrade(config, revision)
+
+    run_locked(url, work)
 
 
 async def make_memory(
