@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +20,16 @@ import torch
 from benchmarks.quality import banks
 from benchmarks.quality.evaluate import ROWS, Evaluation, Figures, Plan
 from benchmarks.quality.rankers import MissingPackageError
+from benchmarks.quality.through_grpc import measure
 from benchmarks.service import machine
-from model_adapter.engine import Engine
 from model_adapter.engines import UnusableModelError, choose_device, load_engine
 from storage.paths import DataFolder
 
 COLUMNS = ("recall@1", "recall@5", "recall@10", "exact_match", "f1", "contains", "cites_gold")
 
 
-def report(bank: banks.Bank, engine: Engine, figures: Figures) -> dict[str, Any]:
+def report(bank: banks.Bank, figures: Figures, through: str) -> dict[str, Any]:
     """One JSON object."""
-    described = engine.description
     rows = {row: tally.figures() for row, tally in figures.rows.items()}
     return {
         "bank": bank.name,
@@ -37,11 +38,8 @@ def report(bank: banks.Bank, engine: Engine, figures: Figures) -> dict[str, Any]
         "tokens": figures.tokens,
         "scopes": len(bank.scopes),
         "questions": len(bank.questions),
-        "model": described.display_name,
-        "identity": described.identity,
-        "routed_layers": list(described.layout.routed_layers),
-        "pool_tokens": described.layout.pool_tokens,
-        "device": described.device,
+        "model": asdict(figures.model),
+        "through": through,
         "machine": {**machine(), "threads": torch.get_num_threads()},
         "bytes_per_token": round(figures.block_bytes / max(figures.tokens, 1), 1),
         "encode_ms_per_token": round(figures.encode_seconds * 1000 / max(figures.tokens, 1), 4),
@@ -68,6 +66,12 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=Path(".data/quality"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("auto", "bf16", "fp32"), default="auto")
+    parser.add_argument(
+        "--through",
+        choices=("engine", "grpc"),
+        default="engine",
+        help="grpc: a whole service, which has the row `ours` alone",
+    )
     parser.add_argument("--rows", default=",".join(ROWS), help="of " + ", ".join(ROWS))
     parser.add_argument("--limit", type=int, default=0, help="questions, drawn; 0 for all")
     parser.add_argument("--scopes", type=int, default=0, help="the first N conversations")
@@ -87,8 +91,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Raises BankError, MissingPackageError, UnusableModelError."""
+    rows = ("ours",) if arguments.through == "grpc" else tuple(arguments.rows.split(","))
     plan = Plan(
-        tuple(arguments.rows.split(",")),
+        rows,
         arguments.answers,
         arguments.documents,
         arguments.answer_tokens,
@@ -104,10 +109,19 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         seed=arguments.seed,
         dates=not arguments.no_dates,
     )
-    device = choose_device(arguments.device)
-    engine = load_engine(arguments.model, DataFolder(arguments.data_dir), device, arguments.dtype)
-    figures = Evaluation(engine, bank, plan, arguments.cache).run()
-    return report(bank, engine, figures)
+    if arguments.through == "grpc":
+        figures = through_service(bank, plan, arguments.model)
+    else:
+        device, data = choose_device(arguments.device), DataFolder(arguments.data_dir)
+        engine = load_engine(arguments.model, data, device, arguments.dtype)
+        figures = Evaluation(engine, bank, plan, arguments.cache).run()
+    return report(bank, figures, arguments.through)
+
+
+def through_service(bank: banks.Bank, plan: Plan, model: str) -> Figures:
+    """On a data folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        return measure(bank, plan, model, Path(folder) / "data")
 
 
 def main(argv: list[str] | None = None) -> int:

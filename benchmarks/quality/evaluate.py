@@ -48,8 +48,18 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class ModelCard:
+    """Which model was measured."""
+
+    name: str
+    identity: str
+    routed_layers: tuple[int, ...]
+    pool_tokens: int
+
+
+@dataclass(frozen=True)
 class Figures:
-    """All rows of one bank, and what its encoding took."""
+    """All rows of one bank, and what its encoding took. refused: documents without a block."""
 
     rows: dict[str, Tally]
     documents: int
@@ -57,6 +67,7 @@ class Figures:
     tokens: int
     block_bytes: int
     encode_seconds: float
+    model: ModelCard
 
 
 class Evaluation:
@@ -89,7 +100,24 @@ class Evaluation:
             _OneScope(self._engine, scope, encoded, self._device).measure(
                 self._plan, self._tallies, self._minilm, self._chosen
             )
-        return Figures(self._tallies, self._bank.documents, refused, tokens, block_bytes, seconds)
+        return Figures(
+            self._tallies,
+            self._bank.documents,
+            refused,
+            tokens,
+            block_bytes,
+            seconds,
+            card(self._engine),
+        )
+
+
+def card(engine: Engine) -> ModelCard:
+    """What an engine says of its model."""
+    described = engine.description
+    layout = described.layout
+    return ModelCard(
+        described.display_name, described.identity, layout.routed_layers, layout.pool_tokens
+    )
 
 
 def choose(questions: Sequence[Question], count: int, seed: int) -> frozenset[str]:
