@@ -1,6 +1,7 @@
 """Routing speed: the reduced single product against the straightforward formula.
 
     python -m benchmarks.routing --device cpu --json
+    python -m benchmarks.routing --device cuda --json    (benchmarks/routing_cuda.py)
 
 Both score the same memory (by default 100,000 chunks in about 33,400 documents, 8 kv
 heads, 32 query heads, head dim 128, 32 question tokens) in one run, alternating, and
@@ -128,7 +129,7 @@ def run(dtype: torch.dtype, device: torch.device, chunks: int, repeats: int) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--chunks", type=int, default=100_000)
+    parser.add_argument("--chunks", type=int, help="100,000; on a GPU 1,562,500 at most")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0, help="0: as many as torch finds")
     parser.add_argument("--json", action="store_true", help="one JSON object")
@@ -136,9 +137,15 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
+    if device.type == "cuda":
+        from benchmarks import routing_cuda  # noqa: PLC0415  # it imports this module
+
+        with torch.inference_mode():
+            print(json.dumps(routing_cuda.run(arguments.repeats, arguments.chunks or 1_562_500)))
+        return
     with torch.inference_mode():
         results = [
-            run(dtype, device, arguments.chunks, arguments.repeats)
+            run(dtype, device, arguments.chunks or 100_000, arguments.repeats)
             for dtype in (torch.float32, torch.bfloat16)
         ]
     if arguments.json:

@@ -1,0 +1,34 @@
+"""Routing over large memories: fused kernels for a GPU, and their twin for a CPU.
+
+What is computed is `routing.score_documents` with the mean over heads and the maximum
+over chunks: per document the largest product of a voting token and a chunk. Each routing
+key is read once, and of what it is multiplied with only one number per document and
+question is written.
+
+  keys.py    routing keys of one layer as they lie on the device: floats, int8 or int4
+  plan.py    which chunks every program takes, for questions over one memory or many
+  score.py   the launches; kernels when triton and a GPU are there, else the twin
+  fused.py   the kernels (imports triton)
+  twin.py    the same results in plain torch
+
+Shape suffixes are those of model.py; R rows: voting tokens of all questions, each padded to
+the same number; B questions; S groups of consecutive dimensions that share a scale.
+"""
+
+from model_adapter.msa.kernels.keys import KeyFormat, RoutingKeys, quantise
+from model_adapter.msa.kernels.plan import Plan, Spans
+from model_adapter.msa.kernels.rows import Rows
+from model_adapter.msa.kernels.score import Chosen, best, score, two_stage
+
+__all__ = [
+    "Chosen",
+    "KeyFormat",
+    "Plan",
+    "RoutingKeys",
+    "Rows",
+    "Spans",
+    "best",
+    "quantise",
+    "score",
+    "two_stage",
+]
