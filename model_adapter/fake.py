@@ -64,8 +64,9 @@ _FREQUENT = frozenset(_FREQUENT_TEXT.split())
 class FakeSpec:
     """Parameters of a fake engine. Times in milliseconds, limits in words.
 
-    name: makes another model of it, with another identity. step_ms and route_ms
-    count per call, encode_ms per document.
+    name: makes another model of it, with another identity. pool_tokens: of the layout,
+    which is part of the identity too. step_ms and route_ms count per call, encode_ms per
+    document.
     """
 
     name: str = ""
@@ -76,6 +77,7 @@ class FakeSpec:
     max_question_tokens: int = 1_024
     max_answer_tokens: int = 256
     top_k: int = 5
+    pool_tokens: int = 16
 
     @classmethod
     def parse(cls, text: str) -> FakeSpec:
@@ -90,6 +92,8 @@ class FakeSpec:
             if key not in kinds or not equals:
                 raise ValueError(f"unknown parameter of the fake engine: {item!r}")
             values[key] = kinds[key](value)
+        if int(values.get("pool_tokens", 1)) < 1:
+            raise ValueError("pool_tokens is at least 1")
         return cls(**values)  # type: ignore[arg-type]  # each value was made by its field's kind
 
 
@@ -153,7 +157,7 @@ class FakeEngine:
             routed_layers=(1, 3),
             kv_heads=8,
             head_dim=64,
-            pool_tokens=16,
+            pool_tokens=self._spec.pool_tokens,
             dtype="bf16",
             separate_routing_keys=True,
         )
@@ -173,7 +177,7 @@ class FakeEngine:
 
     @property
     def description(self) -> ModelDescription:
-        """Changes with the name alone."""
+        """Its identity changes with the name and pool_tokens alone."""
         return self._description
 
     def encode(self, documents: Sequence[DocumentText]) -> Encoded:

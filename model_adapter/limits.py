@@ -21,7 +21,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Load:
-    """Queries at a moment, rankings included."""
+    """Queries at a moment, rankings included. draining: nothing new is taken."""
 
     running: int
     waiting: int
+    draining: bool = False

@@ -85,7 +85,8 @@ class Scheduler:
     def load(self) -> Load:
         """Queries now."""
         with self._wake:
-            return Load(len(self._running), len(self._waiting) + len(self._paging))
+            waiting = len(self._waiting) + len(self._paging)
+            return Load(len(self._running), waiting, self._draining)
 
     def admit(self, job: QueryJob | RouteJob) -> None:
         """Takes a place for a job that is about to be paged in.

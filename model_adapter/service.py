@@ -81,6 +81,7 @@ class ModelAdapter(ModelAdapterServiceServicer):
                 running_queries=load.running,
                 waiting_queries=load.waiting,
             ),
+            draining=load.draining,
         )
 
     async def Encode(

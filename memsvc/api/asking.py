@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from memsvc.errors import ApiError
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2
 from memsvc.v1.errors_pb2 import ErrorReason
-from memsvc.workers import ServedModel
+from memsvc.workers import Endpoint, ServedModel
 from model_adapter.v1 import model_adapter_pb2 as worker_pb
 from storage.catalog import MemoryRow, ModelRow, NotFoundError
 
@@ -109,12 +109,17 @@ async def ask(
     return Asked(memory, deadline, model_id)
 
 
-async def prepare(application: Application, asked: Asked) -> Snapshot:
-    """Waits until the revision is encoded and a worker is there. Raises ApiError."""
+async def prepare(
+    application: Application, asked: Asked, failed: Collection[Endpoint] = ()
+) -> Snapshot:
+    """Waits until the revision is encoded and a worker is there. Raises ApiError.
+
+    failed: workers that have just failed this call.
+    """
     memory, deadline = asked.memory, asked.deadline
     model = await application.workers.resolve(asked.model_id, deadline.wait_s)
     await application.encoding.wait_encoded(memory, model, asked.revision, deadline.answer_by)
-    served = await application.workers.require(model.model_id, deadline.wait_s)
+    served = await application.workers.require(model.model_id, memory.uid, deadline.wait_s, failed)
     if served.row.identity != model.identity:
         raise ApiError(ErrorReason.MODEL_MISMATCH, "the model was changed meanwhile")
     current = memory
@@ -167,11 +172,12 @@ async def streamed(
     Until the first one came, a lost worker, one that serves another model now, or
     a damaged block (which is made again) leads to another try.
     """
+    failed: set[Endpoint] = set()
     for left in reversed(range(_TRIES)):
         began = False
         snapshot = None
         try:
-            snapshot = await prepare(application, asked)
+            snapshot = await prepare(application, asked, failed)
             async with aclosing(call(snapshot)) as answers:
                 async for answer in answers:
                     began = True
@@ -179,6 +185,7 @@ async def streamed(
             return
         except ApiError as error:
             if snapshot is not None:
+                failed.add(snapshot.served.endpoint)
                 await _learn(application, asked, snapshot, error)
             # Read anew: a call that names a deleted memory is not to be tried again.
             await still_there(application, asked.memory)

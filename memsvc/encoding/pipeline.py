@@ -1,5 +1,9 @@
 """Batches of one model on their way: store -> worker -> store -> catalog.
 
+One pipeline per worker: of the model's memories it takes those that are placed there.
+A memory that moves while a batch of it is on its way is encoded by both for a moment;
+the catalog takes the first result and refuses the other.
+
 Up to MAX_ALIVE batches exist at once, of which MAX_ENCODING are in the worker:
 while one is computed the next already waits there, and the blocks of the last
 are written. Batches of one memory are written in any order and committed in
@@ -27,7 +31,7 @@ from memsvc.errors import ApiError
 from memsvc.progress import Progress
 from memsvc.stores import Stores
 from memsvc.v1.errors_pb2 import ErrorReason
-from memsvc.workers import EncodeFailure, ServedModel, WorkerFaultError
+from memsvc.workers import EncodeFailure, ServedModel, WorkerFaultError, Workers
 from storage.catalog import Catalog, CatalogError, EncodingState, NotFoundError
 from storage.failpoints import Failpoint, reach
 from storage.layout import KVBlock
@@ -47,7 +51,7 @@ _MIN_BATCH_BYTES = 8 * KIB
 #: Without any news the catalog is looked at this often.
 _IDLE_S = 5.0
 _BACKOFF_FIRST_S, _BACKOFF_LAST_S = 0.2, 5.0
-_BACKLOG_MEMORIES = 64
+_BACKLOG_MEMORIES, _BACKLOG_MOST = 64, 1000
 
 #: Reason under which a document that the worker cannot survive is set aside.
 ENCODE_FAILED = "INTERNAL_FAULT"
@@ -61,11 +65,13 @@ class Pipeline:
         served: ServedModel,
         state: ModelState,
         *,
+        workers: Workers,
         config: Config,
         catalog: Catalog,
         stores: Stores,
         progress: Progress,
     ) -> None:
+        self._workers = workers
         self._served = served
         self._model = served.row
         self._state = state
@@ -135,8 +141,9 @@ class Pipeline:
             if refreshed:
                 await self._refresh()
             while (job := self._plan.next()) is not None:
-                batch = await self._read(job)
-                if batch is not None:
+                if not self._mine(job.memory_uid):
+                    self._plan.drop(job.memory_uid)
+                elif (batch := await self._read(job)) is not None:
                     return batch
             if refreshed:
                 return None
@@ -147,14 +154,24 @@ class Pipeline:
             await self._catalog.resume_encodings(self._model.model_id)
             self._resume = False
         self._stale = False
-        waiting = await self._catalog.backlog(self._model.model_id, _BACKLOG_MEMORIES)
+        limit = _BACKLOG_MEMORIES
+        while True:
+            waiting = await self._catalog.backlog(self._model.model_id, limit)
+            own = [waits for waits in waiting if self._mine(waits[1].uid)]
+            # What waits longest may all be another worker's.
+            if own or len(waiting) < limit or limit >= _BACKLOG_MOST:
+                break
+            limit = min(4 * limit, _BACKLOG_MOST)
         self._plan.merge(
             Job(tenant_uid, memory.uid, encoding.encoded_number, memory.last_number)
-            for tenant_uid, memory, encoding in waiting
+            for tenant_uid, memory, encoding in own
             if encoding.identity == self._model.identity
         )
-        if len(waiting) < _BACKLOG_MEMORIES:
+        if len(waiting) < limit:
             self._state.troubles.forget_all_but(memory.uid for _, memory, _ in waiting)
+
+    def _mine(self, memory_uid: str) -> bool:
+        return self._workers.place(self._model.model_id, memory_uid) is self._served
 
     def _target(self, job: Job) -> Target:
         return Target.of(job.memory_uid, self._model.identity, self._model.layout)

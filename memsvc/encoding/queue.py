@@ -158,7 +158,7 @@ class EncodingQueue:
         return self._states.setdefault(model_id, ModelState())
 
     async def _follow_workers(self) -> None:
-        """One pipeline per served model, for as long as that worker serves it."""
+        """One pipeline per worker, for as long as it serves its model."""
         while True:
             seen = self._workers.generation
             served = {model: model for model in self._workers.served()}
@@ -166,6 +166,8 @@ class EncodingQueue:
             for model in served:
                 if model not in self._pipelines:
                     self._begin(model)
+            # Memories may have moved between them.
+            self.wake()
             await self._try_count()
             await self._workers.changed(seen)
 
@@ -173,6 +175,7 @@ class EncodingQueue:
         pipeline = Pipeline(
             served,
             self._state(served.row.model_id),
+            workers=self._workers,
             config=self._config,
             catalog=self._catalog,
             stores=self._stores,

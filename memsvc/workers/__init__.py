@@ -1,12 +1,14 @@
 """What memsvc knows of its model-adapter workers."""
 
 from memsvc.workers.client import DocumentText, EncodeFailure, WorkerClient
+from memsvc.workers.endpoint import Endpoint
 from memsvc.workers.failures import WorkerFaultError
 from memsvc.workers.registry import ServedModel, Workers
 
 __all__ = [
     "DocumentText",
     "EncodeFailure",
+    "Endpoint",
     "ServedModel",
     "WorkerClient",
     "WorkerFaultError",

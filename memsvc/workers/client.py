@@ -82,11 +82,11 @@ class WorkerClient:
         """Ends the channel; calls in flight fail."""
         await self._channel.close()
 
-    async def info(self, timeout_s: float) -> pb.GetInfoResponse:
-        """What the worker serves. Waits for the connection up to timeout_s."""
+    async def info(self, timeout_s: float, *, wait_for_ready: bool = True) -> pb.GetInfoResponse:
+        """What the worker serves. wait_for_ready: waits for the connection up to timeout_s."""
         with self._failures():
             reply = await self._stub.GetInfo(
-                pb.GetInfoRequest(), timeout=timeout_s, wait_for_ready=True
+                pb.GetInfoRequest(), timeout=timeout_s, wait_for_ready=wait_for_ready
             )
         self.model = reply.model_id
         return reply

@@ -34,6 +34,8 @@ _BACKOFF_LAST_S = 30.0
 
 _INFO_TIMEOUT_S = 30.0
 _PROBE_EVERY_S = 5.0
+#: After a probe that failed.
+_PROBE_AGAIN_S = 0.5
 _PROBE_TIMEOUT_S = 10.0
 _PROBES_FAILED = 3
 
@@ -121,6 +123,8 @@ class Endpoint(ABC):
 
     async def _attach(self, client: WorkerClient) -> None:
         info = await client.info(_INFO_TIMEOUT_S)
+        if info.draining:
+            raise WorkerFaultError(f"the worker at {client.address} is going down")
         while self._owed:
             tenant, memory_uid = next(iter(self._owed))
             await client.evict(tenant, memory_uid, _EVICT_TIMEOUT_S)
@@ -135,19 +139,24 @@ class Endpoint(ABC):
             self._withdraw(self)
 
     async def _probe(self, client: WorkerClient, info: pb.GetInfoResponse) -> None:
-        """Returns when the worker stopped answering or serves something else."""
+        """Returns when the worker stopped answering or serves something else.
+
+        One that drains gets no new work and is watched on: it still answers what it has.
+        """
         failed = 0
         while failed < _PROBES_FAILED:
             with suppress(TimeoutError):
-                async with asyncio.timeout(_PROBE_EVERY_S):
+                async with asyncio.timeout(_PROBE_AGAIN_S if failed else _PROBE_EVERY_S):
                     await self._suspect.wait()
             self._suspect.clear()
             try:
-                now = await client.info(_PROBE_TIMEOUT_S)
+                now = await client.info(_PROBE_TIMEOUT_S, wait_for_ready=False)
             except (ApiError, WorkerFaultError):
                 failed += 1
                 continue
             failed = 0
+            if now.draining:
+                self._withdraw(self)
             if now.identity != info.identity or now.model_id != info.model_id:
                 log.info("worker at %s now serves %s", client.address, now.model_id)
                 return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from memsvc.config import Config
 from memsvc.workers.client import WorkerClient, layout_of
 from memsvc.workers.endpoint import Endpoint, RemoteEndpoint, SupervisedEndpoint
 from memsvc.workers.failures import RETRY_AFTER_S, WorkerFaultError
+from memsvc.workers.placement import place
 from memsvc.workers.supervisor import SocketPlace, WorkerCommand
 from model_adapter.v1 import model_adapter_pb2 as pb
 from storage.catalog import Catalog, ModelRow, NotFoundError
@@ -23,19 +25,25 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model that a worker serves now. replaces: it came with another identity than before."""
+    """A model as one worker serves it now. replaces: it came with another identity than before."""
 
     row: ModelRow
     client: WorkerClient
     endpoint: Endpoint
     replaces: bool = False
 
+    @property
+    def address(self) -> str:
+        """Where the worker is; no two workers share it."""
+        return self.client.address
+
 
 class Workers:
     """Registry of workers. With no worker_address set it supervises one child of its own.
 
     worker_address may name several workers, separated by commas; the first one's
-    model is the default.
+    model is the default. Workers of one model share its memories among them
+    (`placement`); they must be of one identity.
     """
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
@@ -43,7 +51,9 @@ class Workers:
         self._catalog = catalog
         self._endpoints: list[Endpoint] = []
         self._tasks: list[asyncio.Task[None]] = []
-        self._served: dict[str, ServedModel] = {}
+        self._served: dict[Endpoint, ServedModel] = {}
+        self._replaced: set[str] = set()
+        self._announcing = asyncio.Lock()
         self._changed = asyncio.Event()
         self._generation = 0
         self._place: SocketPlace | None = None
@@ -81,12 +91,28 @@ class Workers:
         return None
 
     def served(self) -> list[ServedModel]:
-        """Models served now."""
+        """What every worker serves now."""
         return list(self._served.values())
 
+    def of_model(self, model_id: str) -> list[ServedModel]:
+        """The workers of a model."""
+        return [served for served in self._served.values() if served.row.model_id == model_id]
+
     def find(self, model_id: str) -> ServedModel | None:
-        """The worker of a model, if one serves it now."""
-        return self._served.get(model_id)
+        """Any worker of a model, if one serves it now."""
+        return next(iter(self.of_model(model_id)), None)
+
+    def place(
+        self, model_id: str, memory_uid: str, failed: Collection[Endpoint] = ()
+    ) -> ServedModel | None:
+        """The worker of a model that a memory belongs to now.
+
+        failed: not these, unless there is no other.
+        """
+        workers = {served.address: served for served in self.of_model(model_id)}
+        sound = {a: served for a, served in workers.items() if served.endpoint not in failed}
+        address = place(memory_uid, (sound or workers).keys())
+        return workers[address] if address is not None else None
 
     @property
     def generation(self) -> int:
@@ -99,13 +125,15 @@ class Workers:
             await self._changed.wait()
         return self._generation
 
-    async def require(self, model_id: str, wait_s: float) -> ServedModel:
-        """The worker of a model, awaited for up to wait_s. Raises WORKER_UNAVAILABLE."""
+    async def require(
+        self, model_id: str, memory_uid: str, wait_s: float, failed: Collection[Endpoint] = ()
+    ) -> ServedModel:
+        """As place, awaited for up to wait_s. Raises WORKER_UNAVAILABLE."""
         with suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
-                while model_id not in self._served:
+                while self.find(model_id) is None:
                     await self._changed.wait()
-        served = self._served.get(model_id)
+        served = self.place(model_id, memory_uid, failed)
         if served is None:
             raise errors.worker_unavailable(model_id, RETRY_AFTER_S)
         return served
@@ -119,7 +147,7 @@ class Workers:
         """
         if not model_id:
             return await self._default(wait_s)
-        served = self._served.get(model_id)
+        served = self.find(model_id)
         if served is not None:
             return served.row
         try:
@@ -146,13 +174,14 @@ class Workers:
     async def _announce(
         self, endpoint: Endpoint, client: WorkerClient, info: pb.GetInfoResponse
     ) -> None:
-        row = self._row(endpoint, info)
-        holder = self._served.get(row.model_id)
-        if holder is not None and holder.endpoint is not endpoint:
-            raise WorkerFaultError(f"another worker already serves {row.model_id}")
-        replaces = await self._replaces(row)
-        await self._catalog.upsert_model(row)
-        self._served[row.model_id] = ServedModel(row, client, endpoint, replaces)
+        async with self._announcing:
+            row = self._row(info, default=await self._is_default(endpoint, info.model_id))
+            self._refuse_another_identity(row)
+            if await self._replaces(row):
+                self._replaced.add(row.model_id)
+            await self._catalog.upsert_model(row)
+            replaces = row.model_id in self._replaced
+            self._served[endpoint] = ServedModel(row, client, endpoint, replaces)
         log.info(
             "model %s (%s) is served from %s, on %s in %s",
             row.model_id,
@@ -163,6 +192,15 @@ class Workers:
         )
         self._notify()
 
+    def _refuse_another_identity(self, row: ModelRow) -> None:
+        """Else the model's blocks would be made and unmade in turns."""
+        holder = self.find(row.model_id)
+        if holder is not None and holder.row.identity != row.identity:
+            raise WorkerFaultError(
+                f"{holder.address} serves {row.model_id} with another identity; "
+                "all its workers must be of one"
+            )
+
     async def _replaces(self, row: ModelRow) -> bool:
         try:
             return (await self._catalog.get_model(row.model_id)).identity != row.identity
@@ -170,13 +208,17 @@ class Workers:
             return False
 
     def _withdraw(self, endpoint: Endpoint) -> None:
-        lost = [model for model, served in self._served.items() if served.endpoint is endpoint]
-        for model in lost:
-            del self._served[model]
-        if lost:
+        if self._served.pop(endpoint, None) is not None:
             self._notify()
 
-    def _row(self, endpoint: Endpoint, info: pb.GetInfoResponse) -> ModelRow:
+    async def _is_default(self, endpoint: Endpoint, model_id: str) -> bool:
+        """The first worker's model is; further workers of it leave it so."""
+        if endpoint is self._endpoints[0]:
+            return True
+        default = await self._catalog.default_model()
+        return default is not None and default.model_id == model_id
+
+    def _row(self, info: pb.GetInfoResponse, *, default: bool) -> ModelRow:
         try:
             layout = layout_of(info.layout)
         except LayoutError as error:
@@ -189,7 +231,7 @@ class Workers:
             max_document_tokens=info.max_document_tokens,
             max_question_tokens=info.max_question_tokens,
             max_answer_tokens=info.max_answer_tokens,
-            default=endpoint is self._endpoints[0],
+            default=default,
             last_seen_us=time.time_ns() // 1000,
         )
 

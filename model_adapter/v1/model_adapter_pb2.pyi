@@ -55,6 +55,7 @@ class GetInfoResponse(_message.Message):
     DEVICE_FIELD_NUMBER: _builtins.int
     COMPUTE_DTYPE_FIELD_NUMBER: _builtins.int
     RESIDENCY_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """Last part of the model's resource name."""
     display_name: _builtins.str
@@ -71,6 +72,8 @@ class GetInfoResponse(_message.Message):
     """Where it runs and in what precision, e.g. "cpu" and "bf16"."""
     compute_dtype: _builtins.str
     """Precision of the arithmetic."""
+    draining: _builtins.bool
+    """True: it finishes what runs, takes nothing new, and will end."""
     @_builtins.property
     def layout(self) -> Global___KVLayout:
         """Shape of the blocks it makes."""
@@ -92,10 +95,11 @@ class GetInfoResponse(_message.Message):
         device: _builtins.str = ...,
         compute_dtype: _builtins.str = ...,
         residency: Global___ResidencyInfo | None = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout", "residency", b"residency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_dtype", b"compute_dtype", "device", b"device", "display_name", b"display_name", "identity", b"identity", "layout", b"layout", "max_answer_tokens", b"max_answer_tokens", "max_document_tokens", b"max_document_tokens", "max_question_tokens", b"max_question_tokens", "model_id", b"model_id", "residency", b"residency"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_dtype", b"compute_dtype", "device", b"device", "display_name", b"display_name", "draining", b"draining", "identity", b"identity", "layout", b"layout", "max_answer_tokens", b"max_answer_tokens", "max_document_tokens", b"max_document_tokens", "max_question_tokens", b"max_question_tokens", "model_id", b"model_id", "residency", b"residency"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
