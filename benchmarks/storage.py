@@ -1,4 +1,4 @@
-"""Storage alone: durable writes, page-in warm and cold, codecs, archives.
+"""Storage alone: durable writes, page-in warm and cold, codecs, encryption, archives.
 
     python -m benchmarks.storage --json
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -31,6 +32,7 @@ from storage.archive import (
 )
 from storage.block_records import BlockCodecs
 from storage.codecs import Codec, to_bf16
+from storage.crypto import LocalRootKeys, TenantKeys
 from storage.documents import TextSource
 from storage.layout import KVBlock, KVLayout
 from storage.lmdb_store import LmdbOptions, LmdbReader, LmdbStore
@@ -39,6 +41,7 @@ from storage.store import EncodingId, MemoryUid, StoredDocument
 LAYOUT = KVLayout(tuple(range(15, 30)), 3, 64, 64, "bf16", separate_routing_keys=False)
 MEMORY = MemoryUid(b"m" * 16)
 IDENTITY = "ab" * 32
+TENANT = "0a" * 16
 ENCODING = EncodingId(bytes.fromhex(IDENTITY)[:16])
 SHAPES = {"28000 of 1 chunk": (28_000, 40), "500 of 32 chunks": (500, 2048)}
 Figures = dict[str, float]
@@ -63,9 +66,22 @@ def blocks(count: int, tokens: int) -> Iterator[KVBlock]:
         yield KVBlock(number, tokens, arrays[number % 8], None, arrays[(number + 3) % 8])
 
 
-def fill(path: Path, count: int, tokens: int, group: int, codec: Codec = Codec.RAW) -> float:
+def keys_for(path: Path) -> TenantKeys:
+    """Keys of the store at `path`, in a file beside it."""
+    root = LocalRootKeys([bytes(32)])
+    return TenantKeys(path.with_suffix(".keys"), TENANT, root, create=True)
+
+
+def fill(
+    path: Path,
+    count: int,
+    tokens: int,
+    group: int,
+    codec: Codec = Codec.RAW,
+    keys: TenantKeys | None = None,
+) -> float:
     """Writes `count` blocks, `group` in a transaction. Returns MB/s of unpacked blocks."""
-    store = LmdbStore(path, LmdbOptions(codecs=BlockCodecs(codec, codec)))
+    store = LmdbStore(path, LmdbOptions(codecs=BlockCodecs(codec, codec)), keys)
     held = list(blocks(count, tokens))
 
     def write() -> None:
@@ -124,6 +140,44 @@ def page_in(path: Path, count: int, tokens: int) -> Figures:
     return figures
 
 
+def encryption(path: Path, count: int, tokens: int, rounds: int) -> Figures:
+    """Cold opens of an encrypted memory beside a plain one, in turn; medians and their ratio.
+
+    A cold open is what a worker does first: all routing keys, from a file that is not
+    in the page cache, then the contents of 16 documents.
+    """
+    coded = path.with_name(f"{path.name}-encrypted")
+    keys = keys_for(coded)
+    written = fill(coded, count, tokens, 64, keys=keys)
+    chosen = range(1, count, max(1, count // 16))
+    seconds: dict[str, list[float]] = {"plain": [], "encrypted": [], "warm": [], "warm_enc": []}
+
+    def open_all(place: Path, source: TenantKeys | None, label: str, warm: str) -> None:
+        drop_cache(place)
+        reader = LmdbReader(place, source)
+
+        def read() -> None:
+            reader.load_routing(MEMORY, ENCODING, LAYOUT)
+            for number in chosen:
+                reader.get_content(MEMORY, ENCODING, LAYOUT, number)
+
+        seconds[label].append(timed(read))
+        seconds[warm].append(timed(read))
+        reader.close()
+
+    for _ in range(rounds):
+        open_all(path, None, "plain", "warm")
+        open_all(coded, keys_for(coded), "encrypted", "warm_enc")
+    middle = {name: statistics.median(found) for name, found in seconds.items()}
+    return {
+        "write_64_encrypted_mb_s": written,
+        "cold_open_plain_ms": middle["plain"] * 1e3,
+        "cold_open_encrypted_ms": middle["encrypted"] * 1e3,
+        "cold_open_ratio": middle["plain"] / middle["encrypted"],
+        "warm_open_ratio": middle["warm"] / middle["warm_enc"],
+    }
+
+
 def archive(path: Path, folder: Path, count: int, tokens: int) -> Figures:
     """Export to a file, and verified reading of it."""
     store = LmdbStore(path)
@@ -171,6 +225,7 @@ def main() -> None:
             report[title]["write_int8_mb_s"] = fill(path, few, tokens, 64, Codec.INT8)
             fill(path, count, tokens, 64)
             report[title] |= page_in(path, count, tokens)
+            report[title] |= encryption(path, count, tokens, rounds=7)
             report[title] |= archive(path, folder, count, tokens)
             (folder / "archive").unlink()
     if arguments.json:

@@ -1,6 +1,7 @@
 """What a running server is made of. Handlers get this one object and nothing else.
 
     Config, DataFolder     settings and where files lie
+    Keys                   what is stored is encrypted with
     Catalog                SQL: what exists
     Stores                 LMDB: texts and blocks, one environment per tenant
     Writes                 the write path: locks, order of commits, idempotency
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from memsvc.auth import Authenticator
     from memsvc.config import Config
     from memsvc.encoding import EncodingQueue
+    from memsvc.keys import Keys
     from memsvc.paging import PageTokens
     from memsvc.progress import Progress
     from memsvc.stores import Stores
@@ -41,6 +43,7 @@ class Application:
 
     config: Config
     data: DataFolder
+    keys: Keys
     catalog: Catalog
     stores: Stores
     writes: Writes

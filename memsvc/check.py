@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from memsvc.config import Config
+from memsvc.keys import load_root_keys
 from storage.catalog import Catalog, EncodingRow, MemoryRow, MemoryState, NotFoundError, TenantRow
+from storage.crypto import RootKeys, open_keys
 from storage.lmdb_store import LmdbReader
+from storage.paths import DataFolder
 from storage.store import EncodingId, MemoryUid, StoreNotFoundError
 
 
@@ -48,16 +51,18 @@ class _Expected:
 
 
 async def check_data(config: Config) -> AsyncIterator[CheckFinding]:
-    """Everything found wrong. Raises CatalogError, StorageError when it cannot look."""
+    """Everything found wrong. Raises CatalogError, RootKeyError, StorageError when it cannot
+    look.
+    """
+    root = load_root_keys(config)
     catalog = await Catalog.open(config.catalog_url)
     try:
         for tenant in await _tenants(catalog):
             expected = [
                 await _expected(catalog, memory) for memory in await _memories(catalog, tenant)
             ]
-            path = config.folder.tenant(tenant.uid)
             try:
-                store = await asyncio.to_thread(LmdbReader, path)
+                store = await asyncio.to_thread(_open, config.folder, tenant.uid, root)
             except StoreNotFoundError:
                 for one in expected:
                     if one.live:
@@ -71,6 +76,12 @@ async def check_data(config: Config) -> AsyncIterator[CheckFinding]:
                 store.close()
     finally:
         await catalog.close()
+
+
+def _open(folder: DataFolder, tenant: str, root: RootKeys | None) -> LmdbReader:
+    """Raises StoreNotFoundError when nothing was ever written."""
+    keys = None if root is None else open_keys(folder.keys(tenant), tenant, root)
+    return LmdbReader(folder.tenant(tenant), keys)
 
 
 async def _tenants(catalog: Catalog) -> list[TenantRow]:

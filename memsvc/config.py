@@ -59,6 +59,19 @@ class Config:
         secret=True,
     )
 
+    encryption: bool = _setting(
+        True, "Encrypt what is stored. Chosen at `memsvc init`, not to be changed after."
+    )
+    root_key_file: str = _setting(
+        "", "File of root keys, mode 0600. Empty: root.key in the data folder."
+    )
+    root_key: str = _setting(
+        "",
+        "Root keys themselves, base64 of 32 bytes each, instead of a file; the first wraps, "
+        "all unwrap.",
+        secret=True,
+    )
+
     worker_address: str = _setting(
         "",
         "Addresses of workers that run apart, separated by commas; the first one's model is the "
@@ -177,6 +190,11 @@ class Config:
     def catalog_url(self) -> str:
         """database_url, or SQLite in the data folder."""
         return self.database_url or sqlite_url(self.folder.catalog.absolute())
+
+    @property
+    def root_key_path(self) -> Path:
+        """root_key_file, or its default."""
+        return Path(self.root_key_file) if self.root_key_file else self.folder.root_key
 
     def shown(self) -> dict[str, str]:
         """Every setting for people and logs; secrets are only said to be set."""

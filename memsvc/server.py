@@ -26,6 +26,7 @@ from memsvc.auth import Authenticator, load_server_key
 from memsvc.config import Config
 from memsvc.encoding import EncodingQueue
 from memsvc.gate import Gate
+from memsvc.keys import Keys, load_root_keys
 from memsvc.paging import PageTokens
 from memsvc.progress import Progress
 from memsvc.reconcile import reconcile
@@ -106,7 +107,7 @@ class Server:
 async def open_server(config: Config) -> AsyncIterator[Server]:
     """A server, serving inside the with block and drained at its end.
 
-    Raises DataFolderError, ServerKeyError, ServerStartError.
+    Raises DataFolderError, ServerKeyError, RootKeyError, ServerStartError.
     """
     async with AsyncExitStack() as stack:
         stack.enter_context(hold(config.folder))
@@ -130,6 +131,7 @@ async def open_server(config: Config) -> AsyncIterator[Server]:
 async def _build(config: Config, stack: AsyncExitStack) -> Application:
     """The parts, in the order they need each other."""
     server_key = load_server_key(config.folder.server_key)
+    keys = Keys(config.folder, load_root_keys(config))
     try:
         catalog = await Catalog.open(config.catalog_url)
     except CatalogError as error:
@@ -139,7 +141,7 @@ async def _build(config: Config, stack: AsyncExitStack) -> Application:
         config.folder,
         config.open_environments,
         config.reader_threads,
-        lmdb_opener(config.max_store_bytes),
+        lmdb_opener(config.max_store_bytes, keys),
     )
     stack.push_async_callback(stores.close)
     progress = Progress()
@@ -153,6 +155,7 @@ async def _build(config: Config, stack: AsyncExitStack) -> Application:
     return Application(
         config=config,
         data=config.folder,
+        keys=keys,
         catalog=catalog,
         stores=stores,
         writes=Writes(config, catalog, stores, notify, workers.evict),

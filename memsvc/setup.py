@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from memsvc.auth import Authenticator, ServerKey, make_server_key
 from memsvc.config import Config
+from memsvc.keys import make_root_key
 from storage.catalog import Catalog, NotFoundError, Scope, TenantRow, migrate
 from storage.paths import DataFolder
 
@@ -31,11 +32,11 @@ class Initialised:
 
 
 def initialise(config: Config) -> Initialised:
-    """Makes the data folder, the server key, the catalog's schema, the tenant "default"
-    and the operator's first key. Blocks.
+    """Makes the data folder, the server key, the root key, the catalog's schema, the tenant
+    "default" and the operator's first key. Blocks.
 
     Done twice it changes nothing and returns no credential. Raises DataFolderError,
-    ServerKeyError, CatalogError.
+    ServerKeyError, RootKeyError, CatalogError.
     """
     folder = config.folder
     folder.root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -43,6 +44,7 @@ def initialise(config: Config) -> Initialised:
         lost_key = not folder.server_key.exists()
         server_key = make_server_key(folder.server_key)
         make_folders(folder)
+        make_root_key(config)
         migrate(config.catalog_url)
         return asyncio.run(_first_key(config, server_key, lost_key=lost_key))
 

@@ -15,6 +15,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
+from memsvc.keys import Keys
 from storage.lmdb_env import MapLimits
 from storage.lmdb_store import LmdbOptions, LmdbStore
 from storage.paths import DataFolder
@@ -26,11 +27,11 @@ T = TypeVar("T")
 Opener = Callable[[Path], TenantStore]
 
 
-def lmdb_opener(max_bytes: int) -> Opener:
+def lmdb_opener(max_bytes: int, keys: Keys) -> Opener:
     """Opens LMDB environments that grow to max_bytes and no further."""
     start_bytes = min(MapLimits().start_bytes, max_bytes)
     options = LmdbOptions(limits=MapLimits(start_bytes=start_bytes, max_bytes=max_bytes))
-    return lambda path: LmdbStore(path, options)
+    return lambda path: LmdbStore(path, options, keys.tenant(path.name))
 
 
 class _Handle:

@@ -24,6 +24,7 @@ import torch
 
 from model_adapter.engine import EngineError
 from model_adapter.errors import InterruptedQueryError, MemoryInUseError
+from model_adapter.keys import HeldKeys
 from model_adapter.lease import Lease
 from model_adapter.paging import BlockSource, Slab
 from model_adapter.readers import Readers
@@ -34,6 +35,7 @@ from model_adapter.residency import (
     MemoryKey,
     RoutingTable,
 )
+from storage.crypto import MemorySecret
 from storage.layout import KVLayout
 from storage.store import EncodingId
 
@@ -70,22 +72,24 @@ class Pager:
 
     Invariants (`check_integrity`): reserved bytes are exactly those of the tables and
     within the budget; a pinned memory is never dropped; a memory that was replaced or
-    evicted is wiped by its last reader.
+    evicted is wiped by its last reader; a key is held exactly as long as its memory.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - what a pager stands on
         self,
         layout: KVLayout,
         encoding: EncodingId,
         readers: Readers,
         budgets: Budgets,
         device: torch.device,
+        keys: HeldKeys | None = None,
     ) -> None:
         self._layout = layout
         self._encoding = encoding
         self._readers = readers
         self._budgets = budgets
         self.device = device
+        self._keys = keys or HeldKeys()
         self._changed = threading.Condition()
         self._memories: OrderedDict[MemoryKey, HeldMemory] = OrderedDict()
         self._leaving: set[HeldMemory] = set()
@@ -99,11 +103,13 @@ class Pager:
         last_number: int,
         epoch: int,
         unwanted: Callable[[], bool] = lambda: False,
+        secret: MemorySecret | None = None,
     ) -> Lease:
         """Pins the memory as of `last_number` and brings in what is new of it.
 
         unwanted: asked between slabs; when it says True the rest is left for another time
-        and InterruptedQueryError is raised. Also raises CorruptRecordError, ModelMismatchError.
+        and InterruptedQueryError is raised. secret: of an encrypted memory; held as long as
+        anything of the memory is. Also raises CorruptRecordError, ModelMismatchError.
         """
         with self._changed:
             memory = self._memories.get(key)
@@ -115,6 +121,7 @@ class Pager:
                 self._make_place()
                 self._memories[key] = memory
             self._memories.move_to_end(key)
+            self._keys.hold(key, secret)
             memory.pins += 1
         try:
             with memory.loading:
@@ -177,6 +184,7 @@ class Pager:
             assert self._reserved == sum(held.reserved for held in everything)
             assert self._reserved <= self._budgets.routing_bytes
             assert {memory for memory, _ in self._content} <= set(everything)
+            assert self._keys.names() == {held.key for held in everything}
             self._content.check_integrity()
 
     # Loading: by the thread that holds memory.loading, of a pinned memory.
@@ -267,6 +275,9 @@ class Pager:
             self._reserved -= memory.reserved
             memory.reserved = 0
             self._leaving.discard(memory)
+            others = (held.key for held in self._leaving)
+            if memory.key not in self._memories and memory.key not in others:
+                self._keys.drop(memory.key)
             self._changed.notify_all()
 
     # For leases.

@@ -25,6 +25,8 @@ _FIRST_DOCUMENTS = 4
 _STEP_GROWTH = 16
 #: An average of fewer documents predicts nothing.
 _SAMPLE_DOCUMENTS = 64
+#: Keys are destroyed with what they encrypted.
+_KEY_GONE = "a document's key was destroyed while it was being read"
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +109,8 @@ class BlockSource:
                 raise KeyError(number)
             try:
                 return render(reader.get_document(self._memory, number).source)
+            except store.KeyMissingError as error:
+                raise MemoryChangedError(_KEY_GONE) from error
             except store.CorruptRecordError as error:
                 raise _corrupt(number, "text") from error
 
@@ -123,6 +127,8 @@ class BlockSource:
             packed = reader.load_routing(
                 self._memory, self._encoding, self._layout, numbers[0], numbers[-1]
             )
+        except store.KeyMissingError as error:
+            raise MemoryChangedError(_KEY_GONE) from error
         except store.CorruptRecordError as error:
             raise _corrupt(self._culprit(reader, numbers), "block") from error
         except store.ForeignRecordError as error:
@@ -149,6 +155,8 @@ class BlockSource:
     def _checked(self, number: int, record: str) -> Iterator[None]:
         try:
             yield
+        except store.KeyMissingError as error:
+            raise MemoryChangedError(_KEY_GONE) from error
         except store.CorruptRecordError as error:
             raise _corrupt(number, record) from error
         except store.ForeignRecordError as error:

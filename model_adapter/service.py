@@ -181,6 +181,7 @@ class ModelAdapter(ModelAdapterServiceServicer):
             ref.last_number,
             ref.deletion_epoch,
             lambda: job.ended,
+            wire.memory_secret(ref),
         )
         queued = self._queue_when_leased(lease, job)
         await asyncio.shield(queued)

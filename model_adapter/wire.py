@@ -29,6 +29,8 @@ from model_adapter.engine import (
 from model_adapter.errors import FieldError, TooManyItemsError
 from model_adapter.residency import MemoryKey
 from model_adapter.v1 import model_adapter_pb2 as pb
+from storage.crypto import MemorySecret
+from storage.crypto.key_tree import SECRET_BYTES
 from storage.layout import KVBlock, KVLayout
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
@@ -36,6 +38,8 @@ MAX_DOCUMENTS = 256
 MAX_ROUTE_LIMIT = 100
 #: Of a message that carries a block, what is not arrays.
 _FRAME_BYTES = 4 * 1024
+
+_MAX_GENERATION = 2**32
 
 _UID = re.compile(r"[0-9a-f]{32}")
 
@@ -70,6 +74,17 @@ def memory_key(tenant: str, memory_uid: str, field: str) -> MemoryKey:
         if not _UID.fullmatch(uid):
             raise FieldError(f"{field}{name} is not 32 hex digits", field=f"{field}{name}")
     return MemoryKey(tenant, memory_uid)
+
+
+def memory_secret(ref: pb.MemoryRef) -> MemorySecret | None:
+    """None for a memory that is not encrypted. Raises FieldError."""
+    if not ref.memory_key:
+        return None
+    if len(ref.memory_key) != SECRET_BYTES:
+        raise FieldError("a memory key has 32 bytes", field="memory.memory_key")
+    if not 0 <= ref.key_generation < _MAX_GENERATION:
+        raise FieldError("no key generation", field="memory.key_generation")
+    return MemorySecret(ref.memory_key, ref.key_generation)
 
 
 def evict_target(request: pb.EvictRequest) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
 from model_adapter.engine import Engine
+from model_adapter.keys import HeldKeys
 from model_adapter.limits import Limits
 from model_adapter.pager import Budgets, Pager
 from model_adapter.readers import Readers
@@ -61,9 +62,10 @@ async def serving(
     on_fault: called from another thread when the worker can't go on.
     """
     description = engine.description
-    readers = Readers(lambda tenant: LmdbReader(config.data.tenant(tenant)))
+    keys = HeldKeys()
+    readers = Readers(lambda tenant: LmdbReader(config.data.tenant(tenant), keys.tenant(tenant)))
     encoding = EncodingId(bytes.fromhex(description.identity)[:16])
-    pager = Pager(description.layout, encoding, readers, config.budgets, device)
+    pager = Pager(description.layout, encoding, readers, config.budgets, device, keys)
     scheduler = Scheduler(engine, config.limits, on_fault=on_fault)
     service = ModelAdapter(description, scheduler, pager, config.budgets)
     server = aio.server(options=_OPTIONS, maximum_concurrent_rpcs=_MAX_CALLS)

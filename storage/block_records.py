@@ -1,16 +1,20 @@
 """What each kind of record holds, between dataclasses and (key, value) pairs.
 
 A document's routing key and its content KV are separate records, so that content
-of documents that were not selected is never read.
+of documents that were not selected is never read. Functions that take a KeyTree encrypt
+or decrypt with it; None is for a store without encryption.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
 from storage.codecs import Codec, CodecError, decode_arrays, encode_arrays, raw_bytes
 from storage.codecs import compress as _compress
 from storage.codecs import decompress as _decompress
+from storage.crypto.key_tree import KeyTree
 from storage.document_json import (
     DocumentFormatError,
     Fields,
@@ -19,10 +23,10 @@ from storage.document_json import (
     encode_document,
     load_json,
 )
-from storage.keys import Kind, block_key, document_key, encoding_key, number_of
+from storage.keys import Kind, block_key, document_key, encoding_key, keys_key, number_of
 from storage.layout import Bits, KVBlock, KVLayout
 from storage.layout_json import fingerprint, layout_fields, parse_layout
-from storage.records import Buffer, Header, seal, unseal
+from storage.records import Buffer, Header, Sealed, seal, unseal
 from storage.store import (
     ContentPart,
     CorruptRecordError,
@@ -43,53 +47,85 @@ class BlockCodecs:
     content: Codec = Codec.RAW
 
 
-def document_record(memory: MemoryUid, document: StoredDocument) -> Record:
-    """Raises ValueError for a document that cannot be written."""
+def _cipher(keys: KeyTree | None, number: int) -> AESGCM | None:
+    return None if keys is None else keys.cipher(number)
+
+
+def document_record(
+    memory: MemoryUid, document: StoredDocument, keys: KeyTree | None = None
+) -> Record:
+    """Raises ValueError for a document that cannot be written, KeyMissingError."""
     key = document_key(memory, document.number)
     raw = encode_document(document)
-    return key, seal(key, Header(Kind.DOCUMENT, Codec.ZSTD, len(raw)), _compress(raw))
+    header = Header(Kind.DOCUMENT, Codec.ZSTD, len(raw), revision=document.revision)
+    return key, seal(key, header, _compress(raw), _cipher(keys, document.number))
 
 
-def read_document(key: bytes, value: Buffer) -> StoredDocument:
+def read_document(key: bytes, value: Buffer, keys: KeyTree | None = None) -> StoredDocument:
     """Raises CorruptRecordError, ForeignRecordError."""
-    header, payload = unseal(key, value, Kind.DOCUMENT)
+    sealed = unseal(key, value, Kind.DOCUMENT, encrypted=keys is not None)
+    payload = sealed.payload(_cipher(keys, number_of(key)))
     try:
-        if header.codec != Codec.ZSTD:
-            raise CodecError(f"document under codec {header.codec}")
-        document = decode_document(_decompress(payload, header.raw_bytes))
+        if sealed.header.codec != Codec.ZSTD:
+            raise CodecError(f"document under codec {sealed.header.codec}")
+        document = decode_document(_decompress(payload, sealed.header.raw_bytes))
     except (CodecError, DocumentFormatError) as error:
         raise CorruptRecordError(f"{key.hex()}: {error}") from error
     if document.number != number_of(key):
         raise CorruptRecordError(f"{key.hex()}: holds document {document.number}")
+    if keys is not None and document.revision != sealed.header.revision:
+        raise CorruptRecordError(f"{key.hex()}: holds revision {document.revision}")
     return document
 
 
-def encoding_record(memory: MemoryUid, encoding: EncodingId, layout: KVLayout) -> Record:
+def encoding_record(
+    memory: MemoryUid, encoding: EncodingId, layout: KVLayout, keys: KeyTree | None = None
+) -> Record:
     """The record that keeps an encoding's layout."""
     key = encoding_key(memory, encoding)
     raw = dump_json(layout_fields(layout))
     header = Header(Kind.ENCODING, Codec.RAW, len(raw), fingerprint(encoding, layout))
-    return key, seal(key, header, raw)
+    return key, seal(key, header, raw, _cipher(keys, 0))
 
 
-def read_encoding(key: bytes, value: Buffer) -> KVLayout:
+def read_encoding(key: bytes, value: Buffer, keys: KeyTree | None = None) -> KVLayout:
     """Raises CorruptRecordError, ForeignRecordError."""
-    _, payload = unseal(key, value, Kind.ENCODING)
+    sealed = unseal(key, value, Kind.ENCODING, encrypted=keys is not None)
+    payload = sealed.payload(_cipher(keys, 0))
     try:
         return parse_layout(Fields(load_json(bytes(payload)), "layout"))
     except DocumentFormatError as error:
         raise CorruptRecordError(f"{key.hex()}: {error}") from error
 
 
-def block_records(
+def keys_record(memory: MemoryUid, generation: int, secret: bytes, keys: KeyTree) -> Record:
+    """The record that keeps what is left of a memory's key tree, under the memory's own key.
+
+    A secret encrypts this one record and nothing else.
+    """
+    key = keys_key(memory, generation)
+    raw = keys.encode()
+    header = Header(Kind.KEYS, Codec.RAW, len(raw), revision=generation)
+    return key, seal(key, header, raw, AESGCM(secret))
+
+
+def read_keys(key: bytes, value: Buffer, secret: bytes | bytearray) -> KeyTree:
+    """Raises CorruptRecordError, ForeignRecordError."""
+    sealed = unseal(key, value, Kind.KEYS, encrypted=True)
+    return KeyTree.decode(bytes(sealed.payload(AESGCM(secret))))
+
+
+def block_records(  # noqa: PLR0917 - what a block is made of
     memory: MemoryUid,
     encoding: EncodingId,
     layout: KVLayout,
     block: KVBlock,
     codecs: BlockCodecs,
+    keys: KeyTree | None = None,
 ) -> tuple[Record, Record]:
-    """Routing record and content record of one block. Raises LayoutError."""
+    """Routing record and content record of one block. Raises LayoutError, KeyMissingError."""
     block.validate(layout)
+    cipher = _cipher(keys, block.number)
     content = [block.value_LCE] if block.key_LCE is None else [block.key_LCE, block.value_LCE]
 
     def record(kind: Kind, codec: Codec, arrays: list[Bits]) -> Record:
@@ -101,7 +137,7 @@ def block_records(
             fingerprint(encoding, layout),
             block.tokens,
         )
-        return key, seal(key, header, encode_arrays(codec, arrays, layout))
+        return key, seal(key, header, encode_arrays(codec, arrays, layout), cipher)
 
     return (
         record(Kind.ROUTING, codecs.routing, [block.routing_key_LCE]),
@@ -110,42 +146,52 @@ def block_records(
 
 
 def open_block(
-    key: bytes, value: Buffer, kind: Kind, mark: bytes, layout: KVLayout
-) -> tuple[Header, memoryview]:
-    """Verified header and payload; raw_bytes is what the layout says for the tokens.
+    key: bytes,
+    value: Buffer,
+    kind: Kind,
+    mark: bytes,
+    layout: KVLayout,
+    *,
+    encrypted: bool = False,
+) -> Sealed:
+    """A whole record; its raw_bytes is what the layout says for the tokens.
 
     mark: fingerprint of the encoding and layout. Raises CorruptRecordError, ForeignRecordError.
     """
-    header, payload = unseal(key, value, kind, mark)
+    sealed = unseal(key, value, kind, mark, encrypted=encrypted)
+    header = sealed.header
     count = 1 if kind is Kind.ROUTING else layout.kinds() - 1
     expected = raw_bytes(count, layout.chunks(header.tokens), layout)
     if header.tokens < 1 or header.raw_bytes != expected:
         raise CorruptRecordError(f"{key.hex()}: lengths do not fit {header.tokens} tokens")
-    return header, payload
+    return sealed
 
 
-def _arrays(key: bytes, header: Header, payload: memoryview, layout: KVLayout) -> list[Bits]:
+def block_arrays(sealed: Sealed, payload: memoryview, layout: KVLayout) -> list[Bits]:
+    """New [L, C, E] arrays of an opened record. Raises CorruptRecordError."""
+    header = sealed.header
     count = 1 if header.kind is Kind.ROUTING else layout.kinds() - 1
     try:
         return decode_arrays(header.codec, payload, count, layout.chunks(header.tokens), layout)
     except CodecError as error:
-        raise CorruptRecordError(f"{key.hex()}: {error}") from error
+        raise CorruptRecordError(f"{sealed.key.hex()}: {error}") from error
 
 
-def routing_array(key: bytes, header: Header, payload: memoryview, layout: KVLayout) -> Bits:
-    """New [L, C, E] array of an opened routing record. Raises CorruptRecordError."""
-    return _arrays(key, header, payload, layout)[0]
-
-
-def read_routing(key: bytes, value: Buffer, mark: bytes, layout: KVLayout) -> RoutingPart:
+def read_routing(
+    key: bytes, value: Buffer, mark: bytes, layout: KVLayout, keys: KeyTree | None = None
+) -> RoutingPart:
     """Raises CorruptRecordError, ForeignRecordError."""
-    header, payload = open_block(key, value, Kind.ROUTING, mark, layout)
-    array = routing_array(key, header, payload, layout)
-    return RoutingPart(number_of(key), header.tokens, array)
+    sealed = open_block(key, value, Kind.ROUTING, mark, layout, encrypted=keys is not None)
+    payload = sealed.payload(_cipher(keys, number_of(key)))
+    array = block_arrays(sealed, payload, layout)[0]
+    return RoutingPart(number_of(key), sealed.header.tokens, array)
 
 
-def read_content(key: bytes, value: Buffer, mark: bytes, layout: KVLayout) -> ContentPart:
+def read_content(
+    key: bytes, value: Buffer, mark: bytes, layout: KVLayout, keys: KeyTree | None = None
+) -> ContentPart:
     """Raises CorruptRecordError, ForeignRecordError."""
-    header, payload = open_block(key, value, Kind.CONTENT, mark, layout)
-    arrays = _arrays(key, header, payload, layout)
+    sealed = open_block(key, value, Kind.CONTENT, mark, layout, encrypted=keys is not None)
+    payload = sealed.payload(_cipher(keys, number_of(key)))
+    arrays = block_arrays(sealed, payload, layout)
     return ContentPart(number_of(key), arrays[0] if len(arrays) > 1 else None, arrays[-1])

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import lmdb.verify
 
+from storage.crypto import KeySource, RootKeys, open_keys
 from storage.keys import Kind, parse_key
 from storage.lmdb_env import DATA_FILE, WRITER_LOCK_FILE
 from storage.lmdb_store import LmdbReader
 from storage.paths import DataFolder
 from storage.records import Buffer
 from storage.store import Finding, Problem, StorageError
-from storage.verify import find_problems
 
 #: A store with more is not worth listing to the end.
 MAX_FINDINGS = 10_000
@@ -74,15 +74,15 @@ class _Counts:
         self.of_kind[parsed.kind] += 1
 
 
-def check_store(path: Path) -> StoreReport:
-    """Checks one tenant's environment, the folder `path`.
+def check_store(path: Path, keys: KeySource | None = None) -> StoreReport:
+    """Checks one tenant's environment, the folder `path`. keys: of an encrypted store.
 
     A store that cannot be read at all is a finding, not an exception.
     """
     counts = _Counts()
     structure = check_structure(path)
     # What LMDB might fall over is not given to it.
-    findings = structure or _records(path, counts)
+    findings = structure or _records(path, counts, keys)
     return StoreReport(
         tenant=path.name,
         memories=len(counts.memories),
@@ -109,13 +109,20 @@ def check_structure(path: Path) -> list[Finding] | None:
     return [Finding("", Problem.DAMAGED, f"file: {text}") for text in problems[:MAX_FINDINGS]]
 
 
-def check_data_folder(data: DataFolder) -> Iterator[StoreReport]:
-    """Checks every tenant's store, in the order of their names."""
+def check_data_folder(data: DataFolder, root: RootKeys | None = None) -> Iterator[StoreReport]:
+    """Checks every tenant's store, in the order of their names. root: of encrypted ones.
+
+    Raises RootKeyError, StorageError (a key file that cannot be read).
+    """
     tenants = data.tenant("any").parent
     if tenants.is_dir():
         for path in sorted(tenants.iterdir()):
             if (path / DATA_FILE).exists():
-                yield check_store(path)
+                tenant = path.name
+                keys = None
+                if root is not None:
+                    keys = open_keys(data.keys(tenant), tenant, root)
+                yield check_store(path, keys)
 
 
 @contextmanager
@@ -137,14 +144,14 @@ def _without_writer(path: Path) -> Iterator[bool]:
         os.close(lock)
 
 
-def _records(path: Path, counts: _Counts) -> list[Finding]:
+def _records(path: Path, counts: _Counts, keys: KeySource | None) -> list[Finding]:
     findings: list[Finding] = []
     try:
-        reader = LmdbReader(path)
+        reader = LmdbReader(path, keys)
     except StorageError as error:
         return [Finding("", Problem.DAMAGED, str(error))]
     try:
-        for finding in filter(reader.holds, find_problems(counts.count(reader.iter_raw()))):
+        for finding in reader.check(counts.count):
             findings.append(finding)
             if len(findings) == MAX_FINDINGS:
                 break

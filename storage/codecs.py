@@ -104,14 +104,19 @@ def decode_arrays(
     item = NUMPY_DTYPE[layout.dtype].itemsize
     size = values + 2 * (values // layout.head_dim) if quantised else values * item
     compressed = codec in _COMPRESSED
-    # A copy of its own: the payload is a view into the map.
-    raw = bytearray(decompress(payload, count * size) if compressed else payload)
+    raw = _writable(decompress(payload, count * size) if compressed else payload)
     if len(raw) != count * size:
         raise CodecError(f"payload of {len(raw)} bytes, layout says {count * size}")
     parts = (memoryview(raw)[i * size : (i + 1) * size] for i in range(count))
     if quantised:
         return [_restore(part, shape, layout) for part in parts]
     return [_view(part, layout).reshape(shape) for part in parts]
+
+
+def _writable(payload: Buffer) -> Buffer:
+    """The payload itself where it was decrypted into its own buffer, else a copy of it."""
+    view = memoryview(payload)
+    return bytearray(payload) if view.readonly else view
 
 
 def _view(part: Buffer, layout: KVLayout) -> Bits:

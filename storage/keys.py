@@ -31,6 +31,10 @@ class Kind(IntEnum):
     ENCODING = 2
     ROUTING = 3
     CONTENT = 4
+    KEYS = 5
+
+
+_OF_NO_MODEL = (Kind.DOCUMENT, Kind.KEYS)
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,13 @@ def block_key(memory: MemoryUid, kind: Kind, encoding: EncodingId, number: int) 
     check_encoding(encoding)
     check_number(number)
     return _KEY.pack(memory, kind, encoding, number)
+
+
+def keys_key(memory: MemoryUid, generation: int) -> bytes:
+    """Key of what is left of a memory's key tree; generation counts from 1."""
+    check_memory(memory)
+    check_number(generation)
+    return _KEY.pack(memory, Kind.KEYS, _NO_ENCODING, generation)
 
 
 @dataclass(frozen=True)
@@ -141,6 +152,8 @@ def related_keys(key: RecordKey) -> list[bytes]:
     """The records by which one is judged, itself included, in key order."""
     if key.kind is Kind.DOCUMENT:
         return [document_key(key.memory, key.number)]
+    if key.kind is Kind.KEYS:
+        return [keys_key(key.memory, key.number)]
     layout = encoding_key(key.memory, key.encoding)
     if key.kind is Kind.ENCODING:
         return [layout]
@@ -158,9 +171,10 @@ def parse_key(key: bytes) -> RecordKey:
         raise ValueError(f"key of {len(key)} bytes")
     memory, kind, encoding, number = _KEY.unpack(key)
     parsed = RecordKey(MemoryUid(memory), Kind(kind), EncodingId(encoding), number)
-    if parsed.kind is Kind.DOCUMENT and encoding != _NO_ENCODING:
-        raise ValueError("a document's key names an encoding")
-    if parsed.kind is not Kind.DOCUMENT:
+    if parsed.kind in _OF_NO_MODEL:
+        if encoding != _NO_ENCODING:
+            raise ValueError(f"the key of a {parsed.kind.name.lower()} record names an encoding")
+    else:
         check_encoding(encoding)
     if parsed.kind is Kind.ENCODING:
         if number:

@@ -7,25 +7,26 @@ from pathlib import Path
 from typing import TypeVar
 
 import lmdb
-import numpy as np
 
 from storage.block_records import (
     Record,
-    open_block,
     read_content,
     read_document,
     read_encoding,
+    read_keys,
     read_routing,
-    routing_array,
 )
-from storage.codecs import Codec
+from storage.crypto.key_tree import KeyTree
+from storage.crypto.memory_secret import KeySource, MemorySecret
 from storage.keys import (
+    UID_BYTES,
     KeyRange,
     Kind,
     block_key,
     document_key,
     encoding_key,
     everything,
+    keys_key,
     kind_range,
     memory_range,
     number_of,
@@ -33,22 +34,25 @@ from storage.keys import (
     parse_key,
     related_keys,
 )
-from storage.layout import NUMPY_DTYPE, Bits, KVLayout
+from storage.layout import KVLayout
 from storage.layout_json import fingerprint
 from storage.lmdb_env import Environment
 from storage.lmdb_pages import prefetch
+from storage.lmdb_scan import has_any, keys_in, records_in
+from storage.routing_pack import pack_routing
 from storage.store import (
     ContentPart,
     CorruptRecordError,
     EncodingId,
     Finding,
+    KeyMissingError,
     MemoryUid,
     PackedRouting,
     RecordNotFoundError,
     RoutingPart,
     StoredDocument,
 )
-from storage.verify import find_problems
+from storage.verify import FindKeys, find_problems
 
 _T = TypeVar("_T")
 _FEW = 16
@@ -59,22 +63,38 @@ _BATCH_BYTES = 8 * 2**20
 class LmdbReader:
     """BlockReader over an environment that another process writes.
 
-    Raises at opening: StoreNotFoundError, StoreBusyError, StorageError.
+    keys: of an encrypted store; None for one without encryption. Reading an encrypted
+    record of a memory that the source has no key of raises KeyMissingError. Raises at
+    opening: StoreNotFoundError, StoreBusyError, StorageError.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, keys: KeySource | None = None) -> None:
         self._environment = Environment(path, readonly=True)
+        self._keys = keys
+
+    def _tree(self, memory: MemoryUid) -> KeyTree | None:
+        """Keys of the memory's documents. Raises KeyMissingError."""
+        own = None if self._keys is None else self._keys.of(memory)
+        return None if own is None else self._tree_of(memory, own)
+
+    def _tree_of(self, memory: MemoryUid, own: MemorySecret) -> KeyTree:
+        def load(key: MemorySecret) -> KeyTree:
+            place = keys_key(memory, key.generation)
+            return self._get(place, lambda value: read_keys(place, value, key.key))
+
+        return own.tree(load)
 
     def get_document(self, memory: MemoryUid, number: int) -> StoredDocument:
         """See BlockReader."""
         key = document_key(memory, number)
-        return read_document(key, self._get(key))
+        return self._open(key, memory, lambda value, tree: read_document(key, value, tree))
 
     def iter_documents(
         self, memory: MemoryUid, first: int = 0, last: int | None = None
     ) -> Iterator[StoredDocument]:
         """See BlockReader. Read in batches: what is written meanwhile may show."""
-        return self._scan(number_range(memory, Kind.DOCUMENT, None, first, last), read_document)
+        span = number_range(memory, Kind.DOCUMENT, None, first, last)
+        return self._scan_memory(memory, span, read_document)
 
     def document_numbers(self, memory: MemoryUid) -> list[int]:
         """See TenantStore."""
@@ -92,7 +112,7 @@ class LmdbReader:
     def encoding_layout(self, memory: MemoryUid, encoding: EncodingId) -> KVLayout:
         """See BlockReader."""
         key = encoding_key(memory, encoding)
-        return read_encoding(key, self._get(key))
+        return self._open(key, memory, lambda value, tree: read_encoding(key, value, tree))
 
     def iter_routing(
         self,
@@ -106,7 +126,9 @@ class LmdbReader:
         span = number_range(memory, Kind.ROUTING, encoding, first, last)
         self._prefetch(span)
         mark = fingerprint(encoding, layout)
-        return self._scan(span, lambda key, value: read_routing(key, value, mark, layout))
+        return self._scan_memory(
+            memory, span, lambda key, value, tree: read_routing(key, value, mark, layout, tree)
+        )
 
     def load_routing(
         self,
@@ -119,8 +141,11 @@ class LmdbReader:
         """See BlockReader. One read transaction, for as long as the copy takes."""
         span = number_range(memory, Kind.ROUTING, encoding, first, last)
         self._prefetch(span)
+        if not self._has_any(span):
+            return pack_routing([], encoding, layout, None)
+        tree = self._tree(memory)
         return self._environment.read(
-            lambda transaction: _pack(transaction, span, encoding, layout)
+            lambda transaction: pack_routing(records_in(transaction, span), encoding, layout, tree)
         )
 
     def get_content(
@@ -128,7 +153,10 @@ class LmdbReader:
     ) -> ContentPart:
         """See BlockReader."""
         key = block_key(memory, Kind.CONTENT, encoding, number)
-        return read_content(key, self._get(key), fingerprint(encoding, layout), layout)
+        mark = fingerprint(encoding, layout)
+        return self._open(
+            key, memory, lambda value, tree: read_content(key, value, mark, layout, tree)
+        )
 
     def iter_content(
         self,
@@ -142,17 +170,25 @@ class LmdbReader:
         span = number_range(memory, Kind.CONTENT, encoding, first, last)
         self._prefetch(span)
         mark = fingerprint(encoding, layout)
-        return self._scan(span, lambda key, value: read_content(key, value, mark, layout))
+        return self._scan_memory(
+            memory, span, lambda key, value, tree: read_content(key, value, mark, layout, tree)
+        )
 
-    def check(self) -> Iterator[Finding]:
+    def check(
+        self, watch: Callable[[Iterator[Record]], Iterator[Record]] = lambda records: records
+    ) -> Iterator[Finding]:
         """See TenantStore. Beside a writer too: what is found is looked at again, at one
         moment, as the records of a block may have been read before and after its deletion.
+
+        watch: sees every record on its way to be verified.
         """
-        return filter(self.holds, find_problems(self.iter_raw()))
+        return filter(self.holds, find_problems(watch(self.iter_raw()), self._found_keys))
 
     def holds(self, finding: Finding) -> bool:
         """Whether what was found is so at this moment, in one read transaction."""
         key = bytes.fromhex(finding.key)
+        if len(key) == UID_BYTES:
+            return self._has_any(memory_range(MemoryUid(key)))
         try:
             parsed = parse_key(key)
         except ValueError:
@@ -163,8 +199,27 @@ class LmdbReader:
             values = ((key, transaction.get(key)) for key in related)
             return [(key, bytes(value)) for key, value in values if value is not None]
 
-        found = find_problems(self._environment.read(copy))
+        # The keys first: whoever deletes meanwhile takes records away that they still open.
+        keys = self._keys_now(parsed.memory)
+        found = find_problems(self._environment.read(copy), keys)
         return any((f.key, f.problem) == (finding.key, finding.problem) for f in found)
+
+    def _keys_now(self, memory: MemoryUid) -> FindKeys:
+        try:
+            found = self._found_keys(memory)
+        except CorruptRecordError:
+            return self._found_keys
+        return lambda _: found
+
+    def _found_keys(self, memory: MemoryUid) -> tuple[int, KeyTree | None]:
+        """Generation and tree of a memory's key. Raises KeyMissingError, CorruptRecordError."""
+        own = None if self._keys is None else self._keys.of(memory)
+        if own is None:
+            return 0, None
+        try:
+            return own.generation, self._tree_of(memory, own)
+        except RecordNotFoundError:
+            raise KeyMissingError(f"the record of {memory.hex()}'s keys is not there") from None
 
     def iter_raw(self) -> Iterator[Record]:
         """Every key and value as stored, unverified, in key order."""
@@ -179,8 +234,10 @@ class LmdbReader:
             cursor = transaction.cursor()
             more = cursor.first()
             while more:
-                memory = MemoryUid(bytes(cursor.key()[:16]))
-                found.append(memory)
+                first = bytes(cursor.key())
+                memory = MemoryUid(first[:16])
+                if first[16] != Kind.KEYS:  # Keys alone are left when all documents went.
+                    found.append(memory)
                 more = cursor.set_range(memory_range(memory).last)
             return found
 
@@ -189,7 +246,7 @@ class LmdbReader:
     def encodings(self, memory: MemoryUid) -> list[EncodingId]:
         """See TenantStore."""
         span = kind_range(memory, Kind.ENCODING)
-        return [EncodingId(key[17:33]) for key in self._keys(span)]
+        return [EncodingId(key[17:33]) for key in self._keys_of(span)]
 
     def close(self) -> None:
         """See BlockReader."""
@@ -200,21 +257,49 @@ class LmdbReader:
         if number_of(span.last) - number_of(span.first) >= _FEW:
             prefetch(self._environment.path, span)
 
-    def _get(self, key: bytes) -> bytearray:
-        def copy(transaction: lmdb.Transaction) -> bytearray | None:
+    def _open(
+        self, key: bytes, memory: MemoryUid, take: Callable[[memoryview, KeyTree | None], _T]
+    ) -> _T:
+        """Takes one record, with its memory's keys."""
+        try:
+            tree = self._tree(memory)
+        except KeyMissingError:
+            self._get(key, lambda _: None)  # What is not there needs no key.
+            raise
+        return self._get(key, lambda value: take(value, tree))
+
+    def _get(self, key: bytes, take: Callable[[memoryview], _T]) -> _T:
+        """Takes one record inside a transaction: `take` must copy. Raises RecordNotFoundError."""
+
+        def work(transaction: lmdb.Transaction) -> tuple[_T] | None:
             value = transaction.get(key)
-            return None if value is None else bytearray(value)
+            return None if value is None else (take(memoryview(value)),)
 
-        value = self._environment.read(copy)
-        if value is None:
+        found = self._environment.read(work)
+        if found is None:
             raise RecordNotFoundError(key.hex())
-        return value
+        return found[0]
 
-    def _keys(self, span: KeyRange) -> list[bytes]:
+    def _has_any(self, span: KeyRange) -> bool:
+        return self._environment.read(lambda transaction: has_any(transaction, span))
+
+    def _scan_memory(
+        self,
+        memory: MemoryUid,
+        span: KeyRange,
+        take: Callable[[bytes, memoryview, KeyTree | None], _T],
+    ) -> Iterator[_T]:
+        """Takes the records of a range, with their memory's keys."""
+        if not self._has_any(span):
+            return iter(())
+        tree = self._tree(memory)
+        return self._scan(span, lambda key, value: take(key, value, tree))
+
+    def _keys_of(self, span: KeyRange) -> list[bytes]:
         return self._environment.read(lambda transaction: list(keys_in(transaction, span)))
 
     def _numbers(self, span: KeyRange) -> list[int]:
-        return [number_of(key) for key in self._keys(span)]
+        return [number_of(key) for key in self._keys_of(span)]
 
     def _scan(self, span: KeyRange, take: Callable[[bytes, memoryview], _T]) -> Iterator[_T]:
         """Takes each record inside a transaction, yields it outside: `take` must copy."""
@@ -236,59 +321,3 @@ class LmdbReader:
             if end is None:
                 return
             rest = rest.after(end)
-
-
-def records_in(transaction: lmdb.Transaction, span: KeyRange) -> Iterator[tuple[bytes, memoryview]]:
-    """Keys, and values as views that end with the transaction."""
-    cursor = transaction.cursor()
-    if not cursor.set_range(span.first):
-        return
-    for view, value in cursor.iternext():
-        key = bytes(view)
-        if key > span.last:
-            return
-        yield key, memoryview(value)
-
-
-def keys_in(transaction: lmdb.Transaction, span: KeyRange) -> Iterator[bytes]:
-    """Keys alone; touches one page of a value at most."""
-    cursor = transaction.cursor()
-    if not cursor.set_range(span.first):
-        return
-    for view in cursor.iternext(keys=True, values=False):
-        key = bytes(view)
-        if key > span.last:
-            return
-        yield key
-
-
-def _pack(
-    transaction: lmdb.Transaction, span: KeyRange, encoding: EncodingId, layout: KVLayout
-) -> PackedRouting:
-    mark = fingerprint(encoding, layout)
-    # The views stay valid to the end of the transaction, so one pass verifies and sizes.
-    found = [
-        (key, *open_block(key, value, Kind.ROUTING, mark, layout))
-        for key, value in records_in(transaction, span)
-    ]
-    chunks_N = [layout.chunks(header.tokens) for _, header, _ in found]
-    shape = (len(layout.routed_layers), sum(chunks_N), layout.width)
-    dtype = NUMPY_DTYPE[layout.dtype]
-    packed: Bits = (
-        np.empty(shape, np.uint16) if layout.dtype == "bf16" else np.empty(shape, np.float32)
-    )
-    start = 0
-    for (key, header, payload), count in zip(found, chunks_N, strict=True):
-        target = packed[:, start : start + count]
-        if header.codec != Codec.RAW:
-            target[...] = routing_array(key, header, payload, layout)
-        elif len(payload) == target.nbytes:
-            target[...] = np.frombuffer(payload, dtype).reshape(target.shape)
-        else:
-            raise CorruptRecordError(f"{key.hex()}: payload does not fit the layout")
-        start += count
-    return PackedRouting(
-        numbers_N=np.array([number_of(key) for key, _, _ in found], np.int64),
-        tokens_N=np.array([header.tokens for _, header, _ in found], np.int64),
-        routing_key_LCE=packed,
-    )

@@ -42,6 +42,15 @@ class DataFolder:
         """Imports and exports on their way; emptied at start."""
         return self.root / "staging"
 
+    @property
+    def root_key(self) -> Path:
+        """Root key that wraps every tenant's key; mode 0600. Better kept elsewhere."""
+        return self.root / "root.key"
+
+    def keys(self, tenant: str) -> Path:
+        """Key file of one tenant; lasts as long as its environment."""
+        return self.root / "keys" / f"{tenant}.keys"
+
     def tenant(self, tenant: str) -> Path:
         """LMDB environment of one tenant."""
         return self.root / "tenants" / tenant

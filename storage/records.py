@@ -1,30 +1,53 @@
-"""The envelope around every stored value: what it is, and that it is whole.
+"""The envelope around every stored value: what it is, that it is whole, and that it is secret.
+
+Version 1, plain, 48 bytes of header:
 
   offset  0       4         5      6       7
           | magic | version | kind | codec | 0 |
   offset  8             24       28    32       36  40         48
           | fingerprint | tokens | raw | stored | 0 | checksum | payload ...
 
-Little-endian. The checksum is xxh3-64 over the payload, seeded with xxh3-64 over
-key + header before it: a record that was altered, cut, or put under another key
-is detected. 48 bytes, so that payloads of several pages, which LMDB 0.9 puts 16
-bytes into a page, begin on a cache line.
+Version 2, encrypted, 64 bytes of header; the payload is AES-256-GCM's, its tag at the end:
+
+  offset  0       4         5      6       7
+          | magic | version | kind | codec | 0 |
+  offset  8             24       28    32       36         44      56         64
+          | fingerprint | tokens | raw | stored | revision | nonce | checksum | payload ...
+
+Little-endian. The checksum is xxh3-64 over the payload as stored, seeded with xxh3-64 over
+key + header before it: damage is found without any secret. GCM's associated data is
+key + header before the nonce: a record that was forged, or put under another key, does
+not open. Who has a key refuses plain records, who has none encrypted ones.
 docs/format/records.md draws this page.
 """
 
 from __future__ import annotations
 
+import secrets
 import struct
 from typing import NamedTuple
 
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from xxhash import xxh3_64_intdigest
 
 from storage.keys import Kind
-from storage.store import CorruptRecordError, ForeignRecordError
+from storage.store import (
+    CorruptRecordError,
+    ForeignRecordError,
+    KeyMissingError,
+    WrongKeyError,
+)
 
 MAGIC = b"MEMR"
+#: Of plain records.
 FORMAT_VERSION = 1
+#: Of encrypted records.
+ENCRYPTED_VERSION = 2
 HEADER_BYTES = 48
+ENCRYPTED_HEADER_BYTES = 64
+TAG_BYTES = 16
+NONCE_BYTES = 12
 FINGERPRINT_BYTES = 16
 MAX_PAYLOAD_BYTES = 2**32 - 1
 NO_FINGERPRINT = bytes(FINGERPRINT_BYTES)
@@ -32,6 +55,8 @@ NO_FINGERPRINT = bytes(FINGERPRINT_BYTES)
 _CHECKED = struct.Struct("<4sBBBB16sIIII")
 _CHECKSUM = struct.Struct("<Q")
 _HEADER = struct.Struct("<4sBBBB16sIIIIQ")
+_BOUND = struct.Struct("<4sBBBB16sIIIQ")
+_ENCRYPTED_HEADER = struct.Struct(f"<4sBBBB16sIIIQ{NONCE_BYTES}sQ")
 
 Buffer = bytes | bytearray | memoryview
 
@@ -41,7 +66,8 @@ class Header(NamedTuple):
 
     codec: a Codec's number. fingerprint: of model and layout, zeros for a record
     that belongs to no model. tokens: of the document under that model, else 0.
-    raw_bytes: of the payload once decoded.
+    raw_bytes: of the payload once decoded. revision: that made the record, where its
+    kind has one, else 0; kept in encrypted records alone.
     """
 
     kind: Kind
@@ -49,54 +75,125 @@ class Header(NamedTuple):
     raw_bytes: int
     fingerprint: bytes = NO_FINGERPRINT
     tokens: int = 0
+    revision: int = 0
 
 
-def seal(key: bytes, header: Header, payload: bytes) -> bytes:
-    """The value to store under `key`. Raises ValueError for a payload over 4 GiB."""
-    if max(len(payload), header.raw_bytes) > MAX_PAYLOAD_BYTES:
+class Sealed(NamedTuple):
+    """A whole record whose payload was not opened. Views are valid as long as the value is.
+
+    nonce is empty in a plain record.
+    """
+
+    key: bytes
+    header: Header
+    bound: bytes
+    nonce: bytes
+    body: memoryview
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of the payload, opened."""
+        return len(self.body) - TAG_BYTES if self.nonce else len(self.body)
+
+    def payload(self, cipher: AESGCM | None, into: memoryview | None = None) -> memoryview:
+        """The payload: a view of the stored bytes when plain, else a new buffer or `into`,
+        which has payload_bytes. Raises WrongKeyError; `into` then holds nothing of worth.
+        """
+        if cipher is None or not self.nonce:
+            return self.body
+        target = memoryview(bytearray(self.payload_bytes)) if into is None else into
+        try:
+            cipher.decrypt_into(self.nonce, self.body, self.bound, target)
+        except InvalidTag:
+            raise WrongKeyError(f"{self.key.hex()}: does not open under the memory's key") from None
+        return target
+
+
+def seal(key: bytes, header: Header, payload: bytes, cipher: AESGCM | None = None) -> bytes:
+    """The value to store under `key`; encrypted when there is a cipher.
+
+    Raises ValueError for a payload over 4 GiB.
+    """
+    if max(len(payload) + TAG_BYTES, header.raw_bytes) > MAX_PAYLOAD_BYTES:
         raise ValueError(f"a record holds at most {MAX_PAYLOAD_BYTES} bytes")
-    checked = _CHECKED.pack(
-        MAGIC,
-        FORMAT_VERSION,
-        header.kind,
-        header.codec,
-        0,
-        header.fingerprint,
-        header.tokens,
-        header.raw_bytes,
-        len(payload),
-        0,
-    )
-    checksum = xxh3_64_intdigest(payload, xxh3_64_intdigest(key + checked))
-    return b"".join((checked, _CHECKSUM.pack(checksum), payload))
+    start = MAGIC, FORMAT_VERSION, header.kind, header.codec, 0, header.fingerprint, header.tokens
+    if cipher is None:
+        checked = _CHECKED.pack(*start, header.raw_bytes, len(payload), 0)
+        checksum = xxh3_64_intdigest(payload, xxh3_64_intdigest(key + checked))
+        return b"".join((checked, _CHECKSUM.pack(checksum), payload))
+    start = MAGIC, ENCRYPTED_VERSION, *start[2:]
+    bound = _BOUND.pack(*start, header.raw_bytes, len(payload) + TAG_BYTES, header.revision)
+    nonce = secrets.token_bytes(NONCE_BYTES)
+    body = cipher.encrypt(nonce, payload, key + bound)
+    checksum = xxh3_64_intdigest(body, xxh3_64_intdigest(key + bound + nonce))
+    return b"".join((bound, nonce, _CHECKSUM.pack(checksum), body))
 
 
 def unseal(
-    key: bytes, value: Buffer, kind: Kind, fingerprint: bytes | None = None
-) -> tuple[Header, memoryview]:
-    """The verified header and a view of the payload, valid as long as `value` is.
+    key: bytes,
+    value: Buffer,
+    kind: Kind,
+    fingerprint: bytes | None = None,
+    *,
+    encrypted: bool = False,
+) -> Sealed:
+    """Verifies all that can be without a secret.
 
-    fingerprint: what the caller asks for; None takes any. Raises CorruptRecordError,
-    ForeignRecordError.
+    fingerprint: what the caller asks for; None takes any. encrypted: whether the caller
+    holds keys. Raises CorruptRecordError, ForeignRecordError, KeyMissingError.
     """
-    head = bytes(value[:HEADER_BYTES])
+    head = bytes(value[:ENCRYPTED_HEADER_BYTES])
     if len(head) < HEADER_BYTES:
         raise CorruptRecordError(f"{key.hex()}: {len(value)} bytes are no record")
-    magic, version, found, codec, zero, mark, tokens, raw, stored, pad, checksum = _HEADER.unpack(
-        head
-    )
-    if magic != MAGIC:
+    if not head.startswith(MAGIC):
         raise CorruptRecordError(f"{key.hex()}: not a record")
-    if version != FORMAT_VERSION:
+    version = head[len(MAGIC)]
+    if version == ENCRYPTED_VERSION:
+        if not encrypted:
+            raise KeyMissingError(f"{key.hex()}: encrypted, and there is no key")
+        sealed = _read_encrypted(key, head, memoryview(value), kind)
+    elif version == FORMAT_VERSION:
+        sealed = _read_plain(key, head, memoryview(value), kind)
+        if encrypted:
+            raise WrongKeyError(f"{key.hex()}: a plain record among encrypted ones")
+    else:
         raise ForeignRecordError(f"{key.hex()}: format version {version}")
-    payload = memoryview(value)[HEADER_BYTES:]
-    if stored != len(payload):
-        raise CorruptRecordError(f"{key.hex()}: {len(payload)} bytes, header says {stored}")
-    if checksum != xxh3_64_intdigest(payload, xxh3_64_intdigest(key + head[: _CHECKED.size])):
-        raise CorruptRecordError(f"{key.hex()}: checksum does not match")
-    # What follows is as it was written: a fault here is a writer's, not the disk's.
-    if found != kind or zero or pad:
-        raise CorruptRecordError(f"{key.hex()}: kind {found}, expected {kind.name.lower()}")
-    if fingerprint is not None and mark != fingerprint:
+    if fingerprint is not None and sealed.header.fingerprint != fingerprint:
         raise ForeignRecordError(f"{key.hex()}: block of another model or layout")
-    return Header(kind, codec, raw, mark, tokens), payload
+    return sealed
+
+
+def _read_plain(key: bytes, head: bytes, value: memoryview, kind: Kind) -> Sealed:
+    _, _, found, codec, zero, mark, tokens, raw, stored, pad, checksum = _HEADER.unpack_from(head)
+    body = value[HEADER_BYTES:]
+    _check(key, head[: _CHECKED.size], body, stored, checksum)
+    _check_kind(key, found, kind, zero or pad)
+    return Sealed(key, Header(kind, codec, raw, mark, tokens), b"", b"", body)
+
+
+def _read_encrypted(key: bytes, head: bytes, value: memoryview, kind: Kind) -> Sealed:
+    if len(head) < ENCRYPTED_HEADER_BYTES:
+        raise CorruptRecordError(f"{key.hex()}: {len(value)} bytes are no record")
+    _, _, found, codec, zero, mark, tokens, raw, stored, revision, nonce, checksum = (
+        _ENCRYPTED_HEADER.unpack(head)
+    )
+    body = value[ENCRYPTED_HEADER_BYTES:]
+    _check(key, head[: _BOUND.size + NONCE_BYTES], body, stored, checksum)
+    _check_kind(key, found, kind, zero)
+    if len(body) < TAG_BYTES:
+        raise CorruptRecordError(f"{key.hex()}: no encrypted payload")
+    header = Header(kind, codec, raw, mark, tokens, revision)
+    return Sealed(key, header, key + head[: _BOUND.size], nonce, body)
+
+
+def _check(key: bytes, checked: bytes, body: memoryview, stored: int, checksum: int) -> None:
+    if stored != len(body):
+        raise CorruptRecordError(f"{key.hex()}: {len(body)} bytes, header says {stored}")
+    if checksum != xxh3_64_intdigest(body, xxh3_64_intdigest(key + checked)):
+        raise CorruptRecordError(f"{key.hex()}: checksum does not match")
+
+
+def _check_kind(key: bytes, found: int, kind: Kind, zeros: int) -> None:
+    """The checksum is right by now: a fault here is a writer's, not the disk's."""
+    if found != kind or zeros:
+        raise CorruptRecordError(f"{key.hex()}: kind {found}, expected {kind.name.lower()}")

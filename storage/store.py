@@ -51,6 +51,14 @@ class ForeignRecordError(StorageError):
     """A record of another format version, model or layout."""
 
 
+class KeyMissingError(CorruptRecordError):
+    """What is stored is encrypted, and its key was destroyed or is not given."""
+
+
+class WrongKeyError(CorruptRecordError):
+    """A record is whole and does not open: another key, another place, or a forgery."""
+
+
 @dataclass(frozen=True)
 class StoredDocument:
     """A source document. text_bytes: UTF-8 bytes of its text."""
@@ -103,6 +111,7 @@ class Problem(StrEnum):
     HALF_BLOCK = "half-block"  # Routing keys without content, or content without them.
     NO_DOCUMENT = "no-document"  # A block whose document is not there.
     NO_LAYOUT = "no-layout"  # A block whose encoding's record is not there.
+    NO_KEY = "no-key"  # It is encrypted, and the key to it is gone.
     STRAY_KEY = "stray-key"  # A key that this format does not make.
 
 

@@ -21,6 +21,7 @@ from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2
 from memsvc.v1.errors_pb2 import ErrorReason
 from memsvc.workers import Endpoint, ServedModel
+from memsvc.writes import memory_uid
 from model_adapter.v1 import model_adapter_pb2 as worker_pb
 from storage.catalog import MemoryRow, ModelRow, NotFoundError
 
@@ -125,6 +126,7 @@ async def prepare(
     current = memory
     if time.monotonic() - asked.arrived > _FRESH_S:
         current = await still_there(application, memory)
+    secret = await application.keys.secret(memory.tenant_uid, memory_uid(memory))
     return Snapshot(
         served,
         worker_pb.MemoryRef(
@@ -135,6 +137,8 @@ async def prepare(
             # Of now, after waiting: what was deleted since is not to be seen.
             deletion_epoch=current.deletion_epoch,
             identity=model.identity,
+            memory_key=bytes(secret.key) if secret else b"",
+            key_generation=secret.generation if secret else 0,
         ),
     )
 

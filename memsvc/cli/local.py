@@ -25,6 +25,7 @@ from memsvc.server import ServerStartError, run
 from memsvc.setup import DataFolderError, initialise
 from storage import failpoints
 from storage.catalog import CatalogError, current_revision, migrate
+from storage.crypto import RootKeyError
 from storage.store import StorageError
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
@@ -43,7 +44,7 @@ def _local_failures() -> Iterator[None]:
     """What is wrong on this machine, as an error that ends with its exit code."""
     try:
         yield
-    except (DataFolderError, ServerKeyError, ServerStartError) as error:
+    except (DataFolderError, RootKeyError, ServerKeyError, ServerStartError) as error:
         raise ConfigurationError(str(error)) from error
     except (CatalogError, StorageError, OSError) as error:
         raise LocalFailedError(str(error)) from error

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$model_adapter/v1/model_adapter.proto\x12\x10model_adapter.v1\"\x10\n\x0eGetInfoRequest\"\xb9\x02\n\x0fGetInfoResponse\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x10\n\x08identity\x18\x03 \x01(\t\x12*\n\x06layout\x18\x04 \x01(\x0b\x32\x1a.model_adapter.v1.KVLayout\x12\x1b\n\x13max_document_tokens\x18\x05 \x01(\x05\x12\x1b\n\x13max_question_tokens\x18\x06 \x01(\x05\x12\x19\n\x11max_answer_tokens\x18\x07 \x01(\x05\x12\x0e\n\x06\x64\x65vice\x18\x08 \x01(\t\x12\x15\n\rcompute_dtype\x18\t \x01(\t\x12\x32\n\tresidency\x18\n \x01(\x0b\x32\x1f.model_adapter.v1.ResidencyInfo\x12\x10\n\x08\x64raining\x18\x0b \x01(\x08\"\xc6\x01\n\rResidencyInfo\x12\x15\n\rrouting_bytes\x18\x01 \x01(\x03\x12\x1c\n\x14routing_budget_bytes\x18\x02 \x01(\x03\x12\x15\n\rcontent_bytes\x18\x03 \x01(\x03\x12\x1c\n\x14\x63ontent_budget_bytes\x18\x04 \x01(\x03\x12\x19\n\x11resident_memories\x18\x05 \x01(\x05\x12\x17\n\x0frunning_queries\x18\x06 \x01(\x05\x12\x17\n\x0fwaiting_queries\x18\x07 \x01(\x05\"\x88\x01\n\x08KVLayout\x12\x15\n\rrouted_layers\x18\x01 \x03(\x05\x12\x10\n\x08kv_heads\x18\x02 \x01(\x05\x12\x10\n\x08head_dim\x18\x03 \x01(\x05\x12\x13\n\x0bpool_tokens\x18\x04 \x01(\x05\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x1d\n\x15separate_routing_keys\x18\x06 \x01(\x08\",\n\x0c\x44ocumentText\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\x0c\n\x04text\x18\x02 \x01(\t\"x\n\rEncodeRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nmemory_uid\x18\x02 \x01(\t\x12\x31\n\tdocuments\x18\x03 \x03(\x0b\x32\x1e.model_adapter.v1.DocumentText\x12\x10\n\x08identity\x18\x04 \x01(\t\"\x8a\x01\n\x0e\x45ncodeResponse\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12(\n\x05\x62lock\x18\x02 \x01(\x0b\x32\x17.model_adapter.v1.BlockH\x00\x12\x34\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32!.model_adapter.v1.DocumentFailureH\x00\x42\x08\n\x06result\"X\n\x05\x42lock\x12\x0e\n\x06tokens\x18\x01 \x01(\x05\x12\x0e\n\x06\x63hunks\x18\x02 \x01(\x05\x12\x13\n\x0brouting_key\x18\x03 \x01(\x0c\x12\x0b\n\x03key\x18\x04 \x01(\x0c\x12\r\n\x05value\x18\x05 \x01(\x0c\"\x95\x01\n\x0f\x44ocumentFailure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x41\n\x08metadata\x18\x02 \x03(\x0b\x32/.model_adapter.v1.DocumentFailure.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"n\n\tMemoryRef\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nmemory_uid\x18\x02 \x01(\t\x12\x13\n\x0blast_number\x18\x03 \x01(\x03\x12\x16\n\x0e\x64\x65letion_epoch\x18\x04 \x01(\x03\x12\x10\n\x08identity\x18\x05 \x01(\t\"\\\n\x0cRouteRequest\x12+\n\x06memory\x18\x01 \x01(\x0b\x32\x1b.model_adapter.v1.MemoryRef\x12\x10\n\x08question\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\x05\"D\n\rRouteResponse\x12\x33\n\tdocuments\x18\x01 \x03(\x0b\x32 .model_adapter.v1.RankedDocument\"]\n\x0eRankedDocument\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\r\n\x05score\x18\x02 \x01(\x02\x12,\n\x06layers\x18\x03 \x03(\x0b\x32\x1c.model_adapter.v1.LayerScore\"8\n\nLayerScore\x12\r\n\x05layer\x18\x01 \x01(\x05\x12\x0c\n\x04rank\x18\x02 \x01(\x05\x12\r\n\x05score\x18\x03 \x01(\x02\"\xbd\x01\n\x0cQueryRequest\x12+\n\x06memory\x18\x01 \x01(\x0b\x32\x1b.model_adapter.v1.MemoryRef\x12\x10\n\x08question\x18\x02 \x01(\t\x12\x19\n\x11max_answer_tokens\x18\x03 \x01(\x05\x12\r\n\x05top_k\x18\x04 \x01(\x05\x12\x13\n\x0btemperature\x18\x05 \x01(\x02\x12\r\n\x05top_p\x18\x06 \x01(\x02\x12\x0c\n\x04seed\x18\x07 \x01(\x04\x12\x12\n\nmax_rounds\x18\x08 \x01(\x05\"\xd3\x01\n\rQueryResponse\x12,\n\x07routing\x18\x01 \x01(\x0b\x32\x19.model_adapter.v1.RoutingH\x00\x12.\n\x08\x63itation\x18\x02 \x01(\x0b\x32\x1a.model_adapter.v1.CitationH\x00\x12+\n\x04text\x18\x03 \x01(\x0b\x32\x1b.model_adapter.v1.TextDeltaH\x00\x12.\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x1a.model_adapter.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"M\n\x07Routing\x12\r\n\x05round\x18\x01 \x01(\x05\x12\x33\n\tdocuments\x18\x02 \x03(\x0b\x32 .model_adapter.v1.RankedDocument\")\n\x08\x43itation\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\r\n\x05round\x18\x02 \x01(\x05\"\x19\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\"\xf7\x02\n\x08\x46inished\x12\x31\n\x06reason\x18\x01 \x01(\x0e\x32!.model_adapter.v1.Finished.Reason\x12\x17\n\x0fquestion_tokens\x18\x02 \x01(\x05\x12\x15\n\ranswer_tokens\x18\x03 \x01(\x05\x12\x17\n\x0f\x64ocument_tokens\x18\x04 \x01(\x05\x12\x18\n\x10routed_documents\x18\x05 \x01(\x03\x12\x15\n\rrouted_chunks\x18\x06 \x01(\x03\x12\x0e\n\x06rounds\x18\x07 \x01(\x05\x12\x10\n\x08queue_ms\x18\x08 \x01(\x01\x12\x12\n\npage_in_ms\x18\t \x01(\x01\x12\x12\n\nrouting_ms\x18\n \x01(\x01\x12\x1e\n\x16time_to_first_token_ms\x18\x0b \x01(\x01\x12\x10\n\x08total_ms\x18\x0c \x01(\x01\"B\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x08\n\x04STOP\x10\x01\x12\n\n\x06LENGTH\x10\x02\x12\n\n\x06ROUNDS\x10\x03\"2\n\x0c\x45victRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nmemory_uid\x18\x02 \x01(\t\"$\n\rEvictResponse\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x03\x32\x94\x03\n\x13ModelAdapterService\x12N\n\x07GetInfo\x12 .model_adapter.v1.GetInfoRequest\x1a!.model_adapter.v1.GetInfoResponse\x12M\n\x06\x45ncode\x12\x1f.model_adapter.v1.EncodeRequest\x1a .model_adapter.v1.EncodeResponse0\x01\x12H\n\x05Route\x12\x1e.model_adapter.v1.RouteRequest\x1a\x1f.model_adapter.v1.RouteResponse\x12J\n\x05Query\x12\x1e.model_adapter.v1.QueryRequest\x1a\x1f.model_adapter.v1.QueryResponse0\x01\x12H\n\x05\x45vict\x12\x1e.model_adapter.v1.EvictRequest\x1a\x1f.model_adapter.v1.EvictResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$model_adapter/v1/model_adapter.proto\x12\x10model_adapter.v1\"\x10\n\x0eGetInfoRequest\"\xb9\x02\n\x0fGetInfoResponse\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x10\n\x08identity\x18\x03 \x01(\t\x12*\n\x06layout\x18\x04 \x01(\x0b\x32\x1a.model_adapter.v1.KVLayout\x12\x1b\n\x13max_document_tokens\x18\x05 \x01(\x05\x12\x1b\n\x13max_question_tokens\x18\x06 \x01(\x05\x12\x19\n\x11max_answer_tokens\x18\x07 \x01(\x05\x12\x0e\n\x06\x64\x65vice\x18\x08 \x01(\t\x12\x15\n\rcompute_dtype\x18\t \x01(\t\x12\x32\n\tresidency\x18\n \x01(\x0b\x32\x1f.model_adapter.v1.ResidencyInfo\x12\x10\n\x08\x64raining\x18\x0b \x01(\x08\"\xc6\x01\n\rResidencyInfo\x12\x15\n\rrouting_bytes\x18\x01 \x01(\x03\x12\x1c\n\x14routing_budget_bytes\x18\x02 \x01(\x03\x12\x15\n\rcontent_bytes\x18\x03 \x01(\x03\x12\x1c\n\x14\x63ontent_budget_bytes\x18\x04 \x01(\x03\x12\x19\n\x11resident_memories\x18\x05 \x01(\x05\x12\x17\n\x0frunning_queries\x18\x06 \x01(\x05\x12\x17\n\x0fwaiting_queries\x18\x07 \x01(\x05\"\x88\x01\n\x08KVLayout\x12\x15\n\rrouted_layers\x18\x01 \x03(\x05\x12\x10\n\x08kv_heads\x18\x02 \x01(\x05\x12\x10\n\x08head_dim\x18\x03 \x01(\x05\x12\x13\n\x0bpool_tokens\x18\x04 \x01(\x05\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x1d\n\x15separate_routing_keys\x18\x06 \x01(\x08\",\n\x0c\x44ocumentText\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\x0c\n\x04text\x18\x02 \x01(\t\"x\n\rEncodeRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nmemory_uid\x18\x02 \x01(\t\x12\x31\n\tdocuments\x18\x03 \x03(\x0b\x32\x1e.model_adapter.v1.DocumentText\x12\x10\n\x08identity\x18\x04 \x01(\t\"\x8a\x01\n\x0e\x45ncodeResponse\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12(\n\x05\x62lock\x18\x02 \x01(\x0b\x32\x17.model_adapter.v1.BlockH\x00\x12\x34\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32!.model_adapter.v1.DocumentFailureH\x00\x42\x08\n\x06result\"X\n\x05\x42lock\x12\x0e\n\x06tokens\x18\x01 \x01(\x05\x12\x0e\n\x06\x63hunks\x18\x02 \x01(\x05\x12\x13\n\x0brouting_key\x18\x03 \x01(\x0c\x12\x0b\n\x03key\x18\x04 \x01(\x0c\x12\r\n\x05value\x18\x05 \x01(\x0c\"\x95\x01\n\x0f\x44ocumentFailure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x41\n\x08metadata\x18\x02 \x03(\x0b\x32/.model_adapter.v1.DocumentFailure.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9a\x01\n\tMemoryRef\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nmemory_uid\x18\x02 \x01(\t\x12\x13\n\x0blast_number\x18\x03 \x01(\x03\x12\x16\n\x0e\x64\x65letion_epoch\x18\x04 \x01(\x03\x12\x10\n\x08identity\x18\x05 \x01(\t\x12\x12\n\nmemory_key\x18\x06 \x01(\x0c\x12\x16\n\x0ekey_generation\x18\x07 \x01(\x03\"\\\n\x0cRouteRequest\x12+\n\x06memory\x18\x01 \x01(\x0b\x32\x1b.model_adapter.v1.MemoryRef\x12\x10\n\x08question\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\x05\"D\n\rRouteResponse\x12\x33\n\tdocuments\x18\x01 \x03(\x0b\x32 .model_adapter.v1.RankedDocument\"]\n\x0eRankedDocument\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\r\n\x05score\x18\x02 \x01(\x02\x12,\n\x06layers\x18\x03 \x03(\x0b\x32\x1c.model_adapter.v1.LayerScore\"8\n\nLayerScore\x12\r\n\x05layer\x18\x01 \x01(\x05\x12\x0c\n\x04rank\x18\x02 \x01(\x05\x12\r\n\x05score\x18\x03 \x01(\x02\"\xbd\x01\n\x0cQueryRequest\x12+\n\x06memory\x18\x01 \x01(\x0b\x32\x1b.model_adapter.v1.MemoryRef\x12\x10\n\x08question\x18\x02 \x01(\t\x12\x19\n\x11max_answer_tokens\x18\x03 \x01(\x05\x12\r\n\x05top_k\x18\x04 \x01(\x05\x12\x13\n\x0btemperature\x18\x05 \x01(\x02\x12\r\n\x05top_p\x18\x06 \x01(\x02\x12\x0c\n\x04seed\x18\x07 \x01(\x04\x12\x12\n\nmax_rounds\x18\x08 \x01(\x05\"\xd3\x01\n\rQueryResponse\x12,\n\x07routing\x18\x01 \x01(\x0b\x32\x19.model_adapter.v1.RoutingH\x00\x12.\n\x08\x63itation\x18\x02 \x01(\x0b\x32\x1a.model_adapter.v1.CitationH\x00\x12+\n\x04text\x18\x03 \x01(\x0b\x32\x1b.model_adapter.v1.TextDeltaH\x00\x12.\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x1a.model_adapter.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"M\n\x07Routing\x12\r\n\x05round\x18\x01 \x01(\x05\x12\x33\n\tdocuments\x18\x02 \x03(\x0b\x32 .model_adapter.v1.RankedDocument\")\n\x08\x43itation\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\r\n\x05round\x18\x02 \x01(\x05\"\x19\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\"\xf7\x02\n\x08\x46inished\x12\x31\n\x06reason\x18\x01 \x01(\x0e\x32!.model_adapter.v1.Finished.Reason\x12\x17\n\x0fquestion_tokens\x18\x02 \x01(\x05\x12\x15\n\ranswer_tokens\x18\x03 \x01(\x05\x12\x17\n\x0f\x64ocument_tokens\x18\x04 \x01(\x05\x12\x18\n\x10routed_documents\x18\x05 \x01(\x03\x12\x15\n\rrouted_chunks\x18\x06 \x01(\x03\x12\x0e\n\x06rounds\x18\x07 \x01(\x05\x12\x10\n\x08queue_ms\x18\x08 \x01(\x01\x12\x12\n\npage_in_ms\x18\t \x01(\x01\x12\x12\n\nrouting_ms\x18\n \x01(\x01\x12\x1e\n\x16time_to_first_token_ms\x18\x0b \x01(\x01\x12\x10\n\x08total_ms\x18\x0c \x01(\x01\"B\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x08\n\x04STOP\x10\x01\x12\n\n\x06LENGTH\x10\x02\x12\n\n\x06ROUNDS\x10\x03\"2\n\x0c\x45victRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nmemory_uid\x18\x02 \x01(\t\"$\n\rEvictResponse\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x03\x32\x94\x03\n\x13ModelAdapterService\x12N\n\x07GetInfo\x12 .model_adapter.v1.GetInfoRequest\x1a!.model_adapter.v1.GetInfoResponse\x12M\n\x06\x45ncode\x12\x1f.model_adapter.v1.EncodeRequest\x1a .model_adapter.v1.EncodeResponse0\x01\x12H\n\x05Route\x12\x1e.model_adapter.v1.RouteRequest\x1a\x1f.model_adapter.v1.RouteResponse\x12J\n\x05Query\x12\x1e.model_adapter.v1.QueryRequest\x1a\x1f.model_adapter.v1.QueryResponse0\x01\x12H\n\x05\x45vict\x12\x1e.model_adapter.v1.EvictRequest\x1a\x1f.model_adapter.v1.EvictResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,34 +53,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DOCUMENTFAILURE']._serialized_end=1281
   _globals['_DOCUMENTFAILURE_METADATAENTRY']._serialized_start=1234
   _globals['_DOCUMENTFAILURE_METADATAENTRY']._serialized_end=1281
-  _globals['_MEMORYREF']._serialized_start=1283
-  _globals['_MEMORYREF']._serialized_end=1393
-  _globals['_ROUTEREQUEST']._serialized_start=1395
-  _globals['_ROUTEREQUEST']._serialized_end=1487
-  _globals['_ROUTERESPONSE']._serialized_start=1489
-  _globals['_ROUTERESPONSE']._serialized_end=1557
-  _globals['_RANKEDDOCUMENT']._serialized_start=1559
-  _globals['_RANKEDDOCUMENT']._serialized_end=1652
-  _globals['_LAYERSCORE']._serialized_start=1654
-  _globals['_LAYERSCORE']._serialized_end=1710
-  _globals['_QUERYREQUEST']._serialized_start=1713
-  _globals['_QUERYREQUEST']._serialized_end=1902
-  _globals['_QUERYRESPONSE']._serialized_start=1905
-  _globals['_QUERYRESPONSE']._serialized_end=2116
-  _globals['_ROUTING']._serialized_start=2118
-  _globals['_ROUTING']._serialized_end=2195
-  _globals['_CITATION']._serialized_start=2197
-  _globals['_CITATION']._serialized_end=2238
-  _globals['_TEXTDELTA']._serialized_start=2240
-  _globals['_TEXTDELTA']._serialized_end=2265
-  _globals['_FINISHED']._serialized_start=2268
-  _globals['_FINISHED']._serialized_end=2643
-  _globals['_FINISHED_REASON']._serialized_start=2577
-  _globals['_FINISHED_REASON']._serialized_end=2643
-  _globals['_EVICTREQUEST']._serialized_start=2645
-  _globals['_EVICTREQUEST']._serialized_end=2695
-  _globals['_EVICTRESPONSE']._serialized_start=2697
-  _globals['_EVICTRESPONSE']._serialized_end=2733
-  _globals['_MODELADAPTERSERVICE']._serialized_start=2736
-  _globals['_MODELADAPTERSERVICE']._serialized_end=3140
+  _globals['_MEMORYREF']._serialized_start=1284
+  _globals['_MEMORYREF']._serialized_end=1438
+  _globals['_ROUTEREQUEST']._serialized_start=1440
+  _globals['_ROUTEREQUEST']._serialized_end=1532
+  _globals['_ROUTERESPONSE']._serialized_start=1534
+  _globals['_ROUTERESPONSE']._serialized_end=1602
+  _globals['_RANKEDDOCUMENT']._serialized_start=1604
+  _globals['_RANKEDDOCUMENT']._serialized_end=1697
+  _globals['_LAYERSCORE']._serialized_start=1699
+  _globals['_LAYERSCORE']._serialized_end=1755
+  _globals['_QUERYREQUEST']._serialized_start=1758
+  _globals['_QUERYREQUEST']._serialized_end=1947
+  _globals['_QUERYRESPONSE']._serialized_start=1950
+  _globals['_QUERYRESPONSE']._serialized_end=2161
+  _globals['_ROUTING']._serialized_start=2163
+  _globals['_ROUTING']._serialized_end=2240
+  _globals['_CITATION']._serialized_start=2242
+  _globals['_CITATION']._serialized_end=2283
+  _globals['_TEXTDELTA']._serialized_start=2285
+  _globals['_TEXTDELTA']._serialized_end=2310
+  _globals['_FINISHED']._serialized_start=2313
+  _globals['_FINISHED']._serialized_end=2688
+  _globals['_FINISHED_REASON']._serialized_start=2622
+  _globals['_FINISHED_REASON']._serialized_end=2688
+  _globals['_EVICTREQUEST']._serialized_start=2690
+  _globals['_EVICTREQUEST']._serialized_end=2740
+  _globals['_EVICTRESPONSE']._serialized_start=2742
+  _globals['_EVICTRESPONSE']._serialized_end=2778
+  _globals['_MODELADAPTERSERVICE']._serialized_start=2781
+  _globals['_MODELADAPTERSERVICE']._serialized_end=3185
 # @@protoc_insertion_point(module_scope)

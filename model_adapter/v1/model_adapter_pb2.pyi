@@ -382,6 +382,8 @@ class MemoryRef(_message.Message):
     LAST_NUMBER_FIELD_NUMBER: _builtins.int
     DELETION_EPOCH_FIELD_NUMBER: _builtins.int
     IDENTITY_FIELD_NUMBER: _builtins.int
+    MEMORY_KEY_FIELD_NUMBER: _builtins.int
+    KEY_GENERATION_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """Tenant uid, 32 hex digits."""
     memory_uid: _builtins.str
@@ -396,6 +398,15 @@ class MemoryRef(_message.Message):
     """Identity whose blocks are to be read. Another than the worker's own is
     refused: MODEL_MISMATCH.
     """
+    memory_key: _builtins.bytes
+    """Key of an encrypted memory, 32 bytes; the worker keeps it while it holds
+    anything of the memory, and overwrites it then. Empty: not encrypted, or
+    nothing was ever written.
+    """
+    key_generation: _builtins.int
+    """How often the key was replaced; at most 2^32 - 1. A worker keeps the key
+    of the highest generation that it was sent.
+    """
     def __init__(
         self,
         *,
@@ -404,10 +415,12 @@ class MemoryRef(_message.Message):
         last_number: _builtins.int = ...,
         deletion_epoch: _builtins.int = ...,
         identity: _builtins.str = ...,
+        memory_key: _builtins.bytes = ...,
+        key_generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deletion_epoch", b"deletion_epoch", "identity", b"identity", "last_number", b"last_number", "memory_uid", b"memory_uid", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deletion_epoch", b"deletion_epoch", "identity", b"identity", "key_generation", b"key_generation", "last_number", b"last_number", "memory_key", b"memory_key", "memory_uid", b"memory_uid", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

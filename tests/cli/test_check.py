@@ -18,7 +18,9 @@ from memsvc.cli.exits import ExitCode
 from memsvc.cli.main import app
 from memsvc.client import Turn
 from storage.lmdb_store import LmdbStore
+from storage.paths import DataFolder
 from storage.store import MemoryUid
+from tests.support.keys import open_store
 from tests.support.live import live_server
 
 pytestmark = pytest.mark.xdist_group("cli")
@@ -43,7 +45,7 @@ def folder(sound: Path, tmp_path: Path) -> Path:
 @contextmanager
 def opened(folder: Path) -> Iterator[tuple[LmdbStore, MemoryUid]]:
     (tenant,) = (folder / "tenants").iterdir()
-    store = LmdbStore(tenant)
+    store = open_store(DataFolder(folder), tenant.name)
     try:
         (memory,) = store.memories()
         yield store, memory

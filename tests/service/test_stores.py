@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from memsvc.keys import Keys
 from memsvc.stores import Stores, lmdb_opener
 from storage.documents import TextSource
 from storage.paths import DataFolder
 from storage.store import MemoryUid, StorageError, StoredDocument, TenantStore
+from tests.support.keys import ROOT
 
 MEMORY = MemoryUid(bytes(16))
 
@@ -24,7 +26,9 @@ def numbers(store: TenantStore) -> list[int]:
 
 
 def make(tmp_path: Path, open_environments: int) -> Stores:
-    return Stores(DataFolder(tmp_path), open_environments, 2, lmdb_opener(8 * 1024 * 1024))
+    folder = DataFolder(tmp_path)
+    opener = lmdb_opener(8 * 1024 * 1024, Keys(folder, ROOT))
+    return Stores(folder, open_environments, 2, opener)
 
 
 async def test_few_environments_stay_open_and_all_keep_their_data(tmp_path: Path) -> None:

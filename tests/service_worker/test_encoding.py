@@ -17,6 +17,7 @@ from storage.lmdb_store import LmdbStore
 from storage.store import EncodingId, MemoryUid
 from tests.service_worker.conftest import Serve
 from tests.support.answers import Asking, asking, eventually
+from tests.support.keys import open_store
 from tests.support.served import Folder, refused
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -205,7 +206,7 @@ async def test_new_weights_under_the_same_name_encode_afresh(folder: Folder, sta
     await catalog.close()
     uid = MemoryUid(bytes.fromhex(row.uid))
     now = EncodingId(bytes.fromhex(model.identity)[:16])
-    store = LmdbStore(config.folder.tenant(row.tenant_uid))
+    store = open_store(config.folder, row.tenant_uid)
     blocks = [_rebuilt(store, uid, now, model.layout, number) for number in range(1, 6)]
     store.delete_encoding(uid, now)
     store.put_blocks(uid, EncodingId(bytes.fromhex(old)[:16]), model.layout, blocks)

@@ -14,9 +14,9 @@ from memsvc.reconcile import Report, reconcile
 from storage.catalog import Catalog, DocumentRow, MemoryRow, MemoryState, ModelRow
 from storage.documents import TextSource
 from storage.layout import KVLayout
-from storage.lmdb_store import LmdbStore
 from storage.store import EncodingId, MemoryUid, StoredDocument
 from tests.support.blocks import make_block
+from tests.support.keys import open_store
 from tests.support.served import Folder, serve
 
 LAYOUT = KVLayout((1, 3), 2, 8, 4, "bf16", separate_routing_keys=True)
@@ -31,7 +31,7 @@ class Crashed:
     def __init__(self, config: Config, catalog: Catalog, tenant_uid: str) -> None:
         self.catalog = catalog
         self.tenant_uid = tenant_uid
-        self.store = LmdbStore(config.folder.tenant(tenant_uid))
+        self.store = open_store(config.folder, tenant_uid)
         self.model = ModelRow("known", "", IDENTITY, LAYOUT, 100, 100, 100, True, 1)
 
     async def memory(self, memory_id: str, documents: int) -> MemoryRow:

@@ -103,7 +103,7 @@ def other_layout(transaction: lmdb.Transaction) -> None:
 
 def put_newer(transaction: lmdb.Transaction) -> None:
     key, value = document_record(A, make_document(2))
-    transaction.put(key, value[:4] + b"\x02" + value[5:])
+    transaction.put(key, value[:4] + b"\x03" + value[5:])
 
 
 @pytest.mark.parametrize(

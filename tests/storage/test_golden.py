@@ -1,4 +1,4 @@
-"""Records and archives of format version 1, as they were written once, are read for ever.
+"""Records and archives of every format version, as they were written once, are read for ever.
 
 The files under tests/golden/format are not made anew by any code here: when a
 test of this module fails, the change broke what people have on their disks.
@@ -22,9 +22,11 @@ from storage.block_records import (
     read_content,
     read_document,
     read_encoding,
+    read_keys,
     read_routing,
 )
 from storage.codecs import Codec, to_float
+from storage.crypto import KeyTree
 from storage.documents import Conversation, Role, TextSource, Turn
 from storage.keys import Kind, parse_key
 from storage.layout import Bits, KVBlock, KVLayout
@@ -137,6 +139,30 @@ def test_what_is_written_today_is_the_same() -> None:
                 assert record == stored[f"{kind}-{name}-{codec.name}"]
     for index, document in enumerate(DOCUMENTS):
         assert document_record(MEMORY, document)[0] == stored[f"document-{index}"][0]
+
+
+def encrypted_records() -> dict[str, tuple[bytes, bytes]]:
+    entries = json.loads((GOLDEN / "records-v2.json").read_text())
+    return {e["name"]: (bytes.fromhex(e["key"]), bytes.fromhex(e["value"])) for e in entries}
+
+
+def test_encrypted_records() -> None:
+    """Version 2, under a memory whose key is the bytes 0 to 31."""
+    stored, tree = encrypted_records(), KeyTree.grown_from(bytes(range(32)))
+    for index, document in enumerate(DOCUMENTS):
+        assert read_document(*stored.pop(f"document-{index}"), tree) == document
+    for name, layout in GOLDEN_LAYOUTS.items():
+        assert read_encoding(*stored.pop(f"encoding-{name}"), tree) == layout
+        mark, block = fingerprint(ENCODING, layout), ramp_block(layout)
+        for codec in (Codec.RAW, Codec.INT8_ZSTD):
+            routing = read_routing(*stored.pop(f"routing-{name}-{codec.name}"), mark, layout, tree)
+            content = read_content(*stored.pop(f"content-{name}-{codec.name}"), mark, layout, tree)
+            lossy = codec is not Codec.RAW
+            assert near(routing.routing_key_LCE, block.routing_key_LCE, lossy)
+            assert near(content.value_LCE, block.value_LCE, lossy)
+    left = read_keys(*stored.pop("keys"), bytes(range(32, 64)))
+    assert left.encode() == tree.without([4]).encode()
+    assert not stored
 
 
 def test_archive() -> None:

@@ -14,15 +14,18 @@ from storage.block_records import (
     block_records,
     document_record,
     encoding_record,
+    keys_record,
     read_content,
     read_document,
     read_encoding,
+    read_keys,
     read_routing,
 )
 from storage.codecs import Codec
+from storage.crypto import KeyTree
 from storage.keys import Kind, block_key, document_key
 from storage.layout_json import fingerprint
-from storage.records import FORMAT_VERSION, HEADER_BYTES, MAGIC, Header, seal, unseal
+from storage.records import ENCRYPTED_VERSION, HEADER_BYTES, MAGIC, Header, seal, unseal
 from storage.store import CorruptRecordError, ForeignRecordError
 from tests.support.blocks import (
     SEPARATE,
@@ -39,28 +42,46 @@ MARK = fingerprint(ONE, SHARED)
 Reader = Callable[[bytes, bytes], object]
 
 
+TREE = KeyTree.grown_from(bytes(range(32)))
+
+
+def samples(keys: KeyTree | None) -> dict[str, tuple[Record, Reader]]:
+    """One record of each kind and codec, with what reads it; encrypted when there are keys."""
+
+    def routing(key: bytes, value: bytes) -> object:
+        return read_routing(key, value, MARK, SHARED, keys)
+
+    def content(key: bytes, value: bytes) -> object:
+        return read_content(key, value, MARK, SHARED, keys)
+
+    found: dict[str, tuple[Record, Reader]] = {
+        "document": (
+            document_record(A, make_document(7), keys),
+            lambda key, value: read_document(key, value, keys),
+        ),
+        "encoding": (
+            encoding_record(A, ONE, SHARED, keys),
+            lambda key, value: read_encoding(key, value, keys),
+        ),
+    }
+    for codec in Codec:
+        block = make_block(SHARED, 7)
+        halves = block_records(A, ONE, SHARED, block, BlockCodecs(codec, codec), keys)
+        found[f"routing-{codec.name}"] = (halves[0], routing)
+        found[f"content-{codec.name}"] = (halves[1], content)
+    if keys is not None:
+        own = keys_record(A, 3, SECRET, keys.without([1]))
+        found["keys"] = (own, lambda key, value: read_keys(key, value, SECRET))
+        return {f"{name}-encrypted": sample for name, sample in found.items()}
+    return found
+
+
 def routing(key: bytes, value: bytes) -> object:
     return read_routing(key, value, MARK, SHARED)
 
 
-def content(key: bytes, value: bytes) -> object:
-    return read_content(key, value, MARK, SHARED)
-
-
-def samples() -> dict[str, tuple[Record, Reader]]:
-    """One record of each kind and codec, with what reads it."""
-    found: dict[str, tuple[Record, Reader]] = {
-        "document": (document_record(A, make_document(7)), read_document),
-        "encoding": (encoding_record(A, ONE, SHARED), read_encoding),
-    }
-    for codec in Codec:
-        halves = block_records(A, ONE, SHARED, make_block(SHARED, 7), BlockCodecs(codec, codec))
-        found[f"routing-{codec.name}"] = (halves[0], routing)
-        found[f"content-{codec.name}"] = (halves[1], content)
-    return found
-
-
-SAMPLES = samples()
+SECRET = b"s" * 32
+SAMPLES = samples(None) | samples(TREE)
 NAMES = st.sampled_from(sorted(SAMPLES))
 
 
@@ -120,7 +141,7 @@ def test_any_bytes_are_no_record(value: bytes) -> None:
 
 def test_another_version_is_foreign() -> None:
     (key, value), read = SAMPLES["document"]
-    newer = MAGIC + bytes([FORMAT_VERSION + 1]) + value[5:]
+    newer = MAGIC + bytes([ENCRYPTED_VERSION + 1]) + value[5:]
     with pytest.raises(ForeignRecordError):
         read(key, newer)
 
@@ -151,7 +172,8 @@ def test_lengths_that_lie_under_a_right_checksum_are_detected() -> None:
 def test_a_document_under_a_right_checksum_is_still_parsed_strictly() -> None:
     key = document_key(A, 8)
     (_, value), _ = SAMPLES["document"]
-    header, payload = unseal(document_key(A, 7), value, Kind.DOCUMENT)
+    sealed = unseal(document_key(A, 7), value, Kind.DOCUMENT)
+    header, payload = sealed.header, sealed.payload(None)
     with pytest.raises(CorruptRecordError, match="holds document 7"):
         read_document(key, seal(key, header, bytes(payload)))
     with pytest.raises(CorruptRecordError):

@@ -28,6 +28,7 @@ from tests.support.blocks import (
     memory_uid,
     same_bits,
 )
+from tests.support.keys import key_path, tenant_keys
 from tests.support.store_process import ENCODING, MEMORY, Process
 
 MEMORIES = st.integers(1, 3).map(memory_uid)
@@ -50,6 +51,10 @@ class Stores(RuleBasedStateMachine):
 
     def open(self) -> LmdbStore:
         return LmdbStore(self.path, LmdbOptions(LIMITS, BlockCodecs(self.codec, self.codec)))
+
+    def elsewhere(self) -> Process:
+        """Another process that reads the store."""
+        return Process("read", self.path)
 
     def teardown(self) -> None:
         if self.process:
@@ -149,7 +154,7 @@ class Stores(RuleBasedStateMachine):
     def read_elsewhere(self) -> None:
         """A reader in another process, kept open through later writes."""
         if self.process is None:
-            self.process = Process("read", self.path)
+            self.process = self.elsewhere()
             assert self.process.read() == "ready"
         seen = json.loads(self.process.ask())
         assert seen["documents"] == self.oracle.document_numbers(MEMORY)
@@ -177,10 +182,22 @@ class Stores(RuleBasedStateMachine):
         ]
 
 
-TestStores = Stores.TestCase
-TestStores.settings = settings(
-    max_examples=30,
+class EncryptedStores(Stores):
+    """Deletions destroy keys, and numbers get new ones."""
+
+    def open(self) -> LmdbStore:
+        codecs = BlockCodecs(self.codec, self.codec)
+        return LmdbStore(self.path, LmdbOptions(LIMITS, codecs), tenant_keys(self.folder))
+
+    def elsewhere(self) -> Process:
+        return Process("read", self.path, str(key_path(self.folder)))
+
+
+SETTINGS = settings(
+    max_examples=20,
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
+TestStores, TestEncryptedStores = Stores.TestCase, EncryptedStores.TestCase
+TestStores.settings = TestEncryptedStores.settings = SETTINGS

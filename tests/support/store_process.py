@@ -12,9 +12,12 @@ import sys
 from pathlib import Path
 from typing import IO
 
+from storage.crypto import TenantKeys
 from storage.lmdb_store import LmdbReader, LmdbStore
 from storage.store import StorageError, StorageFullError
 from tests.support.blocks import SHARED, encoding_id, make_block, make_document, memory_uid
+from tests.support.keys import ROOT as ROOT_KEYS
+from tests.support.keys import TENANT
 
 ROOT = Path(__file__).parent.parent.parent
 MEMORY, ENCODING = memory_uid(1), encoding_id(1)
@@ -60,9 +63,10 @@ def _say(out: IO[str], text: str) -> None:
     out.flush()
 
 
-def serve_reads(path: Path) -> None:
+def serve_reads(path: Path, keys: Path | None) -> None:
     """Answers each line with what a reader sees: numbers of documents and of blocks."""
-    reader = LmdbReader(path)
+    source = TenantKeys(keys, TENANT, ROOT_KEYS, readonly=True) if keys else None
+    reader = LmdbReader(path, source)
     _say(sys.stdout, "ready")
     for _ in sys.stdin:
         documents = [document.number for document in reader.iter_documents(MEMORY)]
@@ -118,7 +122,7 @@ def main() -> None:
     command, path, *rest = sys.argv[1:]
     try:
         if command == "read":
-            serve_reads(Path(path))
+            serve_reads(Path(path), Path(rest[0]) if rest else None)
         elif command == "write":
             write_without_end(Path(path))
         elif command == "fill":
