@@ -1,13 +1,22 @@
-"""Kills the server, or its worker, at random moments while clients write; nothing may be lost.
+"""Kills processes, or cuts the power, while clients write, delete, ask and move memories.
 
-    python -m tests.fault.crash_loop --kills 200 [--target server|worker|both]
-        [--engine fake] [--seed N] [--json]
+    python -m tests.fault.crash_loop --kills 200 [--target server|worker|both|points|database|host]
+        [--database sqlite|postgres] [--engine fake] [--seed N] [--json]
 
-Writers append turns without pause, several to a memory, and repeat an append
-with its request_id until it is acknowledged; one in five is given up instead, and
-may then be there once or not at all. At intervals and at the end, every
-acknowledged turn must be there exactly once and in order, `check` must be clean,
-and each memory must answer from all its documents.
+    server    kill -9 of the server at random moments, also while it starts
+    worker    kill -9 of the supervised worker, and drains of the server
+    both      either, at random
+    points    the server dies at each failpoint of storage/failpoints.py in turn
+    database  kill -9 of every process of PostgreSQL, mid-transaction
+    host      power cuts: an ext4 disk is shut down without flushing its log, and mounted again
+
+Writers append turns without pause, several to a memory, and repeat an append with its
+request_id until it is acknowledged; some are given up instead, and may then be there
+once or not at all. Beside them documents are deleted, questions asked, and whole
+memories made, exported, imported and deleted. At intervals and at the end every
+acknowledged turn must be there exactly once and in order unless it was deleted,
+nothing that was deleted may be readable, `check` must be clean, and each memory must
+answer from all its documents.
 """
 
 from __future__ import annotations
@@ -23,41 +32,32 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
+from memsvc.client import AsyncClient, RetryPolicy
+from tests.fault.figures import CrashLoopError, Figures
+from tests.fault.judge import verify
+from tests.fault.killers import Killer, make_killer
+from tests.fault.ledger import Ledger
+from tests.fault.others import Asker, Deleter, Mover
+from tests.fault.power import NoPowerError
+from tests.fault.scene import Scene, build
+from tests.fault.writer import Writer
 
-from memsvc.check import Severity, check_data
-from memsvc.client import (
-    AsyncClient,
-    Conversation,
-    MemsvcError,
-    RetryPolicy,
-)
-from memsvc.config import load_config
-from tests.fault.ledger import Ledger, Stored, problems
-from tests.fault.writer import Figures, Writer
-from tests.support.live import LiveServer, LiveWorker
-
-#: One try a call: the writers repeat by themselves, and must know what was acknowledged.
+TARGETS = ("server", "worker", "both", "points", "database", "host")
+#: One try a call: the clients repeat by themselves, and must know what was acknowledged.
 _ONE_TRY = RetryPolicy(attempts=1)
 _PATIENT = RetryPolicy(attempts=12, initial_s=0.05, ceiling_s=1.0)
-_ANSWER_S = 90.0
-_KILLED_STARTING_SHARE = 0.15
-#: A server starts a worker that dies often ever more slowly, up to 30 s; one that is stopped
-#: and started again begins anew.
-_KILLS_BETWEEN_DRAINS = 5
-
-
-class CrashLoopError(AssertionError):
-    """Something was lost, doubled or damaged, or does not work any more."""
+#: Exit status where the machine cannot do what was asked for.
+SKIPPED = 77
 
 
 @dataclass
 class Options:
-    """target: server, worker or both. Times in seconds."""
+    """Times in seconds. database: "" chooses what the target needs."""
 
     kills: int = 200
     target: str = "server"
     engine: str = "fake"
+    database: str = ""
     seed: int = 0
     memories: int = 3
     writers: int = 2
@@ -67,40 +67,40 @@ class Options:
 
 
 class CrashLoop:
-    """One run: server, writers, killer and judge."""
+    """One run: server, clients, killer and judge."""
 
-    def __init__(self, options: Options, server: LiveServer) -> None:
+    def __init__(self, options: Options, scene: Scene) -> None:
         self._options = options
-        self._server = server
+        self._scene = scene
         self._rng = random.Random(options.seed)
         self.figures = Figures()
         self._ledgers: list[Ledger] = []
-        self._started_s = 1.0
         self._acked = asyncio.Event()
 
     async def run(self) -> Figures:
         """Raises CrashLoopError."""
         started = time.monotonic()
-        await self._start()
+        await asyncio.to_thread(self._scene.server.start)
         self._ledgers = await self._create()
-        done = 0
-        while done < self._options.kills:
-            burst = min(self._options.verify_every, self._options.kills - done)
-            await self._burst(burst)
-            done += burst
-            await self._verify()
-            sys.stderr.write(f"{done} kills, {self.figures.turns_stored} turns, all sound\n")
+        killer = make_killer(self._options.target, self._scene, self._rng, self.figures, self._live)
+        while self.figures.kills < self._options.kills:
+            try:
+                await self._burst(killer)
+            except ExceptionGroup as group:
+                log = self._scene.server.log_tail()
+                raise CrashLoopError(f"{log}\n{group.exceptions[0]!r}") from group
+            async with self._client(_PATIENT) as client:
+                await verify(client, self._ledgers, self._scene.config(), self.figures)
+            sys.stderr.write(
+                f"{self.figures.kills} kills, {self.figures.turns_stored} turns, all sound\n"
+            )
         self.figures.turns_acked = sum(ledger.acknowledged for ledger in self._ledgers)
         self.figures.seconds = round(time.monotonic() - started, 1)
         return self.figures
 
     def _client(self, policy: RetryPolicy) -> AsyncClient:
-        return AsyncClient(self._server.address, self._server.api_key, retry=policy)
-
-    async def _start(self) -> None:
-        begun = time.monotonic()
-        await asyncio.to_thread(self._server.start)
-        self._started_s = time.monotonic() - begun
+        server = self._scene.server
+        return AsyncClient(server.address, server.api_key, retry=policy)
 
     async def _create(self) -> list[Ledger]:
         names = [f"memory-{number}" for number in range(self._options.memories)]
@@ -110,26 +110,37 @@ class CrashLoop:
         writers = range(self._options.writers)
         return [Ledger(name, f"{name}-w{writer}") for name in names for writer in writers]
 
-    async def _burst(self, kills: int) -> None:
-        """Kills under writers; when it returns the server is up and no append is in flight."""
+    async def _burst(self, killer: Killer) -> None:
+        """Kills under clients; when it returns all is up and no call is in flight."""
         pause = asyncio.Event()
-        # A server that lives on takes far more writes than are worth reading back.
-        pause_s = 0.0 if self._options.target == "server" else 0.2
+        kills = min(self.figures.kills + self._options.verify_every, self._options.kills)
         async with self._client(_ONE_TRY) as client, asyncio.TaskGroup() as group:
-            for number, ledger in enumerate(self._ledgers):
-                rng = random.Random(self._rng.random() + number)
-                writer = Writer(ledger, rng, self.figures, self._acked, pause_s)
-                group.create_task(writer.run(client, pause))
-            for _ in range(kills):
-                await self._live()
-                if self._next_target() == "worker":
-                    await self._kill_worker()
-                else:
-                    await self._kill_server()
+            for one in self._clients():
+                group.create_task(one.run(client, pause))
+            while self.figures.kills < kills:
+                await killer.kill()
+            await killer.rest()
             pause.set()
 
+    def _clients(self) -> list[Writer | Deleter | Asker | Mover]:
+        # A server that lives on takes far more writes than are worth reading back.
+        pause_s = 0.0 if self._options.target == "server" else 0.2
+        writers = [
+            Writer(ledger, self._fork(), self.figures, self._acked, pause_s)
+            for ledger in self._ledgers
+        ]
+        others: list[Writer | Deleter | Asker | Mover] = [Mover(self._fork(), self.figures)]
+        for memory in sorted({ledger.memory for ledger in self._ledgers}):
+            own = [ledger for ledger in self._ledgers if ledger.memory == memory]
+            others.append(Deleter(own, self._fork(), self.figures))
+            others.append(Asker(own, self._fork(), self.figures))
+        return [*writers, *others]
+
+    def _fork(self) -> random.Random:
+        return random.Random(self._rng.random())
+
     async def _live(self) -> None:
-        """Lets the writers do a random amount of work, then a moment more."""
+        """Lets the clients do a random amount of work, then a moment more."""
         goal = self.figures.appends_acked + self._rng.randint(
             0, self._options.most_acks_between_kills
         )
@@ -140,119 +151,26 @@ class CrashLoop:
                     self._acked.clear()
         await asyncio.sleep(self._rng.uniform(0.0, 0.01))
 
-    def _next_target(self) -> str:
-        target = self._options.target
-        return self._rng.choice(("server", "worker")) if target == "both" else target
-
-    async def _kill_server(self) -> None:
-        await asyncio.to_thread(self._server.kill)
-        self.figures.kills_server += 1
-        # Starting is work too: reconciling must survive its own death.
-        while self._rng.random() < _KILLED_STARTING_SHARE:
-            self._server.spawn()
-            await asyncio.sleep(self._rng.uniform(0.3, 1.0) * self._started_s)
-            await asyncio.to_thread(self._server.kill)
-            self.figures.kills_while_starting += 1
-        await self._start()
-
-    async def _kill_worker(self) -> None:
-        """Kills a worker that serves, or now and then one that starts; another follows."""
-        if self._rng.random() > _KILLED_STARTING_SHARE:
-            await asyncio.to_thread(self._server.wait_model)
-            await asyncio.sleep(self._rng.uniform(0.0, 0.5))
-        else:
-            self.figures.kills_while_starting += 1
-        end = time.monotonic() + _ANSWER_S
-        while not (workers := await asyncio.to_thread(self._server.workers)):
-            if time.monotonic() > end:
-                raise CrashLoopError(f"no worker came back\n{self._server.log_tail()}")
-            await asyncio.sleep(0.05)
-        with suppress(psutil.NoSuchProcess):
-            workers[0].kill()
-        self.figures.kills_worker += 1
-        if self.figures.kills_worker % _KILLS_BETWEEN_DRAINS == 0:
-            await asyncio.to_thread(self._server.stop)
-            self.figures.drains += 1
-            await self._start()
-
-    async def _verify(self) -> None:
-        found: list[str] = []
-        self.figures.turns_stored = 0
-        async with self._client(_PATIENT) as client:
-            for memory in sorted({ledger.memory for ledger in self._ledgers}):
-                ledgers = [ledger for ledger in self._ledgers if ledger.memory == memory]
-                stored = await _read(client, memory)
-                self.figures.turns_stored += len(stored)
-                found += [f"{memory}: {problem}" for problem in problems(ledgers, stored)]
-                found += [f"{memory}: {p}" for p in await _ask(client, memory, ledgers, stored)]
-        found += await self._check()
-        self.figures.verifications += 1
-        if found:
-            shown = "\n".join(found[:20])
-            raise CrashLoopError(f"{len(found)} problems, the first of them:\n{shown}")
-
-    async def _check(self) -> list[str]:
-        config = load_config({"data": self._server.folder})
-        damage: list[str] = []
-        async for finding in check_data(config):
-            if finding.severity is Severity.DAMAGE:
-                damage.append(f"check: {finding}")
-            else:
-                self.figures.leftovers_seen += 1
-        return damage
-
-
-async def _read(client: AsyncClient, memory: str) -> list[Stored]:
-    stored = []
-    async for document in client.memory(memory).documents.iterate(page_size=100, full=True):
-        if not isinstance(document.source, Conversation):
-            raise CrashLoopError(f"{document.name} is no conversation")
-        for turn in document.source.turns:
-            stored.append(Stored(document.name, document.number, turn.text))
-    return stored
-
-
-async def _ask(
-    client: AsyncClient, memory: str, ledgers: list[Ledger], stored: list[Stored]
-) -> list[str]:
-    """An answer must see every document that is there."""
-    revision = max(ledger.revision for ledger in ledgers)
-    question = f"What does {ledgers[0].writer} remember?"
-    try:
-        answer = await client.memory(memory).ask(
-            question, at_least_revision=revision, timeout_s=_ANSWER_S
-        )
-    except MemsvcError as error:
-        return [f"no answer: {error}"]
-    if answer.done.revision < revision:
-        return [f"the answer saw revision {answer.done.revision} of {revision}"]
-    if answer.usage is None or answer.usage.routed_documents != len(stored):
-        return [f"the answer saw {answer.usage} of {len(stored)} documents"]
-    return []
-
 
 async def crash_loop(options: Options, folder: Path) -> Figures:
-    """One run in a fresh folder; the server is ended afterwards. Raises CrashLoopError."""
+    """One run in a fresh folder; every process is ended afterwards.
+
+    Raises CrashLoopError, NoPowerError.
+    """
+    database = options.database or ("postgres" if options.target == "database" else "sqlite")
     with ExitStack() as stack:
-        extra: tuple[str, ...] = ("--set", "log_level=warning")
-        data = folder / "data"
-        if options.target == "server":
-            # The worker runs apart and outlives the server, so that cycles are short.
-            worker = LiveWorker(data, model=options.engine)
-            extra += ("--worker-address", worker.address)
-        server = LiveServer(data, model=options.engine, options=extra)
-        if options.target == "server":
-            worker.start()
-            stack.callback(worker.stop)
-        stack.callback(server.stop)
-        return await CrashLoop(options, server).run()
+        scene = await asyncio.to_thread(
+            build, stack, folder, options.target, options.engine, database
+        )
+        return await CrashLoop(options, scene).run()
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 when nothing was lost; 1 with the problems on stderr."""
+    """0 when nothing was lost; 1 with the problems on stderr; 77 when nothing could be tried."""
     parser = argparse.ArgumentParser(prog="python -m tests.fault.crash_loop")
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--target", choices=("server", "worker", "both"), default="server")
+    parser.add_argument("--target", choices=TARGETS, default="server")
+    parser.add_argument("--database", choices=("sqlite", "postgres"), default="")
     parser.add_argument("--engine", default="fake", help="model of the worker")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -262,6 +180,9 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="memsvc-crash-") as folder:
         try:
             figures = asyncio.run(crash_loop(options, Path(folder)))
+        except NoPowerError as error:
+            sys.stderr.write(f"SKIPPED: {error}\n")
+            return SKIPPED
         except CrashLoopError as error:
             sys.stderr.write(f"{error}\n")
             return 1

@@ -1,4 +1,4 @@
-"""What a writer did and what the server owes it. No I/O here.
+"""What writers and deleters did and what the server owes them. No I/O here.
 
 A turn's text is its identity: "w3 n17 ..." is the 17th turn of writer 3.
 """
@@ -19,6 +19,8 @@ class Ledger:
     sent: dict[str, bool] = field(default_factory=dict)
     #: Document name of each acknowledged turn.
     documents: dict[str, str] = field(default_factory=dict)
+    #: Turns asked to be deleted; True once a reply acknowledged it.
+    deleted: dict[str, bool] = field(default_factory=dict)
     #: Revision of the latest acknowledged append.
     revision: int = 0
 
@@ -39,9 +41,17 @@ class Ledger:
             self.sent[text] = True
             self.documents[text] = document
 
+    def deletable(self) -> list[str]:
+        """Acknowledged turns that nobody has asked to delete."""
+        return [text for text in self.documents if text not in self.deleted]
+
+    def gone(self) -> set[str]:
+        """Names of the documents whose deletion was acknowledged."""
+        return {self.documents[text] for text, done in self.deleted.items() if done}
+
     @property
     def acknowledged(self) -> int:
-        """Turns the server owes."""
+        """Turns the server owes, or owed until it deleted them."""
         return len(self.documents)
 
 
@@ -77,8 +87,10 @@ def _problems_of(ledger: Ledger, by_text: dict[str, list[Stored]]) -> list[str]:
         copies = by_text.get(text, [])
         if len(copies) > 1:
             found.append(f"doubled: {text} in {[copy.document for copy in copies]}")
-        if acknowledged and not copies:
+        if acknowledged and not copies and text not in ledger.deleted:
             found.append(f"lost: {text}, acknowledged as {ledger.documents[text]}")
+        if copies and ledger.deleted.get(text):
+            found.append(f"deleted and still there: {text} as {copies[0].document}")
         if acknowledged and copies and copies[0].document != ledger.documents[text]:
             found.append(f"moved: {text} from {ledger.documents[text]} to {copies[0].document}")
         for copy in copies[:1]:

@@ -45,16 +45,30 @@ def run_cli(
 
 
 class LiveServer:
-    """A data folder and, while started, the server on it."""
+    """A data folder and, while started, the server on it.
 
-    def __init__(self, folder: Path, *, model: str = "fake", options: Sequence[str] = ()) -> None:
+    logs: folder of the log, beside the data folder unless told. database_url: as the setting.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        model: str = "fake",
+        options: Sequence[str] = (),
+        logs: Path | None = None,
+        database_url: str = "",
+    ) -> None:
         self.folder = folder
-        self.log = folder.with_name(f"{folder.name}.log")
+        self.log = (logs or folder.parent) / f"{folder.name}.log"
         self.address = ""
         self._options = ("--model", model, *options)
+        self._environment = environment()
+        if database_url:
+            self._environment["MEMSVC_DATABASE_URL"] = database_url
         self._process: subprocess.Popen[str] | None = None
         if not folder.exists():
-            done = run_cli("init", "--data-dir", folder, "--json")
+            done = run_cli("init", "--data-dir", folder, "--json", extra=self._environment)
             if done.returncode != 0:
                 raise LiveError(done.stderr.decode())
         self.api_key = (folder / "operator.key").read_text().strip()
@@ -66,17 +80,26 @@ class LiveServer:
             raise LiveError("not started")
         return psutil.Process(self._process.pid)
 
-    def spawn(self) -> None:
-        """Starts the server and does not wait until it serves."""
+    def ends_within(self, timeout_s: float) -> bool:
+        """Waits that long for it to end by itself. Raises LiveError when not started."""
+        if self._process is None:
+            raise LiveError("not started")
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout_s)
+            return True
+        return False
+
+    def spawn(self, *more: str) -> None:
+        """Starts the server, with more options, and does not wait until it serves."""
         listen = self.address or "127.0.0.1:0"
         command = [*_MEMSVC, "serve", "--data-dir", str(self.folder), "--listen", listen, "--json"]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*command, *self._options],
+                [*command, *self._options, *more],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env=environment(),
+                env=self._environment,
             )
 
     def wait_serving(self) -> None:
@@ -104,6 +127,10 @@ class LiveServer:
         if self._process is None:
             return 0
         self._process.send_signal(signal.SIGTERM)
+        return self._reap()
+
+    def ended(self) -> int:
+        """Waits until it ends by itself; the exit status."""
         return self._reap()
 
     def _reap(self) -> int:
@@ -160,16 +187,22 @@ def live_server(
 class LiveWorker:
     """A model worker that runs apart from the server, on a Unix socket beside its folder."""
 
-    def __init__(self, folder: Path, *, model: str = "fake") -> None:
+    def __init__(self, folder: Path, *, model: str = "fake", logs: Path | None = None) -> None:
         self.folder = folder
-        self.address = f"unix:{folder.with_name('worker-apart.sock')}"
+        self._logs = logs or folder.parent
+        self.address = f"unix:{self._logs / 'worker-apart.sock'}"
         self._model = model
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
         """Starts it and waits until it serves."""
+        self.spawn()
+        self.wait_serving()
+
+    def spawn(self) -> None:
+        """Starts it and does not wait."""
         command = [*_MEMSVC, "worker", "--data-dir", str(self.folder), "--model", self._model]
-        with self.folder.with_name("worker-apart.log").open("ab") as log:
+        with (self._logs / "worker-apart.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, "--listen", self.address],
                 stdout=subprocess.PIPE,
@@ -177,14 +210,25 @@ class LiveWorker:
                 text=True,
                 env=environment(),
             )
-        if self._process.stdout is None or not self._process.stdout.readline():
+
+    def wait_serving(self) -> None:
+        """Blocks until it serves. Raises LiveError."""
+        process = self._process
+        if process is None or process.stdout is None or not process.stdout.readline():
             raise LiveError("the worker did not start")
+
+    def kill(self) -> None:
+        """SIGKILL, then waits."""
+        self._end(signal.SIGKILL)
 
     def stop(self) -> int:
         """SIGTERM, then waits; the exit status."""
+        return self._end(signal.SIGTERM)
+
+    def _end(self, number: int) -> int:
         if self._process is None:
             return 0
-        self._process.send_signal(signal.SIGTERM)
+        self._process.send_signal(number)
         status = self._process.wait(timeout=START_S)
         if self._process.stdout is not None:
             self._process.stdout.close()

