@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 class Application:
     """The parts of one server process.
 
+    importing: uids of the memories that a running call fills.
     draining: set when the server stops taking calls. A stream that would
     otherwise run until its client leaves ends with `errors.draining()` then.
     """
@@ -52,4 +53,5 @@ class Application:
     workers: Workers
     authenticator: Authenticator
     page_tokens: PageTokens
+    importing: set[str] = field(default_factory=set)
     draining: asyncio.Event = field(default_factory=asyncio.Event)

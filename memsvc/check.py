@@ -15,6 +15,7 @@ from enum import StrEnum
 from memsvc.config import Config
 from memsvc.keys import load_root_keys
 from storage.catalog import Catalog, EncodingRow, MemoryRow, MemoryState, NotFoundError, TenantRow
+from storage.check import check_structure
 from storage.crypto import RootKeys, open_keys
 from storage.lmdb_store import LmdbReader
 from storage.paths import DataFolder
@@ -61,6 +62,14 @@ async def check_data(config: Config) -> AsyncIterator[CheckFinding]:
             expected = [
                 await _expected(catalog, memory) for memory in await _memories(catalog, tenant)
             ]
+            path = config.folder.tenant(tenant.uid)
+            # LMDB trusts its pages: what is damaged there is not given to it.
+            if structure := await asyncio.to_thread(check_structure, path):
+                for found in structure:
+                    yield CheckFinding(
+                        Severity.DAMAGE, tenant.tenant_id, "", str(found.problem), found.detail
+                    )
+                continue
             try:
                 store = await asyncio.to_thread(_open, config.folder, tenant.uid, root)
             except StoreNotFoundError:

@@ -61,6 +61,7 @@ CODES: Mapping[ErrorReason.ValueType, grpc.StatusCode] = {
     ErrorReason.WORKER_UNAVAILABLE: Code.UNAVAILABLE,
     ErrorReason.DRAINING: Code.UNAVAILABLE,
     ErrorReason.CATALOG_UNAVAILABLE: Code.UNAVAILABLE,
+    ErrorReason.STORE_UNAVAILABLE: Code.UNAVAILABLE,
     ErrorReason.RECORD_CORRUPT: Code.DATA_LOSS,
     ErrorReason.MODEL_MISMATCH: Code.FAILED_PRECONDITION,
     ErrorReason.INTERNAL_FAULT: Code.INTERNAL,
@@ -321,6 +322,15 @@ def draining(retry_after_s: float = 5.0) -> ApiError:
 
 
 # --- what is broken -----------------------------------------------------------------
+
+
+def store_unavailable(retry_after_s: float = 1.0) -> ApiError:
+    """The store's disk does not work."""
+    return ApiError(
+        ErrorReason.STORE_UNAVAILABLE,
+        "the store cannot be read or written now",
+        retry_after_s=retry_after_s,
+    )
 
 
 def record_corrupt(what: str) -> ApiError:

@@ -27,7 +27,7 @@ from memsvc.principal import Principal, set_principal
 from memsvc.v1.errors_pb2 import ErrorReason
 from memsvc.wire import METHODS, parse_request
 from storage.catalog import CatalogFullError, CatalogUnavailableError, Scope
-from storage.store import CorruptRecordError, StorageFullError
+from storage.store import CorruptRecordError, StorageFullError, StoreUnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -181,6 +181,9 @@ def _translated(method: str, error: Exception) -> ApiError:
         case CatalogUnavailableError():
             log.error("catalog unavailable", exc_info=error, extra=extra)
             return errors.catalog_unavailable()
+        case StoreUnavailableError():
+            log.error("store unavailable", exc_info=error, extra=extra)
+            return errors.store_unavailable()
         case CorruptRecordError():
             log.error("corrupt record", exc_info=error, extra=extra)
             return errors.record_corrupt("a stored record")

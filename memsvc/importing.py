@@ -75,19 +75,31 @@ async def import_archive(
     Raises ALREADY_EXISTS, ARCHIVE_FORBIDDEN, quota and storage errors, and what the
     catalog raises for a repeated request.
     """
+    application.importing.add(new.uid)
     try:
-        row = await application.catalog.create_memory(
-            new.tenant_uid,
-            new.memory_id,
-            new.display_name,
-            new.labels,
-            new.packing,
-            MemoryState.IMPORTING,
-            None,
-            uid=new.uid,
-        )
-    except AlreadyExistsError as error:
-        raise errors.already_exists("memory_id") from error
+        return await _import(application, archive, new, record)
+    finally:
+        application.importing.discard(new.uid)
+
+
+async def drop_abandoned(application: Application) -> None:
+    """Deletes imported memories that no running call fills: one failed and could not undo it."""
+    for row in await application.catalog.memories_in_state(MemoryState.IMPORTING):
+        if row.uid not in application.importing:
+            await _undo(application, row)
+
+
+async def _import(
+    application: Application, archive: Archive, new: MemoryRow, record: Record
+) -> Imported:
+    try:
+        row = await _create(application, new)
+    except AlreadyExistsError:
+        await drop_abandoned(application)
+        try:
+            row = await _create(application, new)
+        except AlreadyExistsError as error:
+            raise errors.already_exists("memory_id") from error
     reach(Failpoint.IMPORT_CREATED)
     try:
         imported = await _fill(application, archive, row)
@@ -104,6 +116,19 @@ async def import_archive(
     application.progress.publish(row.uid)
     application.encoding.wake()
     return imported
+
+
+async def _create(application: Application, new: MemoryRow) -> MemoryRow:
+    return await application.catalog.create_memory(
+        new.tenant_uid,
+        new.memory_id,
+        new.display_name,
+        new.labels,
+        new.packing,
+        MemoryState.IMPORTING,
+        None,
+        uid=new.uid,
+    )
 
 
 def row_from_manifest(manifest: Manifest, empty: MemoryRow) -> MemoryRow:

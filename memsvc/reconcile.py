@@ -12,6 +12,7 @@ exists; LMDB is made to agree with it; watermarks are made to agree with LMDB.
     store: encodings of no model      removed: blocks of replaced weights
     catalog: watermark over a gap     rewound to the gap, which is encoded again
     catalog: document without text    reported: nothing can bring it back
+    store: damaged below its records  reported, and left alone
 
 Staging files are gone by then: the server empties their folder when it takes hold of it.
 """
@@ -26,7 +27,7 @@ from memsvc.application import Application
 from memsvc.writes import memory_uid
 from storage.catalog import EncodingRow, MemoryRow, MemoryState, TenantRow
 from storage.failpoints import Failpoint, reach
-from storage.store import EncodingId, MemoryUid, TenantStore
+from storage.store import EncodingId, MemoryUid, StoreDamagedError, TenantStore
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,10 @@ _PAGE = 1000
 
 @dataclass
 class Report:
-    """What was done. Counts, and for what is lost the memory's uid and the numbers."""
+    """What was done. Counts, and for what is lost the memory's uid and the numbers.
+
+    damaged_stores: uids of tenants whose store cannot be opened.
+    """
 
     memories_deleted: int = 0
     imports_undone: int = 0
@@ -44,6 +48,7 @@ class Report:
     removed_documents: int = 0
     foreign_encodings: int = 0
     rewound_encodings: int = 0
+    damaged_stores: list[str] = field(default_factory=list)
     lost_documents: dict[str, list[int]] = field(default_factory=dict)
 
     @property
@@ -77,8 +82,13 @@ async def reconcile(application: Application) -> Report:
     """Runs every step. Call it before serving and before encoding starts."""
     report = Report()
     await _finish_deletions(application, report)
-    async for tenant in _tenants(application):
-        await _reconcile_tenant(application, tenant, report)
+    async for tenant in iterate_tenants(application):
+        try:
+            await _reconcile_tenant(application, tenant, report)
+        except StoreDamagedError as error:
+            # Its calls are refused with DATA_LOSS; the other tenants' are served.
+            log.error("%s", error)
+            report.damaged_stores.append(tenant.uid)
     if not report.clean:
         log.warning("reconciled: %s", report)
     return report
@@ -87,16 +97,25 @@ async def reconcile(application: Application) -> Report:
 async def _finish_deletions(application: Application, report: Report) -> None:
     catalog = application.catalog
     for memory in await catalog.memories_in_state(MemoryState.DELETING):
-        await application.writes.purge_memory(memory)
-        report.memories_deleted += 1
+        report.memories_deleted += await _purge(application, memory)
     for memory in await catalog.memories_in_state(MemoryState.IMPORTING):
         row = await catalog.begin_delete_memory(memory.tenant_uid, memory.memory_id, None)
-        await application.writes.purge_memory(row)
-        report.imports_undone += 1
+        report.imports_undone += await _purge(application, row)
     reach(Failpoint.RECONCILE_DROPPED)
 
 
-async def _tenants(application: Application) -> AsyncIterator[TenantRow]:
+async def _purge(application: Application, memory: MemoryRow) -> bool:
+    """False when its store is damaged: it stays marked, and nobody sees it."""
+    try:
+        await application.writes.purge_memory(memory)
+    except StoreDamagedError:
+        return False
+    return True
+
+
+async def iterate_tenants(application: Application) -> AsyncIterator[TenantRow]:
+    """Every tenant of the catalog."""
+    """Every tenant of the catalog."""
     after = None
     while True:
         rows, after = await application.catalog.list_tenants(_PAGE, after)

@@ -26,6 +26,7 @@ from memsvc.auth import Authenticator, load_server_key
 from memsvc.config import Config
 from memsvc.encoding import EncodingQueue
 from memsvc.gate import Gate
+from memsvc.importing import drop_abandoned
 from memsvc.keys import Keys, load_root_keys
 from memsvc.paging import PageTokens
 from memsvc.progress import Progress
@@ -101,6 +102,18 @@ class Server:
             task.cancel()
         await self.application.writes.drain()
         log.info("drained", extra={"calls": self._gate.calls})
+
+
+@asynccontextmanager
+async def open_application(config: Config) -> AsyncIterator[Application]:
+    """The parts over a data folder that no server holds: nothing is served, no worker runs.
+
+    Raises DataFolderError, ServerKeyError, ServerStartError.
+    """
+    async with AsyncExitStack() as stack:
+        stack.enter_context(hold(config.folder))
+        make_folders(config.folder)
+        yield await _build(config, stack)
 
 
 @asynccontextmanager
@@ -216,7 +229,7 @@ def _bind(server: aio.Server, config: Config) -> str:
 
 
 async def _keep_house(application: Application) -> None:
-    """Drops request ids past their time; finishes deletions that failed half way."""
+    """Drops request ids past their time; finishes deletions and imports that failed half way."""
     while True:
         await asyncio.sleep(_HOUSEKEEPING_S)
         older_than_us = round((time.time() - application.config.request_memory_s) * 1e6)
@@ -224,6 +237,7 @@ async def _keep_house(application: Application) -> None:
             await application.catalog.purge_requests(older_than_us)
             for memory in await application.catalog.memories_in_state(MemoryState.DELETING):
                 await application.writes.purge_memory(memory)
+            await drop_abandoned(application)
         except (CatalogError, StorageError) as error:
             log.warning("housekeeping failed", extra={"fault": type(error).__name__})
 

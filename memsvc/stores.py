@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 from memsvc.keys import Keys
+from storage.check import require_sound_structure
 from storage.lmdb_env import MapLimits
 from storage.lmdb_store import LmdbOptions, LmdbStore
 from storage.paths import DataFolder
@@ -28,10 +29,24 @@ Opener = Callable[[Path], TenantStore]
 
 
 def lmdb_opener(max_bytes: int, keys: Keys) -> Opener:
-    """Opens LMDB environments that grow to max_bytes and no further."""
+    """Opens LMDB environments that grow to max_bytes and no further.
+
+    LMDB trusts the pages of its file, and a damaged one can end the process. So the file
+    is looked through before it is opened for the first time (some 5 us a record).
+    Raises StoreDamagedError.
+    """
     start_bytes = min(MapLimits().start_bytes, max_bytes)
     options = LmdbOptions(limits=MapLimits(start_bytes=start_bytes, max_bytes=max_bytes))
-    return lambda path: LmdbStore(path, options, keys.tenant(path.name))
+    looked_through: set[Path] = set()
+
+    def open_store(path: Path) -> TenantStore:
+        if path not in looked_through:
+            require_sound_structure(path)
+        store = LmdbStore(path, options, keys.tenant(path.name))
+        looked_through.add(path)
+        return store
+
+    return open_store
 
 
 class _Handle:

@@ -22,10 +22,12 @@ from storage.lmdb_env import DATA_FILE, WRITER_LOCK_FILE
 from storage.lmdb_store import LmdbReader
 from storage.paths import DataFolder
 from storage.records import Buffer
-from storage.store import Finding, Problem, StorageError
+from storage.store import Finding, Problem, StorageError, StoreDamagedError
 
 #: A store with more is not worth listing to the end.
 MAX_FINDINGS = 10_000
+#: A file of nothing but its first pages, of the largest size LMDB takes.
+_FIRST_BYTES = 2 * 65536
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ def check_structure(path: Path) -> list[Finding] | None:
 
     For whoever opens a file that may be damaged: LMDB itself would not notice.
     """
+    if not (path / DATA_FILE).exists():
+        return []
     with _without_writer(path) as quiet:
         if not quiet:
             return None
@@ -107,6 +111,28 @@ def check_structure(path: Path) -> list[Finding] | None:
         except (lmdb.verify.VerifyError, OSError) as error:
             problems = [str(error)]
     return [Finding("", Problem.DAMAGED, f"file: {text}") for text in problems[:MAX_FINDINGS]]
+
+
+def require_sound_structure(path: Path) -> None:
+    """For whoever opens a file to write: raises StoreDamagedError before LMDB sees it.
+
+    Beside a live writer nothing is looked at: it has done so. A file without a single
+    byte set is what a crash leaves of the very first opening; it is removed.
+    """
+    if _never_committed(path / DATA_FILE):
+        (path / DATA_FILE).unlink()
+    problems = check_structure(path)
+    if problems:
+        raise StoreDamagedError(
+            f"store {path.name} is damaged in {len(problems)} places, the first: "
+            f"{problems[0].detail}"
+        )
+
+
+def _never_committed(file: Path) -> bool:
+    if not file.exists() or file.stat().st_size > _FIRST_BYTES:
+        return False
+    return not any(file.read_bytes())
 
 
 def check_data_folder(data: DataFolder, root: RootKeys | None = None) -> Iterator[StoreReport]:
@@ -130,6 +156,10 @@ def _without_writer(path: Path) -> Iterator[bool]:
     """Keeps writers away for a while; gives False when one is there already."""
     try:
         lock = os.open(path / WRITER_LOCK_FILE, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        # A writer would have made it: this is a copy that nobody has opened.
+        yield True
+        return
     except OSError:
         yield False
         return

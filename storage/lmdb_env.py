@@ -30,6 +30,7 @@ from storage.store import (
     StorageFullError,
     StoreBusyError,
     StoreNotFoundError,
+    StoreUnavailableError,
 )
 
 _T = TypeVar("_T")
@@ -279,7 +280,7 @@ class Environment:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise StorageError(f"store {self.path.name} is closed")
+            raise StoreUnavailableError(f"store {self.path.name} is closed")
 
     def close(self) -> None:
         """Waits for transactions, then frees the map and the lock. Again is no error."""
@@ -310,7 +311,7 @@ def _sync_folder(path: Path) -> None:
 def _storage_error(error: OSError | lmdb.Error) -> StorageError:
     if any(os.strerror(code) in str(error) for code in _FULL):
         return StorageFullError(f"disk is full: {error}")
-    return StorageError(str(error))
+    return StoreUnavailableError(str(error))
 
 
 @contextmanager

@@ -35,6 +35,10 @@ class StoreBusyError(StorageError):
     """Another handle holds what only one may: the writer's lock, or the last reader slot."""
 
 
+class StoreUnavailableError(StorageError):
+    """The disk does not work, or the store is closed; nothing of the call was written."""
+
+
 class StorageFullError(StorageError):
     """Disk or map is full; nothing of the call was written."""
 
@@ -45,6 +49,10 @@ class RecordNotFoundError(StorageError, KeyError):
 
 class CorruptRecordError(StorageError):
     """A record's bytes do not match its checksum, key or lengths."""
+
+
+class StoreDamagedError(CorruptRecordError):
+    """The store's file is damaged below its records: no record of it can be trusted."""
 
 
 class ForeignRecordError(StorageError):

@@ -40,7 +40,7 @@ class LocalFailedError(MemsvcError):
 
 
 @contextmanager
-def _local_failures() -> Iterator[None]:
+def local_failures() -> Iterator[None]:
     """What is wrong on this machine, as an error that ends with its exit code."""
     try:
         yield
@@ -61,7 +61,7 @@ def _settings(pairs: list[str] | None) -> dict[str, str]:
     return settings
 
 
-def _configured(
+def configured(
     session: Session, file: Path | None, pairs: list[str] | None, **options: object
 ) -> Config:
     """This process's settings, from options, --set, environment and file. Arms a failpoint."""
@@ -91,8 +91,8 @@ def _init(session: Session, config: ConfigOption = None, settings: SetOption = N
     The key is kept in the folder too, readable by its owner only, so that
     commands on this machine find it. Run again it changes nothing.
     """
-    loaded = _configured(session, config, settings)
-    with _local_failures():
+    loaded = configured(session, config, settings)
+    with local_failures():
         made = initialise(loaded)
         if made.credential is not None:
             _keep_private(session.folder / KEY_FILE, made.credential)
@@ -141,7 +141,7 @@ def _serve(
         "worker_model": model,
         "worker_address": worker_address,
     }
-    loaded = _configured(session, config, settings, **options)
+    loaded = configured(session, config, settings, **options)
     configure_logging(loaded.log_level, loaded.log_format)
     address_file = session.folder / ADDRESS_FILE
 
@@ -150,7 +150,7 @@ def _serve(
         session.output.result({"serving": address, "pid": os.getpid()}, f"Serving on {address}")
         sys.stdout.flush()
 
-    with _local_failures():
+    with local_failures():
         try:
             asyncio.run(run(loaded, on_serving))
         finally:
@@ -178,8 +178,8 @@ def _worker(
 
 def _migrate(session: Session, config: ConfigOption = None, settings: SetOption = None) -> None:
     """Brings the catalog's schema up to this version. Up to date is no error."""
-    loaded = _configured(session, config, settings)
-    with _local_failures():
+    loaded = configured(session, config, settings)
+    with local_failures():
         if not loaded.database_url and not session.folder.is_dir():
             raise DataFolderError(f"{session.folder} is no data folder; run `memsvc init`")
         before = current_revision(loaded.catalog_url)
@@ -197,8 +197,8 @@ def _check(session: Session, config: ConfigOption = None, settings: SetOption = 
 
     May run beside a server. Ends with 13 when something is damaged.
     """
-    loaded = _configured(session, config, settings)
-    with _local_failures():
+    loaded = configured(session, config, settings)
+    with local_failures():
         damaged, leftovers = asyncio.run(_report(loaded, session.output))
     session.output.result(
         {"damage": damaged, "leftovers": leftovers},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from memsvc.cli import content, local
+from memsvc.cli import content, local, upkeep
 from memsvc.cli.admin import admin_group
 from memsvc.cli.document import document_group
 from memsvc.cli.memory import memory_group
@@ -19,6 +19,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 local.register(app)
+upkeep.register(app)
 app.add_typer(memory_group, name="memory")
 app.add_typer(document_group, name="document")
 app.add_typer(model_group, name="model")

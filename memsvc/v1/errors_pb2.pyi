@@ -104,8 +104,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: the server is draining; retry elsewhere or later."""
     CATALOG_UNAVAILABLE: _ErrorReason.ValueType  # 73
     """UNAVAILABLE: the catalog's database does not answer; retry after RetryInfo."""
+    STORE_UNAVAILABLE: _ErrorReason.ValueType  # 74
+    """UNAVAILABLE: the store's disk cannot be read or written right now; nothing was written; retry after RetryInfo."""
     RECORD_CORRUPT: _ErrorReason.ValueType  # 80
-    """DATA_LOSS: a stored record failed its checksum and cannot be rebuilt."""
+    """DATA_LOSS: a stored record failed its checksum and cannot be rebuilt, or the tenant's store is damaged as a whole."""
     MODEL_MISMATCH: _ErrorReason.ValueType  # 81
     """FAILED_PRECONDITION: a block belongs to another model, layout or format."""
     INTERNAL_FAULT: _ErrorReason.ValueType  # 90
@@ -184,8 +186,10 @@ DRAINING: ErrorReason.ValueType  # 72
 """UNAVAILABLE: the server is draining; retry elsewhere or later."""
 CATALOG_UNAVAILABLE: ErrorReason.ValueType  # 73
 """UNAVAILABLE: the catalog's database does not answer; retry after RetryInfo."""
+STORE_UNAVAILABLE: ErrorReason.ValueType  # 74
+"""UNAVAILABLE: the store's disk cannot be read or written right now; nothing was written; retry after RetryInfo."""
 RECORD_CORRUPT: ErrorReason.ValueType  # 80
-"""DATA_LOSS: a stored record failed its checksum and cannot be rebuilt."""
+"""DATA_LOSS: a stored record failed its checksum and cannot be rebuilt, or the tenant's store is damaged as a whole."""
 MODEL_MISMATCH: ErrorReason.ValueType  # 81
 """FAILED_PRECONDITION: a block belongs to another model, layout or format."""
 INTERNAL_FAULT: ErrorReason.ValueType  # 90

@@ -87,7 +87,7 @@ class CrashLoop:
             try:
                 await self._burst(killer)
             except ExceptionGroup as group:
-                log = self._scene.server.log_tail()
+                log = self._scene.log_tail()
                 raise CrashLoopError(f"{log}\n{group.exceptions[0]!r}") from group
             async with self._client(_PATIENT) as client:
                 await verify(client, self._ledgers, self._scene.config(), self.figures)
@@ -129,7 +129,13 @@ class CrashLoop:
             Writer(ledger, self._fork(), self.figures, self._acked, pause_s)
             for ledger in self._ledgers
         ]
-        others: list[Writer | Deleter | Asker | Mover] = [Mover(self._fork(), self.figures)]
+        mover = Mover(
+            self._fork(),
+            self.figures,
+            spoiled=self._options.target == "points",
+            first=self.figures.kills * 1000,
+        )
+        others: list[Writer | Deleter | Asker | Mover] = [mover]
         for memory in sorted({ledger.memory for ledger in self._ledgers}):
             own = [ledger for ledger in self._ledgers if ledger.memory == memory]
             others.append(Deleter(own, self._fork(), self.figures))
@@ -187,9 +193,9 @@ def main(arguments: list[str] | None = None) -> int:
             sys.stderr.write(f"{error}\n")
             return 1
     if as_json:
-        sys.stdout.write(json.dumps(given | vars(figures)) + "\n")
+        sys.stdout.write(json.dumps(given | figures.shown()) + "\n")
     else:
-        for name, value in (given | vars(figures)).items():
+        for name, value in (given | figures.shown()).items():
             sys.stdout.write(f"{name:22} {value}\n")
     return 0
 

@@ -6,12 +6,15 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TypeVar
 
 from memsvc.client import (
     CallCancelledError,
+    DataLossError,
     DeadlineExceededError,
+    InternalError,
+    MemsvcError,
     ResourceExhaustedError,
     StreamBrokenError,
     UnavailableError,
@@ -21,6 +24,7 @@ T = TypeVar("T")
 
 #: What a call may end with while processes die around it.
 CUT_SHORT = (UnavailableError, CallCancelledError, DeadlineExceededError, StreamBrokenError)
+BROKEN = (InternalError, DataLossError)
 #: A call that fails for longer than this has met something that does not mend.
 PATIENCE_S = 150.0
 
@@ -56,13 +60,23 @@ class Figures:
     seconds: float = 0.0
     by_error: dict[str, int] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        #: While the power is off a server that is about to die may say that it is broken.
+        self.dark = False
+
+    def shown(self) -> dict[str, object]:
+        """What is counted, by name."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
     @property
     def kills(self) -> int:
         """Of everything, power cuts included."""
         return self.kills_server + self.kills_worker + self.kills_database + self.power_cuts
 
-    def met(self, error: Exception) -> None:
-        """Counts a call that was cut short."""
+    def excuse(self, error: MemsvcError) -> None:
+        """Counts a call that a death cut short. Raises the error when it is none of that."""
+        if not isinstance(error, CUT_SHORT) and not (self.dark and isinstance(error, BROKEN)):
+            raise error
         count(self.by_error, getattr(error, "reason", "") or type(error).__name__)
 
 
@@ -86,8 +100,8 @@ async def persist(
                 raise
             figures.appends_held_back += 1
             await asyncio.sleep(error.retry_after_s)
-        except CUT_SHORT as error:
-            figures.met(error)
+        except MemsvcError as error:
+            figures.excuse(error)
             if time.monotonic() > end:
                 raise CrashLoopError(f"{what} fails without end: {error}") from error
-            await asyncio.sleep(rng.uniform(0.01, 0.1))
+            await asyncio.sleep(rng.uniform(0.02, 0.25))

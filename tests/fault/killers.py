@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
@@ -137,6 +138,7 @@ class PointKiller(Killer):
         if self._armed is not None:
             await self._die()
             self._armed = None
+            await asyncio.to_thread(self._mend)
             await asyncio.to_thread(self._scene.server.start)
 
     async def _die(self) -> None:
@@ -173,14 +175,19 @@ class PointKiller(Killer):
             else:
                 return
 
+    def _mend(self) -> None:
+        """What was spoiled and no question came by is still there."""
+        done = self._run("reconcile")
+        if done.returncode:
+            raise CrashLoopError(f"not mended: {done.stderr.decode()}{done.stdout.decode()}")
+
+    def _run(self, command: str, **environ: str) -> subprocess.CompletedProcess[bytes]:
+        if self._scene.database_url:
+            environ["MEMSVC_DATABASE_URL"] = self._scene.database_url
+        return run_cli(command, "--data-dir", self._scene.server.folder, extra=environ)
+
     def _migrate(self, point: Failpoint) -> None:
-        scene = self._scene
-        done = run_cli(
-            "migrate",
-            "--data-dir",
-            scene.server.folder,
-            extra={"MEMSVC_FAILPOINT": point.value, "MEMSVC_DATABASE_URL": scene.database_url},
-        )
+        done = self._run("migrate", MEMSVC_FAILPOINT=point.value)
         if done.returncode != -9:
             raise CrashLoopError(f"migrate outlived {point}: {done.stderr.decode()}")
         count(self._figures.kills_at, point.value)
@@ -230,7 +237,9 @@ class PowerKiller(Killer):
     async def kill(self) -> None:
         """See Killer."""
         await self._live()
+        self._figures.dark = True
         await asyncio.to_thread(self._cut)
+        self._figures.dark = False
         self._figures.power_cuts += 1
 
     def _cut(self) -> None:

@@ -26,6 +26,10 @@ class Scene:
     disk: PowerDisk | None
     database_url: str
 
+    def log_tail(self) -> str:
+        """The end of what the processes logged."""
+        return self.server.log_tail() + (self.worker.log_tail() if self.worker else "")
+
     def config(self) -> Config:
         """The server's settings, for reading its data from beside."""
         return load_config({"data": self.server.folder, "database_url": self.database_url})

@@ -42,6 +42,19 @@ def test_damage_is_named(ledger: Ledger) -> None:
         assert any(word in problem for problem in problems([ledger], documents)), word
 
 
+def test_what_was_deleted_must_be_gone_and_nothing_else(ledger: Ledger) -> None:
+    first, second, _ = ledger.sent
+    ledger.deleted[first] = False
+    assert ledger.deletable() == [second] and ledger.gone() == set()
+    assert problems([ledger], stored(first, second)) == []
+    assert problems([ledger], stored(first, second)[1:]) == []
+    ledger.deleted[first] = True
+    assert ledger.gone() == {"memories/m/documents/1"}
+    assert problems([ledger], stored(first, second)[1:]) == []
+    assert "still there" in problems([ledger], stored(first, second))[0]
+    assert "lost" in problems([ledger], [])[0]
+
+
 def test_a_revision_that_goes_back_is_refused(ledger: Ledger) -> None:
     with pytest.raises(AssertionError, match="revision"):
         ledger.acknowledge(ledger.send(1), ["memories/m/documents/9"], 1)

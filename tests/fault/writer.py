@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 
-from memsvc.client import AsyncClient, ResourceExhaustedError, Turn, Written
-from tests.fault.figures import CUT_SHORT, Figures, persist
+from memsvc.client import AsyncClient, MemsvcError, ResourceExhaustedError, Turn, Written
+from tests.fault.figures import Figures, persist
 from tests.fault.ledger import Ledger
 
 _CALL_S = 20.0
@@ -59,8 +59,8 @@ class Writer:
             # The queue is full while workers die; nothing was written.
             self._figures.appends_held_back += 1
             await asyncio.sleep(error.retry_after_s)
-        except CUT_SHORT as error:
-            self._figures.met(error)
+        except MemsvcError as error:
+            self._figures.excuse(error)
             if self._rng.random() < _GIVEN_UP_SHARE:
                 self._figures.appends_given_up += 1
                 return None

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
+from memsvc.packing import policy
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2 as resources
 from storage.archive import open_archive
-from storage.catalog import MemoryState
+from storage.catalog import MemoryState, PackingMode
 from tests.service_worker.conftest import Serve
 from tests.support.answers import Asking, eventually
 from tests.support.archives import EMPTY, pack, sample
@@ -274,3 +275,19 @@ async def test_a_memory_deleted_meanwhile_ends_its_export(shared: Asking) -> Non
     await shared.delete(memory.name)
     assert (await refused(call)).reason == "MEMORY_NOT_FOUND"
     assert not list(shared.app.data.staging.iterdir())
+
+
+async def test_an_import_that_could_not_be_undone_does_not_hold_its_name(shared: Asking) -> None:
+    tenant = await shared.app.catalog.get_tenant("default")
+    packing = policy(PackingMode.TURN)
+    left = await shared.app.catalog.create_memory(
+        tenant.uid, "left", "", {}, packing, MemoryState.IMPORTING, None
+    )
+    memory = await shared.create()
+    data = await _exported(shared, memory.name)
+    shared.app.importing.add(left.uid)
+    assert (await refused(_import(shared, data, memory_id="left"))).reason == "ALREADY_EXISTS"
+    shared.app.importing.remove(left.uid)
+    assert (await _import(shared, data, memory_id="left")).memory.name == "memories/left"
+    assert await shared.app.catalog.memories_in_state(MemoryState.IMPORTING) == []
+    assert shared.app.importing == set()

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from memsvc.application import Application
+from memsvc.check import check_data
 from memsvc.config import Config
 from memsvc.reconcile import Report, reconcile
 from storage.catalog import Catalog, DocumentRow, MemoryRow, MemoryState, ModelRow
 from storage.documents import TextSource
 from storage.layout import KVLayout
-from storage.store import EncodingId, MemoryUid, StoredDocument
+from storage.store import EncodingId, MemoryUid, StoreDamagedError, StoredDocument
 from tests.support.blocks import make_block
 from tests.support.keys import open_store
 from tests.support.served import Folder, serve
@@ -248,6 +249,29 @@ async def test_a_lost_text_is_reported_and_nothing_else_touched(
         assert reports[0].lost_documents == {row.uid: [2]}
         assert again.lost_documents == {row.uid: [2]}
         assert await _texts(app, row) == [1, 3]
+
+
+async def test_a_damaged_store_stops_its_tenant_and_no_other(
+    bench: Bench, reports: list[Report]
+) -> None:
+    async with bench.crashed() as crashed:
+        row = await crashed.memory("damaged", 3)
+        leaving = await crashed.memory("leaving", 2)
+        await crashed.catalog.begin_delete_memory(leaving.tenant_uid, "leaving", None)
+        other = await crashed.catalog.create_tenant("other", "")
+    data = bench.config.folder.tenant(row.tenant_uid) / "data.mdb"
+    content = bytearray(data.read_bytes())
+    for page in range(2 * 4096, len(content), 4096):
+        content[page + 10 : page + 16] = b"\xff" * 6
+    data.write_bytes(content)
+    async with bench.restarted() as (app, again):
+        assert reports[0].damaged_stores == again.damaged_stores == [row.tenant_uid]
+        with pytest.raises(StoreDamagedError):
+            await _texts(app, row)
+        assert await app.stores.run(other.uid, lambda store: store.memories()) == []
+    assert data.read_bytes() == content
+    findings = [finding async for finding in check_data(bench.config)]
+    assert {finding.problem for finding in findings} == {"damaged"}
 
 
 async def test_staging_files_are_gone(bench: Bench) -> None:

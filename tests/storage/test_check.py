@@ -16,11 +16,16 @@ from storage.block_records import (
     document_record,
     encoding_record,
 )
-from storage.check import check_data_folder, check_store, check_structure
+from storage.check import (
+    check_data_folder,
+    check_store,
+    check_structure,
+    require_sound_structure,
+)
 from storage.keys import Kind, block_key, document_key, encoding_key
 from storage.lmdb_store import LmdbStore
 from storage.paths import DataFolder
-from storage.store import Problem
+from storage.store import Problem, StoreDamagedError
 from storage.verify import find_problems
 from tests.support.blocks import (
     SEPARATE,
@@ -165,6 +170,31 @@ def test_a_whole_data_folder(path: Path, tmp_path: Path) -> None:
     reports = list(check_data_folder(data))
     assert [(report.tenant, report.sound) for report in reports] == [("beef", True), ("cafe", True)]
     assert list(check_data_folder(DataFolder(tmp_path / "elsewhere"))) == []
+
+
+def test_whoever_opens_a_file_to_write_is_warned(path: Path) -> None:
+    require_sound_structure(path)
+    require_sound_structure(path.parent / "nothing-there")
+    data = path / "data.mdb"
+    sound = data.read_bytes()
+    metas = [sound[page + 128 : page + 152] for page in (0, 4096)]
+    newest = max(metas, key=lambda meta: int.from_bytes(meta[16:24], "little"))
+    root = 4096 * int.from_bytes(newest[:8], "little")
+    data.write_bytes(sound[: root + 12] + b"\xff\xff" + sound[root + 14 :])
+    with pytest.raises(StoreDamagedError, match="cafe is damaged"):
+        require_sound_structure(path)
+    (path / "writer.lock").unlink()
+    with pytest.raises(StoreDamagedError):
+        require_sound_structure(path)
+
+
+@pytest.mark.parametrize("size", [0, 8192])
+def test_a_file_that_no_commit_reached_is_made_anew(path: Path, size: int) -> None:
+    (path / "data.mdb").write_bytes(bytes(size))
+    require_sound_structure(path)
+    store = LmdbStore(path)
+    assert store.memories() == []
+    store.close()
 
 
 def test_a_deletion_in_the_middle_of_a_check_is_no_damage(

@@ -189,8 +189,9 @@ class LiveWorker:
 
     def __init__(self, folder: Path, *, model: str = "fake", logs: Path | None = None) -> None:
         self.folder = folder
-        self._logs = logs or folder.parent
-        self.address = f"unix:{self._logs / 'worker-apart.sock'}"
+        logs = logs or folder.parent
+        self._log = logs / "worker-apart.log"
+        self.address = f"unix:{logs / 'worker-apart.sock'}"
         self._model = model
         self._process: subprocess.Popen[str] | None = None
 
@@ -202,7 +203,7 @@ class LiveWorker:
     def spawn(self) -> None:
         """Starts it and does not wait."""
         command = [*_MEMSVC, "worker", "--data-dir", str(self.folder), "--model", self._model]
-        with (self._logs / "worker-apart.log").open("ab") as log:
+        with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, "--listen", self.address],
                 stdout=subprocess.PIPE,
@@ -216,6 +217,10 @@ class LiveWorker:
         process = self._process
         if process is None or process.stdout is None or not process.stdout.readline():
             raise LiveError("the worker did not start")
+
+    def log_tail(self) -> str:
+        """The end of what it logged."""
+        return self._log.read_text(errors="replace")[-4000:]
 
     def kill(self) -> None:
         """SIGKILL, then waits."""
