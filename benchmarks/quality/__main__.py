@@ -62,6 +62,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--bank", required=True, help="a name in --data, a folder, a path prefix")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--model", default="default", help="default, a directory, a .gguf file")
+    parser.add_argument("--adapter", default="auto", help="a file, none, or auto: the model's own")
     parser.add_argument("--data-dir", type=Path, default=Path(".data"), help="where models are")
     parser.add_argument("--cache", type=Path, default=Path(".data/quality"))
     parser.add_argument("--device", default="cpu")
@@ -110,18 +111,20 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         dates=not arguments.no_dates,
     )
     if arguments.through == "grpc":
-        figures = through_service(bank, plan, arguments.model)
+        figures = through_service(bank, plan, arguments.model, arguments.adapter)
     else:
         device, data = choose_device(arguments.device), DataFolder(arguments.data_dir)
-        engine = load_engine(arguments.model, data, device, arguments.dtype)
+        engine = load_engine(arguments.model, data, device, arguments.dtype, arguments.adapter)
         figures = Evaluation(engine, bank, plan, arguments.cache).run()
     return report(bank, figures, arguments.through)
 
 
-def through_service(bank: banks.Bank, plan: Plan, model: str) -> Figures:
+def through_service(bank: banks.Bank, plan: Plan, model: str, adapter: str) -> Figures:
     """On a data folder that is gone afterwards."""
+    if adapter not in ("auto", "none"):
+        adapter = str(Path(adapter).absolute())
     with tempfile.TemporaryDirectory() as folder:
-        return measure(bank, plan, model, Path(folder) / "data")
+        return measure(bank, plan, model, Path(folder) / "data", f"worker_adapter={adapter}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -80,6 +80,10 @@ class Encoded:
         kept = np.flatnonzero(np.isin(self.numbers_N, np.asarray(numbers, dtype=np.int64)))
         return self._gather(kept)
 
+    def routing_only(self) -> Encoded:
+        """Without content."""
+        return replace(self, arrays={"routing": self.arrays["routing"]})
+
     def _gather(self, places: npt.NDArray[np.intp]) -> Encoded:
         offsets = self.offsets_N1
         spans = [np.arange(offsets[n], offsets[n + 1]) for n in places]
@@ -154,7 +158,7 @@ class BlockCache:
     """Encodes documents, or reads them from the folder when it has them."""
 
     def __init__(self, folder: Path, engine: Engine, *, content: bool = True) -> None:
-        """content: False reads routing keys alone, which is all that ranking needs."""
+        """content: False keeps and reads routing keys alone, all that ranking needs."""
         self._folder, self._engine, self._content = folder, engine, content
 
     def encode(self, texts: Mapping[int, str], advance: Advance = lambda _: None) -> Encoded:
@@ -168,6 +172,9 @@ class BlockCache:
         for start in range(0, len(documents), SHARD):
             shard = documents[start : start + SHARD]
             path = self._path(shard)
+            with_content = path.with_suffix(".full.safetensors")
+            if self._content or with_content.is_file():
+                path = with_content
             if path.is_file():
                 advance(len(shard))
             else:
@@ -191,7 +198,8 @@ class BlockCache:
             advance(len(batch))
         seconds = time.perf_counter() - started
         blocks.sort(key=lambda block: block.number)
-        return _of_blocks(blocks, self._engine.description.layout, seconds)
+        encoded = of_blocks(blocks, self._engine.description.layout, seconds)
+        return encoded if self._content else encoded.routing_only()
 
     def _read(self, path: Path) -> Encoded:
         with safe_open(path, framework="numpy") as file:
@@ -206,7 +214,8 @@ class BlockCache:
             )
 
 
-def _of_blocks(blocks: Sequence[KVBlock], layout: KVLayout, seconds: float) -> Encoded:
+def of_blocks(blocks: Sequence[KVBlock], layout: KVLayout, seconds: float = 0.0) -> Encoded:
+    """Blocks in ascending order of their numbers as one."""
     empty = np.empty((len(layout.routed_layers), 0, layout.width), NUMPY_DTYPE[layout.dtype])
     arrays: dict[str, Bits] = {
         "routing": np.concatenate([empty, *(b.routing_key_LCE for b in blocks)], axis=1),

@@ -42,12 +42,15 @@ class Tally:
         self.documents.append(len(answer.cited))
         self.answer_seconds.append(seconds)
 
+    def recalls_only(self) -> dict[str, float | None]:
+        """Means over the questions."""
+        return {f"recall@{k}": metrics.mean(values) for k, values in self.recalls.items()}
+
     def figures(self) -> dict[str, float | int | None]:
         """Means over the questions; None where nothing was measured."""
-        recalls = {f"recall@{k}": metrics.mean(values) for k, values in self.recalls.items()}
         per_question = metrics.mean([seconds * 1000 for seconds in self.rank_seconds])
         return {
-            **recalls,
+            **self.recalls_only(),
             "rank_ms": per_question,
             "answers": len(self.matches),
             "exact_match": metrics.mean(self.matches),

@@ -29,11 +29,14 @@ WRITE = 100
 PATIENCE_S = 600.0
 
 
-def measure(bank: Bank, plan: Plan, model: str, data: Path) -> Figures:
-    """Serves `model` on a new data folder and measures the row `ours`."""
+def measure(bank: Bank, plan: Plan, model: str, data: Path, *settings: str) -> Figures:
+    """Serves `model` on a new data folder and measures the row `ours`.
+
+    settings: "name=value" of docs/configuration.md.
+    """
     chosen = choose([q for q in bank.questions if q.answers], plan.answers, plan.seed)
     tally = Tally()
-    with running(data, model) as service, service.client() as client:
+    with running(data, model, *settings) as service, service.client() as client:
         seconds = 0.0
         for place, (name, scope) in enumerate(bank.scopes.items()):
             memory = client.memory(client.memories.create(f"scope-{place}").name)

@@ -131,6 +131,18 @@ def test_without_content_only_routing_keys_are_read(tmp_path: Path) -> None:
     assert [document.number for document in engine.route("thing4", view, 5)] == [4]
 
 
+def test_routing_keys_alone_are_not_taken_for_whole_blocks(tmp_path: Path) -> None:
+    engine = Counting()
+    keys = BlockCache(tmp_path, engine, content=False).encode(WORDS)
+    whole = BlockCache(tmp_path, engine).encode(WORDS)
+    assert engine.encoded == 2 * len(WORDS)
+    assert set(whole.arrays) == {"routing", "key", "value"}
+    assert np.array_equal(whole.arrays["routing"], keys.arrays["routing"])
+    BlockCache(tmp_path / "new", engine).encode(WORDS)
+    BlockCache(tmp_path / "new", engine, content=False).encode(WORDS)
+    assert engine.encoded == 3 * len(WORDS)
+
+
 def test_documents_are_numbered_in_the_block(tmp_path: Path) -> None:
     engine = tiny_engine()
     (block,) = engine.encode([DocumentText(5, TEXTS[1])]).blocks

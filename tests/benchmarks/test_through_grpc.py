@@ -46,6 +46,7 @@ def test_the_command_goes_through_the_service(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--bank", str(harbour(tmp_path)), "--model", "fake", "--through", "grpc", "--json"]
+    options += ["--adapter", "none"]
     assert command.main(options) == 0
     result = json.loads(capsys.readouterr().out)
     assert list(result["rows"]) == ["ours"]
