@@ -139,7 +139,8 @@ class Authenticator:
         self._catalog = catalog
         self._hmac_key = server_key.derive("api keys")
         self._clock = clock
-        self._cache: OrderedDict[str, ApiKeyRow] = OrderedDict()
+        # By digest: a wrong secret costs a query whether or not its key exists.
+        self._cache: OrderedDict[bytes, ApiKeyRow] = OrderedDict()
         self._generation = 0
         self._closed_tenants: set[str] = set()
         self.calls = OpenCalls(clock)
@@ -155,10 +156,10 @@ class Authenticator:
         match = _CREDENTIAL.fullmatch(_bearer(metadata or ()))
         if match is None:
             raise errors.credential_invalid()
-        row = await self._find(match[1])
-        digest = row.digest if row is not None else _NO_DIGEST
+        digest = self._digest(match[0])
+        row = await self._find(match[1], digest)
         # Compared even for an unknown key, so that time tells nothing.
-        right = hmac.compare_digest(digest, self._digest(match[0]))
+        right = hmac.compare_digest(row.digest if row is not None else _NO_DIGEST, digest)
         if row is None or not right or not self._is_live(row):
             raise errors.credential_invalid()
         return Principal(
@@ -177,7 +178,7 @@ class Authenticator:
         row: the key as it is now.
         """
         self._generation += 1
-        self._cache.pop(row.key_id, None)
+        self._cache.pop(row.digest, None)
         if row.revoked_us is not None:
             self.calls.end_key(row.key_id, row.revoked_us)
 
@@ -195,10 +196,10 @@ class Authenticator:
         ended = any(end is not None and end <= now_us for end in (row.expires_us, row.revoked_us))
         return not ended and row.tenant_uid not in self._closed_tenants
 
-    async def _find(self, key_id: str) -> ApiKeyRow | None:
-        row = self._cache.get(key_id)
+    async def _find(self, key_id: str, digest: bytes) -> ApiKeyRow | None:
+        row = self._cache.get(digest)
         if row is not None:
-            self._cache.move_to_end(key_id)
+            self._cache.move_to_end(digest)
             return row
         while True:
             generation = self._generation
@@ -207,7 +208,7 @@ class Authenticator:
             if generation == self._generation:
                 break
         if row is not None:
-            self._cache[key_id] = row
+            self._cache[row.digest] = row
             if len(self._cache) > _CACHED_KEYS:
                 self._cache.popitem(last=False)
         return row

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from storage.catalog import MemoryRow, Scope
+from storage.catalog import Scope
 
 _RANK = {Scope.READ: 0, Scope.READ_WRITE: 1, Scope.ADMIN: 2}
 
@@ -29,11 +29,6 @@ class Principal:
     def allows(self, scope: Scope) -> bool:
         """Whether this key's scope includes another."""
         return _RANK[self.scope] >= _RANK[scope]
-
-    def reaches(self, memory: MemoryRow) -> bool:
-        """Whether the memory is the caller's to see."""
-        mine = memory.tenant_uid == self.tenant_uid
-        return mine and (self.memories is None or memory.uid in self.memories)
 
 
 _principal: ContextVar[Principal] = ContextVar("principal")

@@ -106,8 +106,8 @@ class KeysHandler:
         """The key, if the caller may end it: an operator's is the operator's alone."""
         tenant_id, key_id = names.parse_api_key("name", name)
         tenant = await find_tenant(self._app, "name", names.tenant_name(tenant_id))
-        row = await self._catalog.find_api_key(key_id)
-        if row is None or row.tenant_uid != tenant.uid:
+        row = await self._catalog.find_api_key(key_id, tenant.uid)
+        if row is None:
             raise errors.api_key_not_found()
         if row.operator and not current_principal().operator:
             raise errors.scope_insufficient("operator")

@@ -223,12 +223,11 @@ async def find_memory(application: Application, field: str, name: str) -> Memory
     """
     memory_id, caller = names.parse_memory(field, name), current_principal()
     try:
-        row = await application.catalog.get_memory(caller.tenant_uid, memory_id)
+        return await application.catalog.get_memory(
+            caller.tenant_uid, memory_id, only=caller.memories
+        )
     except NotFoundError as error:
         raise errors.memory_not_found(field) from error
-    if not caller.reaches(row):
-        raise errors.memory_not_found(field)
-    return row
 
 
 async def write_request(

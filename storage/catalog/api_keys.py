@@ -74,10 +74,12 @@ class ApiKeys(CatalogPart):
         return _key((await connection.execute(query)).one())
 
     @reads
-    async def find_api_key(self, key_id: str) -> ApiKeyRow | None:
-        """The key, revoked and expired ones included, or None."""
+    async def find_api_key(self, key_id: str, tenant_uid: str | None = None) -> ApiKeyRow | None:
+        """The key (with tenant_uid: of that tenant), revoked and expired ones included, or None."""
+        query = _keys().where(api_keys.c.key_id == key_id)
+        if tenant_uid is not None:
+            query = query.where(api_keys.c.tenant_uid == tenant_uid)
         async with self._database.reading() as connection:
-            query = _keys().where(api_keys.c.key_id == key_id)
             row = (await connection.execute(query)).one_or_none()
         return _key(row) if row is not None else None
 

@@ -142,15 +142,23 @@ class Memories(CatalogPart):
 
     @reads
     async def get_memory(
-        self, tenant_uid: str, memory_id: str, *, include_deleting: bool = False
+        self,
+        tenant_uid: str,
+        memory_id: str,
+        *,
+        include_deleting: bool = False,
+        only: Iterable[str] | None = None,
     ) -> MemoryRow:
         """The memory of that name. Raises NotFoundError.
 
         include_deleting: if there is no living one, the newest that is being deleted.
+        only: uids that count as there.
         """
         query = select(memories).where(
             memories.c.tenant_uid == tenant_uid, memories.c.memory_id == memory_id
         )
+        if only is not None:
+            query = query.where(memories.c.uid.in_(list(only)))
         if not include_deleting:
             query = query.where(NOT_DELETING)
         alive_first = (NOT_DELETING.desc(), memories.c.created_us.desc(), memories.c.uid.desc())

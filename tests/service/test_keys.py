@@ -392,8 +392,8 @@ class TestOpenStreams:
         find = catalog.find_api_key
         looked, go_on = asyncio.Event(), asyncio.Event()
 
-        async def slow(key_id: str) -> Any:
-            row = await find(key_id)
+        async def slow(key_id: str, tenant_uid: str | None = None) -> Any:
+            row = await find(key_id, tenant_uid)
             if key.name.endswith(key_id) and not looked.is_set():
                 looked.set()
                 await go_on.wait()
