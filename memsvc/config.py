@@ -109,6 +109,13 @@ class Config:
     encode_batch_bytes: int = _setting(
         256 * KIB, "Most bytes of text of one Encode call to a worker.", low=KIB, high=2 * MIB
     )
+    reencode_share: float = _setting(
+        0.5,
+        "Share of a worker's time for memories that another model answers for until this worker's "
+        "model has caught up.",
+        low=0.01,
+        high=1,
+    )
     backlog_documents: int = _setting(
         50_000, "Documents that may wait for encoding before writes are refused.", low=1
     )

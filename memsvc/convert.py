@@ -158,6 +158,8 @@ def memory_to_wire(row: MemoryRow, encodings: Iterable[EncodingRow] = ()) -> pb.
         create_time=time_to_wire(row.created_us),
         update_time=time_to_wire(row.updated_us),
         etag=memory_etag(row),
+        default_model=optional_model_name(row.default_model_id),
+        next_model=optional_model_name(row.next_model_id),
     )
 
 
@@ -173,7 +175,13 @@ def encoding_to_wire(row: EncodingRow) -> pb.Encoding:
         bytes=row.bytes,
         quarantined_documents=row.quarantined_documents,
         failure=row.failure,
+        complete=row.complete,
     )
+
+
+def optional_model_name(model_id: str) -> str:
+    """Empty for no model."""
+    return names.model_name(model_id) if model_id else ""
 
 
 def document_to_wire(memory_id: str, row: DocumentRow, source: Source | None) -> pb.Document:
@@ -241,6 +249,7 @@ def tenant_to_wire(row: TenantRow) -> admin.Tenant:
         name=names.tenant_name(row.tenant_id),
         display_name=row.display_name,
         create_time=time_to_wire(row.created_us),
+        default_model=optional_model_name(row.default_model_id),
     )
 
 

@@ -17,6 +17,7 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from memsvc.v1.errors_pb2 import ErrorReason
+from storage.catalog import EncodingRow
 
 DOMAIN = "memsvc"
 
@@ -53,6 +54,8 @@ CODES: Mapping[ErrorReason.ValueType, grpc.StatusCode] = {
     ErrorReason.MEMORY_NOT_ACTIVE: Code.FAILED_PRECONDITION,
     ErrorReason.REVISION_NOT_REACHED: Code.FAILED_PRECONDITION,
     ErrorReason.API_KEY_NOT_ACTIVE: Code.FAILED_PRECONDITION,
+    ErrorReason.MODEL_NOT_ATTACHED: Code.FAILED_PRECONDITION,
+    ErrorReason.MODEL_IN_USE: Code.FAILED_PRECONDITION,
     ErrorReason.ENCODING_BACKLOG_FULL: Code.RESOURCE_EXHAUSTED,
     ErrorReason.STORAGE_FULL: Code.RESOURCE_EXHAUSTED,
     ErrorReason.OVERLOADED: Code.RESOURCE_EXHAUSTED,
@@ -265,6 +268,18 @@ def revision_not_reached(revision: int, field: str = "at_least_revision") -> Api
     return ApiError(ErrorReason.REVISION_NOT_REACHED, message, field=field, revision=revision)
 
 
+def model_not_attached(model: str, field: str = "model") -> ApiError:
+    """model: its id. The memory is not encoded under it."""
+    message = "the memory is not attached to this model; AttachModel has it encoded"
+    return ApiError(ErrorReason.MODEL_NOT_ATTACHED, message, field=field, model=model)
+
+
+def model_in_use(model: str, field: str = "model") -> ApiError:
+    """model: the id of the one that answers for the memory."""
+    message = "the model answers for the memory; make another one its default first"
+    return ApiError(ErrorReason.MODEL_IN_USE, message, field=field, model=model)
+
+
 # --- what the server cannot do now --------------------------------------------------
 
 
@@ -293,14 +308,20 @@ def quota_exceeded(quota: str, limit: int) -> ApiError:
     return ApiError(ErrorReason.QUOTA_EXCEEDED, message, quota=quota, limit=limit)
 
 
-def encoding_not_ready(*, revision: int, encoded_revision: int) -> ApiError:
-    """Encoding did not reach the revision within the call's deadline."""
+def encoding_not_ready(row: EncodingRow, revision: int) -> ApiError:
+    """Encoding did not reach the revision within the call's deadline, or a model that was
+    attached has not caught up."""
+    documents = row.encoded_documents + row.quarantined_documents + row.pending_documents
     return ApiError(
         ErrorReason.ENCODING_NOT_READY,
-        f"revision {revision} is not encoded yet; revision {encoded_revision} is",
+        f"revision {revision} is not encoded yet; revision {row.encoded_revision} is, "
+        f"{row.encoded_documents} of {documents} documents",
         retry_after_s=1.0,
+        model=row.model_id,
         revision=revision,
-        encoded_revision=encoded_revision,
+        encoded_revision=row.encoded_revision,
+        encoded_documents=row.encoded_documents,
+        documents=documents,
     )
 
 

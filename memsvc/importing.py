@@ -59,9 +59,10 @@ class Imported:
     documents: int = 0
     reused: dict[str, int] = field(default_factory=dict)
 
-    def to_encode(self, default_model: ModelRow | None) -> int:
-        """Documents without a block under the default model."""
-        return self.documents - self.reused.get(default_model.model_id if default_model else "", 0)
+    @property
+    def to_encode(self) -> int:
+        """Documents without a block under the model that answers."""
+        return self.documents - self.reused.get(self.memory.default_model_id, 0)
 
 
 async def import_archive(
@@ -181,6 +182,7 @@ async def _fill(application: Application, archive: Archive, row: MemoryRow) -> I
     for encoding in archive.manifest.encodings:
         model = await _same_model(application, encoding)
         if model is not None:
+            await application.catalog.ensure_encoding(row.uid, model.model_id, model.identity)
             await _add_blocks(application, archive, imported, model)
     return imported
 

@@ -15,9 +15,18 @@ from memsvc.application import Application
 from memsvc.convert import tenant_to_wire, usage_to_wire
 from memsvc.principal import current_principal
 from memsvc.v1 import admin_service_pb2 as pb
-from storage.catalog import AlreadyExistsError, ConflictError, MemoryState, NotFoundError, TenantRow
+from storage.catalog import (
+    AlreadyExistsError,
+    ConflictError,
+    MemoryState,
+    ModelNotFoundError,
+    NotFoundError,
+    TenantRow,
+)
 
 log = logging.getLogger(__name__)
+
+_UPDATABLE = ("display_name", "default_model")
 
 
 class AdminHandler:
@@ -44,6 +53,30 @@ class AdminHandler:
     async def get_tenant(self, request: pb.GetTenantRequest) -> pb.Tenant:
         """The caller's own, or any for the operator."""
         return tenant_to_wire(await find_tenant(self._app, "name", request.name))
+
+    async def update_tenant(self, request: pb.UpdateTenantRequest) -> pb.Tenant:
+        """Field masks after AIP-134: without one, every field that is set."""
+        wanted, paths = request.tenant, list(request.update_mask.paths)
+        validation.check_mask("update_mask", paths, _UPDATABLE)
+        paths = paths or [path for path in _UPDATABLE if getattr(wanted, path)]
+        display_name = validation.check_display_name("tenant.display_name", wanted.display_name)
+        model_id = ""
+        if wanted.default_model:
+            model_id = names.parse_model("tenant.default_model", wanted.default_model)
+        tenant = await find_tenant(self._app, "tenant.name", wanted.name)
+        try:
+            row = await self._catalog.update_tenant(
+                tenant.tenant_id,
+                display_name=display_name if "display_name" in paths else None,
+                default_model_id=model_id if "default_model" in paths else None,
+            )
+        except ModelNotFoundError as error:
+            raise errors.model_not_found("tenant.default_model") from error
+        except NotFoundError as error:
+            raise errors.tenant_not_found("tenant.name") from error
+        self._app.encoding.wake()
+        await audit(self._app, row, "UpdateTenant", names.tenant_name(row.tenant_id))
+        return tenant_to_wire(row)
 
     async def list_tenants(self, request: pb.ListTenantsRequest) -> pb.ListTenantsResponse:
         """Newest first. A key that is not the operator's sees its own tenant."""

@@ -110,13 +110,12 @@ class ArchiveHandler:
         new = row_from_manifest(archive.manifest, _empty_row(call.tenant_uid, header))
         await self._check_quota(call.tenant_uid)
         self._app.encoding.check_backpressure(0)
-        default = await self._app.catalog.default_model()
 
         def reply(imported: Imported) -> pb.ImportMemoryResponse:
             return pb.ImportMemoryResponse(
                 memory=memory_to_wire(imported.memory),
                 reused_blocks=sum(imported.reused.values()),
-                documents_to_encode=imported.to_encode(default),
+                documents_to_encode=imported.to_encode,
             )
 
         def record(imported: Imported) -> RequestRecord | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -118,7 +118,7 @@ async def prepare(
     failed: workers that have just failed this call.
     """
     memory, deadline = asked.memory, asked.deadline
-    model = await application.workers.resolve(asked.model_id, deadline.wait_s)
+    model = await _model(application, asked)
     await application.encoding.wait_encoded(memory, model, asked.revision, deadline.answer_by)
     served = await application.workers.require(model.model_id, memory.uid, deadline.wait_s, failed)
     if served.row.identity != model.identity:
@@ -141,6 +141,34 @@ async def prepare(
             key_generation=secret.generation if secret else 0,
         ),
     )
+
+
+async def _model(application: Application, asked: Asked) -> ModelRow:
+    """The model named, else the one that answers for the memory."""
+    if asked.model_id:
+        model = await application.workers.resolve(asked.model_id, asked.deadline.wait_s)
+        await application.encoding.require_complete(asked.memory, model)
+        return model
+    answering = await _answering(application, asked)
+    return await application.workers.resolve(answering, asked.deadline.wait_s)
+
+
+async def _answering(application: Application, asked: Asked) -> str:
+    """Id of the model that answers, or of the one due to take over where only that is served.
+
+    Where neither is, a worker is awaited: it may come with another model.
+    """
+    workers, memory = application.workers, asked.memory
+    with suppress(TimeoutError):
+        async with asyncio.timeout(asked.deadline.wait_s):
+            while True:
+                seen = workers.generation
+                for model_id in (memory.default_model_id, memory.next_model_id):
+                    if model_id and workers.find(model_id) is not None:
+                        return model_id
+                await workers.changed(seen)
+                memory = await still_there(application, memory)
+    return memory.default_model_id
 
 
 async def still_there(application: Application, memory: MemoryRow) -> MemoryRow:

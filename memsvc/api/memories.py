@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 from memsvc import errors, names, validation
 from memsvc.api.fingerprint import message_fingerprint
@@ -54,7 +55,9 @@ class MemoriesHandler:
         )
         memory_id = request.memory_id or names.new_memory_id()
         row = self._new_row(tenant, names.check_id("memory_id", memory_id), request.memory)
-        reply = memory_to_wire(row, await self._empty_encodings(row.uid)).SerializeToString()
+        model = await self._catalog.default_model_of(tenant)
+        row = replace(row, default_model_id=model.model_id if model is not None else "")
+        reply = memory_to_wire(row, _empty_encodings(row, model)).SerializeToString()
 
         async def attempt() -> bytes:
             await self._check_quota(tenant)
@@ -171,28 +174,6 @@ class MemoriesHandler:
             version=1,
         )
 
-    async def _empty_encodings(self, memory_uid: str) -> list[EncodingRow]:
-        """An empty memory is ready under every known model."""
-        models: list[ModelRow]
-        models, _ = await self._catalog.list_models(validation.MAX_PAGE, None)
-        return [
-            EncodingRow(
-                memory_uid=memory_uid,
-                model_id=model.model_id,
-                identity=model.identity,
-                state=EncodingState.READY,
-                encoded_number=0,
-                encoded_revision=0,
-                encoded_documents=0,
-                pending_documents=0,
-                quarantined_documents=0,
-                tokens=0,
-                bytes=0,
-                failure="",
-            )
-            for model in models
-        ]
-
     async def _check_quota(self, tenant_uid: str) -> None:
         limit = self._app.config.max_memories_per_tenant
         if limit and (await self._catalog.usage(tenant_uid)).memories >= limit:
@@ -213,6 +194,28 @@ class MemoriesHandler:
             display_name if "display_name" in paths else None,
             labels if "labels" in paths else None,
         )
+
+
+def _empty_encodings(row: MemoryRow, model: ModelRow | None) -> list[EncodingRow]:
+    """An empty memory is ready under the model that answers for it."""
+    if model is None:
+        return []
+    return [
+        EncodingRow(
+            memory_uid=row.uid,
+            model_id=model.model_id,
+            identity=model.identity,
+            state=EncodingState.READY,
+            encoded_number=0,
+            encoded_revision=0,
+            encoded_documents=0,
+            pending_documents=0,
+            quarantined_documents=0,
+            tokens=0,
+            bytes=0,
+            failure="",
+        )
+    ]
 
 
 async def find_memory(application: Application, field: str, name: str) -> MemoryRow:

@@ -124,6 +124,18 @@ class MemoryService(memory_service_pb2_grpc.MemoryServiceServicer):
         """An archive, coming in."""
         return await self._archive.import_memory(request_iterator)
 
+    async def AttachModel(
+        self, request: pb.AttachModelRequest, context: Context
+    ) -> resources.Memory:
+        """A further encoding."""
+        return await self._models.attach_model(request)
+
+    async def DetachModel(
+        self, request: pb.DetachModelRequest, context: Context
+    ) -> resources.Memory:
+        """An encoding less."""
+        return await self._models.detach_model(request)
+
     async def ListModels(
         self, request: pb.ListModelsRequest, context: Context
     ) -> pb.ListModelsResponse:
@@ -147,6 +159,12 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
     async def GetTenant(self, request: admin.GetTenantRequest, context: Context) -> admin.Tenant:
         """One tenant."""
         return await self._admin.get_tenant(request)
+
+    async def UpdateTenant(
+        self, request: admin.UpdateTenantRequest, context: Context
+    ) -> admin.Tenant:
+        """Display name and default model."""
+        return await self._admin.update_tenant(request)
 
     async def ListTenants(
         self, request: admin.ListTenantsRequest, context: Context

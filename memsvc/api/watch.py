@@ -48,7 +48,11 @@ class WatchHandler:
             raise errors.memory_not_found()
         wire = memory_to_wire(row, await self._app.catalog.list_encodings(row.uid))
         return pb.WatchMemoryResponse(
-            revision=wire.revision, state=wire.state, encodings=wire.encodings
+            revision=wire.revision,
+            state=wire.state,
+            encodings=wire.encodings,
+            default_model=wire.default_model,
+            next_model=wire.next_model,
         )
 
     async def _changed(self, subscription: Subscription) -> None:

@@ -12,7 +12,7 @@ from memsvc.cli.session import Session, command
 from memsvc.client import Scope
 
 admin_group = typer.Typer(help="Tenants, API keys and usage.", no_args_is_help=True)
-tenant_group = typer.Typer(help="Tenants; operator's key only.", no_args_is_help=True)
+tenant_group = typer.Typer(help="Tenants.", no_args_is_help=True)
 key_group = typer.Typer(help="API keys of a tenant.", no_args_is_help=True)
 admin_group.add_typer(tenant_group, name="tenant")
 admin_group.add_typer(key_group, name="key")
@@ -31,6 +31,24 @@ def create_tenant(
     with session.client() as client:
         made = client.admin.create_tenant(tenant, display_name=display_name)
     session.output.result(made, f"Created {made.name}.")
+
+
+@command(tenant_group, "update")
+def update_tenant(
+    session: Session,
+    tenant: TenantArgument,
+    *,
+    display_name: Annotated[str | None, typer.Option(help="Name for people.")] = None,
+    default_model: Annotated[
+        str | None, typer.Option(help="Model of its memories; empty: the server's.")
+    ] = None,
+) -> None:
+    """Changes a tenant's name or default model."""
+    with session.client() as client:
+        row = client.admin.update_tenant(
+            tenant, display_name=display_name, default_model=default_model
+        )
+    session.output.result(row, f"Updated {row.name}.")
 
 
 @command(tenant_group, "list")

@@ -41,6 +41,8 @@ def encoding_line(encoding: Encoding) -> str:
     )
     if encoding.quarantined_documents:
         text += f", {encoding.quarantined_documents} set aside"
+    if not encoding.complete:
+        text += ", catching up"
     return f"{text} ({encoding.failure})" if encoding.failure else text
 
 
@@ -58,6 +60,10 @@ def _rows(memory: Memory) -> list[tuple[str, str]]:
         ("created", moment(memory.create_time)),
         ("updated", moment(memory.update_time)),
         ("etag", memory.etag),
+        (
+            "model",
+            memory.default_model + (f" (then {memory.next_model})" * bool(memory.next_model)),
+        ),
     ]
     return rows + [("encoding", encoding_line(encoding)) for encoding in memory.encodings]
 

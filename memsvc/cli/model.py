@@ -1,14 +1,18 @@
-"""`memsvc model list|pull`."""
+"""`memsvc model list|attach|detach|pull`."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Annotated
 
 import typer
 
 from memsvc.cli.exits import ExitCode
+from memsvc.cli.memory import MemoryArgument
 from memsvc.cli.session import Session, command
+
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Id or name of the model.")]
 
 model_group = typer.Typer(help="Look at models and fetch the default one.", no_args_is_help=True)
 
@@ -36,6 +40,28 @@ def list_models(session: Session) -> None:
         ),
         empty="No worker has shown a model yet.",
     )
+
+
+@command(model_group, "attach")
+def attach(
+    session: Session,
+    memory: MemoryArgument,
+    model: ModelArgument,
+    *,
+    default: Annotated[bool, typer.Option(help="It answers as soon as it is complete.")] = False,
+) -> None:
+    """Has a memory encoded under a further model, in the background."""
+    with session.client() as client:
+        row = client.models.attach(memory, model, make_default=default)
+    session.output.result(row, f"{model} is attached; `memsvc memory watch` shows how far it is.")
+
+
+@command(model_group, "detach")
+def detach(session: Session, memory: MemoryArgument, model: ModelArgument) -> None:
+    """Drops what is encoded of a memory under a model; not of the one that answers."""
+    with session.client() as client:
+        row = client.models.detach(memory, model)
+    session.output.result(row, f"{model} is detached.")
 
 
 @command(model_group, "pull", local=True)

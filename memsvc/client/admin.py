@@ -6,8 +6,10 @@ from collections.abc import AsyncGenerator, Iterable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from google.protobuf.field_mask_pb2 import FieldMask
+
 from memsvc.client import convert
-from memsvc.client.names import memory_name, tenant_name
+from memsvc.client.names import memory_name, model_name, tenant_name
 from memsvc.client.timeouts import CALL_S
 from memsvc.client.transport import Transport
 from memsvc.client.types import (
@@ -51,6 +53,31 @@ class AsyncAdmin:
         """Raises NotFoundError."""
         request = service.GetTenantRequest(name=tenant_name(tenant))
         call = self._stub.GetTenant
+        reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
+        return convert.tenant(reply)
+
+    async def update_tenant(
+        self,
+        tenant: str,
+        *,
+        display_name: str | None = None,
+        default_model: str | None = None,
+        timeout_s: float | None = CALL_S,
+    ) -> Tenant:
+        """Changes what is given. default_model: for memories without one of their own, each of
+        which switches when it is encoded; empty for the server's. Raises NotFoundError.
+        """
+        given = {"display_name": display_name, "default_model": default_model}
+        paths = [path for path, value in given.items() if value is not None]
+        request = service.UpdateTenantRequest(
+            tenant=service.Tenant(
+                name=tenant_name(tenant),
+                display_name=display_name or "",
+                default_model=model_name(default_model or ""),
+            ),
+            update_mask=FieldMask(paths=paths),
+        )
+        call = self._stub.UpdateTenant
         reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
         return convert.tenant(reply)
 

@@ -135,6 +135,7 @@ def encoding(message: wire.Encoding) -> types.Encoding:
         bytes=message.bytes,
         quarantined_documents=message.quarantined_documents,
         failure=message.failure,
+        complete=message.complete,
     )
 
 
@@ -154,6 +155,8 @@ def memory(message: wire.Memory) -> types.Memory:
         create_time=_moment(message.create_time if message.HasField("create_time") else None),
         update_time=_moment(message.update_time if message.HasField("update_time") else None),
         etag=message.etag,
+        default_model=message.default_model,
+        next_model=message.next_model,
     )
 
 
@@ -163,6 +166,8 @@ def progress(message: service.WatchMemoryResponse) -> types.Progress:
         revision=message.revision,
         state=_memory_state(message.state),
         encodings=tuple(encoding(e) for e in message.encodings),
+        default_model=message.default_model,
+        next_model=message.next_model,
     )
 
 
@@ -275,6 +280,7 @@ def tenant(message: admin.Tenant) -> types.Tenant:
         message.name,
         message.display_name,
         _moment(message.create_time if message.HasField("create_time") else None),
+        message.default_model,
     )
 
 

@@ -6,9 +6,10 @@ from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
 from memsvc.client import convert
+from memsvc.client.names import memory_name, model_name
 from memsvc.client.timeouts import CALL_S
 from memsvc.client.transport import Transport
-from memsvc.client.types import Model, Page
+from memsvc.client.types import Memory, Model, Page
 from memsvc.v1 import memory_service_pb2 as service
 from memsvc.v1.memory_service_pb2_grpc import MemoryServiceStub
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class AsyncModels:
-    """The models that the server has seen."""
+    """The models that the server has seen, and the memories encoded under them."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
@@ -31,6 +32,32 @@ class AsyncModels:
         call = self._stub.ListModels
         reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
         return Page(tuple(convert.model(m) for m in reply.models), reply.next_page_token)
+
+    async def attach(
+        self,
+        memory: str,
+        model: str,
+        *,
+        make_default: bool = False,
+        timeout_s: float | None = CALL_S,
+    ) -> Memory:
+        """Has a memory encoded under a further model, in the background.
+
+        make_default: it answers as soon as it is complete. Raises NotFoundError.
+        """
+        request = service.AttachModelRequest(
+            memory=memory_name(memory), model=model_name(model), make_default=make_default
+        )
+        call = self._stub.AttachModel
+        reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
+        return convert.memory(reply)
+
+    async def detach(self, memory: str, model: str, *, timeout_s: float | None = CALL_S) -> Memory:
+        """Drops a memory's blocks of a model. Raises FailedPreconditionError for its default."""
+        request = service.DetachModelRequest(memory=memory_name(memory), model=model_name(model))
+        call = self._stub.DetachModel
+        reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
+        return convert.memory(reply)
 
     async def iterate(self, *, page_size: int = 0) -> AsyncGenerator[Model, None]:
         """All models."""

@@ -131,7 +131,7 @@ class Packing:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How far one model has read a memory."""
+    """How far one model has read a memory. complete: it has caught up since it was attached."""
 
     model: str
     state: EncodingState
@@ -142,11 +142,15 @@ class Encoding:
     bytes: int
     quarantined_documents: int
     failure: str
+    complete: bool = True
 
 
 @dataclass(frozen=True)
 class Memory:
-    """A memory as it was when the call returned."""
+    """A memory as it was when the call returned.
+
+    default_model: answers when a call names none. next_model: takes over when it is complete.
+    """
 
     name: str
     uid: str
@@ -161,6 +165,8 @@ class Memory:
     create_time: datetime | None
     update_time: datetime | None
     etag: str
+    default_model: str = ""
+    next_model: str = ""
 
     @property
     def id(self) -> str:
@@ -289,6 +295,8 @@ class Progress:
     revision: int
     state: MemoryState
     encodings: tuple[Encoding, ...]
+    default_model: str = ""
+    next_model: str = ""
 
     @property
     def pending_documents(self) -> int:
@@ -342,11 +350,12 @@ class Model:
 
 @dataclass(frozen=True)
 class Tenant:
-    """Unit of isolation, quota and keys."""
+    """Unit of isolation, quota and keys. default_model: of its memories; empty: the server's."""
 
     name: str
     display_name: str
     create_time: datetime | None
+    default_model: str = ""
 
 
 @dataclass(frozen=True)

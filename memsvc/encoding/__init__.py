@@ -2,6 +2,8 @@
 
     pressure.py   how much waits, how fast it is worked off, when to refuse writes
     texts.py      what a batch is made of: rendered texts out of the tenant's store
+    agenda.py     which of the memories placed on a worker are next, in two lines
+    share.py      how much of the time the second line gets
     plan.py       which memory's documents are next
     batch.py      a batch and what is known of it
     pipeline.py   batches on their way through a worker into the store

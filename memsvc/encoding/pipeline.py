@@ -18,8 +18,10 @@ from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 
 from memsvc.config import KIB, MIB, Config
+from memsvc.encoding.agenda import Agenda
 from memsvc.encoding.batch import Batch, ModelState
-from memsvc.encoding.plan import Job, Plan
+from memsvc.encoding.plan import Job
+from memsvc.encoding.share import Share
 from memsvc.encoding.texts import (
     CORRUPT,
     Target,
@@ -51,7 +53,6 @@ _MIN_BATCH_BYTES = 8 * KIB
 #: Without any news the catalog is looked at this often.
 _IDLE_S = 5.0
 _BACKOFF_FIRST_S, _BACKOFF_LAST_S = 0.2, 5.0
-_BACKLOG_MEMORIES, _BACKLOG_MOST = 64, 1000
 
 #: Reason under which a document that the worker cannot survive is set aside.
 ENCODE_FAILED = "INTERNAL_FAULT"
@@ -71,7 +72,6 @@ class Pipeline:
         stores: Stores,
         progress: Progress,
     ) -> None:
-        self._workers = workers
         self._served = served
         self._model = served.row
         self._state = state
@@ -79,18 +79,16 @@ class Pipeline:
         self._catalog = catalog
         self._stores = stores
         self._progress = progress
-        self._plan = Plan()
+        self._share = Share(config.reencode_share)
+        self._agenda = Agenda(served, state, self._share, catalog, workers)
         self._news = asyncio.Event()
-        self._stale = True
         self._encoding = asyncio.Semaphore(MAX_ENCODING)
-        self._batches: set[asyncio.Task[None]] = set()
+        self._batches: dict[asyncio.Task[None], Batch] = {}
         self._backoff_s = 0.0
-        # Encodings that an earlier worker gave up are tried again.
-        self._resume = True
 
     def wake(self) -> None:
         """Something was written: look at the catalog."""
-        self._stale = True
+        self._agenda.stale = True
         self._news.set()
 
     async def run(self) -> None:
@@ -102,12 +100,31 @@ class Pipeline:
                     if not self._batches:
                         self._state.rate.resume()
                     with suppress(TimeoutError):
-                        async with asyncio.timeout(self._backoff_s or _IDLE_S):
+                        async with asyncio.timeout(self._pause_s()):
                             await self._news.wait()
         finally:
             for task in self._batches:
                 task.cancel()
             await asyncio.gather(*self._batches, return_exceptions=True)
+
+    async def release(self, memory_uid: str) -> None:
+        """Gives up what is planned or on its way of a memory; nothing of it is written later,
+        unless the catalog says again that it waits."""
+        self._agenda.drop(memory_uid)
+        tasks = [
+            task for task, batch in self._batches.items() if batch.job.memory_uid == memory_uid
+        ]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _pause_s(self) -> float:
+        """How long to wait without news."""
+        if self._backoff_s:
+            return self._backoff_s
+        due_s = self._agenda.due_s
+        # Where it is due already, all of it is on its way.
+        return min(due_s, _IDLE_S) if due_s else _IDLE_S
 
     async def _advance(self) -> bool:
         """Starts one batch if there is one and room for it. False: wait for news."""
@@ -124,12 +141,12 @@ class Pipeline:
         if batch is None:
             return False
         task = asyncio.create_task(self._carry(batch))
-        self._batches.add(task)
+        self._batches[task] = batch
         task.add_done_callback(self._ended)
         return True
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._batches.discard(task)
+        self._batches.pop(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("encoding batch failed", exc_info=error)
         self._news.set()
@@ -137,41 +154,16 @@ class Pipeline:
     async def _next(self) -> Batch | None:
         """The next batch, its texts read; None when nothing waits that isn't in flight."""
         while True:
-            refreshed = self._stale
+            refreshed = self._agenda.stale
             if refreshed:
-                await self._refresh()
-            while (job := self._plan.next()) is not None:
-                if not self._mine(job.memory_uid):
-                    self._plan.drop(job.memory_uid)
-                elif (batch := await self._read(job)) is not None:
+                await self._agenda.refresh()
+            while (job := self._agenda.next()) is not None:
+                batch = await self._read(job)
+                if batch is not None:
                     return batch
             if refreshed:
                 return None
-            self._stale = True
-
-    async def _refresh(self) -> None:
-        if self._resume:
-            await self._catalog.resume_encodings(self._model.model_id)
-            self._resume = False
-        self._stale = False
-        limit = _BACKLOG_MEMORIES
-        while True:
-            waiting = await self._catalog.backlog(self._model.model_id, limit)
-            own = [waits for waits in waiting if self._mine(waits[1].uid)]
-            # What waits longest may all be another worker's.
-            if own or len(waiting) < limit or limit >= _BACKLOG_MOST:
-                break
-            limit = min(4 * limit, _BACKLOG_MOST)
-        self._plan.merge(
-            Job(tenant_uid, memory.uid, encoding.encoded_number, memory.last_number)
-            for tenant_uid, memory, encoding in own
-            if encoding.identity == self._model.identity
-        )
-        if len(waiting) < limit:
-            self._state.troubles.forget_all_but(memory.uid for _, memory, _ in waiting)
-
-    def _mine(self, memory_uid: str) -> bool:
-        return self._workers.place(self._model.model_id, memory_uid) is self._served
+            self._agenda.stale = True
 
     def _target(self, job: Job) -> Target:
         return Target.of(job.memory_uid, self._model.identity, self._model.layout)
@@ -189,6 +181,10 @@ class Pipeline:
         )
         quarantined = dict.fromkeys(texts.corrupt, CORRUPT)
         quarantined.update(await self._lost(job, texts.missing))
+        if job.dropped:
+            return None
+        if job.behind:
+            self._share.begin()
         previous, job.tail = job.tail, asyncio.get_running_loop().create_future()
         job.in_flight += 1
         job.cursor = texts.up_to if texts.up_to < numbers[-1] else window
@@ -227,7 +223,7 @@ class Pipeline:
                 await self._commit(batch)
                 done = True
         except NotFoundError:
-            self._plan.drop(job.memory_uid)
+            self._agenda.drop(job.memory_uid)
         except StorageFullError:
             self._failed("storage is full")
             await self._record_failure(job, "storage is full")
@@ -241,10 +237,12 @@ class Pipeline:
             self._failed(str(error))
             await self._blame(batch)
         finally:
+            if job.behind:
+                self._share.end()
             job.in_flight -= 1
             job.broken = job.broken or not done
             batch.committed.set_result(done)
-            self._stale = self._stale or not done
+            self._agenda.stale = self._agenda.stale or job.behind or not done
 
     async def _encode(self, batch: Batch) -> None:
         """Sends the documents, writes blocks as they come, a group behind the stream."""
@@ -341,7 +339,7 @@ class Pipeline:
     async def _record_failure(self, job: Job, failure: str) -> None:
         with suppress(CatalogError):
             await self._catalog.fail_encoding(job.memory_uid, self._model.model_id, failure)
-        self._resume = True
+        self._agenda.resume = True
         self._progress.publish(job.memory_uid)
 
     def _failed(self, what: str) -> None:

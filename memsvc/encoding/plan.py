@@ -1,4 +1,4 @@
-"""Which memory's documents are encoded next.
+"""One line of memories: whose documents are encoded next.
 
 Tenants take turns, and so do the memories of a tenant: one batch each. A memory
 in which something went wrong is handled with care: smaller batches, nothing
@@ -31,7 +31,8 @@ class Job:
     """One memory's backlog as it is being worked off.
 
     cursor: numbers up to it are planned. tail: the newest batch, which commits
-    last. broken: a batch failed; nothing more is planned from here.
+    last. broken: a batch failed; nothing more is planned from here. dropped: nothing
+    more may be sent. behind: another model answers for the memory meanwhile.
     """
 
     tenant_uid: str
@@ -41,11 +42,13 @@ class Job:
     tail: asyncio.Future[bool] | None = None
     in_flight: int = 0
     broken: bool = False
+    dropped: bool = False
+    behind: bool = False
 
     @property
     def exhausted(self) -> bool:
         """Nothing more to plan."""
-        return self.broken or self.cursor >= self.last_number
+        return self.broken or self.dropped or self.cursor >= self.last_number
 
 
 @dataclass
@@ -79,9 +82,17 @@ class Plan:
                 return job
         return None
 
+    def forget(self, memory_uid: str) -> None:
+        """Leaves a memory out, but for batches on their way."""
+        job = self.jobs.get(memory_uid)
+        if job is not None and not job.in_flight:
+            del self.jobs[memory_uid]
+
     def drop(self, memory_uid: str) -> None:
-        """The memory is gone."""
-        self.jobs.pop(memory_uid, None)
+        """The memory is gone, or not to be encoded here any more."""
+        job = self.jobs.pop(memory_uid, None)
+        if job is not None:
+            job.dropped = True
 
 
 class Troubles:

@@ -39,7 +39,7 @@ _LOOK_AGAIN_S = 5.0
 
 
 class EncodingQueue:
-    """Keeps every memory encoded under every served model, in the background."""
+    """Keeps every memory encoded under the models attached to it, in the background."""
 
     def __init__(
         self,
@@ -99,7 +99,8 @@ class EncodingQueue:
 
         deadline: time.monotonic() at which to give up. Raises ENCODING_NOT_READY
         naming how far it is, WORKER_UNAVAILABLE when no worker is there to go
-        on, MEMORY_NOT_FOUND when the memory is deleted meanwhile, OVERLOADED.
+        on, MEMORY_NOT_FOUND when the memory is deleted meanwhile, MODEL_NOT_ATTACHED,
+        OVERLOADED.
         """
         try:
             with self._progress.subscribe(memory.uid) as subscription:
@@ -115,6 +116,19 @@ class EncodingQueue:
                             await subscription.changed()
         except TooManySubscribersError as error:
             raise errors.overloaded() from error
+
+    async def require_complete(self, memory: MemoryRow, model: ModelRow) -> None:
+        """For a model that a question names. Raises MODEL_NOT_ATTACHED, and ENCODING_NOT_READY
+        while it has not caught up: that may take long, and the caller knows another model.
+        """
+        row = await self._encoding(memory, model)
+        if not row.complete and memory.default_model_id != model.model_id:
+            raise errors.encoding_not_ready(row, memory.revision)
+
+    async def release(self, memory_uid: str, model_id: str) -> None:
+        """Gives up what is on its way of a memory that was detached from a model."""
+        found = [p for served, (p, _) in self._pipelines.items() if served.row.model_id == model_id]
+        await asyncio.gather(*(pipeline.release(memory_uid) for pipeline in found))
 
     async def rebuild(self, memory: MemoryRow, model: ModelRow, numbers: Iterable[int]) -> None:
         """Blocks of these documents are damaged: deletes them and has them made again."""
@@ -142,14 +156,15 @@ class EncodingQueue:
         if row is not None:
             return row
         try:
-            return await self._catalog.ensure_encoding(memory.uid, model.model_id, model.identity)
+            await self._catalog.get_memory_by_uid(memory.uid)
         except NotFoundError as error:
             raise errors.memory_not_found("memory") from error
+        raise errors.model_not_attached(model.model_id)
 
     def _late(self, row: EncodingRow, model: ModelRow, revision: int) -> errors.ApiError:
         if self._workers.find(model.model_id) is None:
             return errors.worker_unavailable(model.model_id)
-        late = errors.encoding_not_ready(revision=revision, encoded_revision=row.encoded_revision)
+        late = errors.encoding_not_ready(row, revision)
         if row.state is EncodingState.FAILED:
             late.metadata["failure"] = row.failure
         return late

@@ -26,10 +26,11 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dmemsvc/v1/admin_service.proto\x12\tmemsvc.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa0\x01\n\x06Tenant\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x35\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03:5\xea\x41\x32\n\rmemsvc/Tenant\x12\x10tenants/{tenant}*\x07tenants2\x06tenant\"\xeb\x02\n\x06\x41piKey\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x1f\n\x05scope\x18\x03 \x01(\x0e\x32\x10.memsvc.v1.Scope\x12\x35\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x0brevoke_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x16\n\x08memories\x18\x07 \x03(\tB\x04\xe2\x41\x01\x05\x12\x16\n\x08operator\x18\x08 \x01(\x08\x42\x04\xe2\x41\x01\x03:G\xea\x41\x44\n\rmemsvc/ApiKey\x12\"tenants/{tenant}/apiKeys/{api_key}*\x07\x61piKeys2\x06\x61piKey\"K\n\x13\x43reateTenantRequest\x12!\n\x06tenant\x18\x01 \x01(\x0b\x32\x11.memsvc.v1.Tenant\x12\x11\n\ttenant_id\x18\x02 \x01(\t\"&\n\x10GetTenantRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\";\n\x12ListTenantsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"R\n\x13ListTenantsResponse\x12\"\n\x07tenants\x18\x01 \x03(\x0b\x32\x11.memsvc.v1.Tenant\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\")\n\x13\x44\x65leteTenantRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"U\n\x13\x43reateApiKeyRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12(\n\x07\x61pi_key\x18\x02 \x01(\x0b\x32\x11.memsvc.v1.ApiKeyB\x04\xe2\x41\x01\x02\"J\n\x14\x43reateApiKeyResponse\x12\"\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x11.memsvc.v1.ApiKey\x12\x0e\n\x06secret\x18\x02 \x01(\t\"Q\n\x12ListApiKeysRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"S\n\x13ListApiKeysResponse\x12#\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x11.memsvc.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\")\n\x13RevokeApiKeyRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x84\x01\n\x13RotateApiKeyRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12(\n\x05grace\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"o\n\x14RotateApiKeyResponse\x12\"\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x11.memsvc.v1.ApiKey\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12#\n\x08previous\x18\x03 \x01(\x0b\x32\x11.memsvc.v1.ApiKey\"%\n\x0fGetUsageRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\xc2\x01\n\x0bTenantUsage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08memories\x18\x02 \x01(\x03\x12\x11\n\tdocuments\x18\x03 \x01(\x03\x12\x12\n\ntext_bytes\x18\x04 \x01(\x03\x12\x13\n\x0b\x62lock_bytes\x18\x05 \x01(\x03\x12\x0f\n\x07queries\x18\x06 \x01(\x03\x12\x17\n\x0fquestion_tokens\x18\x07 \x01(\x03\x12\x15\n\ranswer_tokens\x18\x08 \x01(\x03\x12\x16\n\x0e\x65ncoded_tokens\x18\t \x01(\x03*C\n\x05Scope\x12\x15\n\x11SCOPE_UNSPECIFIED\x10\x00\x12\x08\n\x04READ\x10\x01\x12\x0e\n\nREAD_WRITE\x10\x02\x12\t\n\x05\x41\x44MIN\x10\x03\x32\x97\x05\n\x0c\x41\x64minService\x12\x41\n\x0c\x43reateTenant\x12\x1e.memsvc.v1.CreateTenantRequest\x1a\x11.memsvc.v1.Tenant\x12;\n\tGetTenant\x12\x1b.memsvc.v1.GetTenantRequest\x1a\x11.memsvc.v1.Tenant\x12L\n\x0bListTenants\x12\x1d.memsvc.v1.ListTenantsRequest\x1a\x1e.memsvc.v1.ListTenantsResponse\x12\x46\n\x0c\x44\x65leteTenant\x12\x1e.memsvc.v1.DeleteTenantRequest\x1a\x16.google.protobuf.Empty\x12O\n\x0c\x43reateApiKey\x12\x1e.memsvc.v1.CreateApiKeyRequest\x1a\x1f.memsvc.v1.CreateApiKeyResponse\x12L\n\x0bListApiKeys\x12\x1d.memsvc.v1.ListApiKeysRequest\x1a\x1e.memsvc.v1.ListApiKeysResponse\x12\x41\n\x0cRevokeApiKey\x12\x1e.memsvc.v1.RevokeApiKeyRequest\x1a\x11.memsvc.v1.ApiKey\x12O\n\x0cRotateApiKey\x12\x1e.memsvc.v1.RotateApiKeyRequest\x1a\x1f.memsvc.v1.RotateApiKeyResponse\x12>\n\x08GetUsage\x12\x1a.memsvc.v1.GetUsageRequest\x1a\x16.memsvc.v1.TenantUsageb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dmemsvc/v1/admin_service.proto\x12\tmemsvc.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb7\x01\n\x06Tenant\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x35\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x15\n\rdefault_model\x18\x04 \x01(\t:5\xea\x41\x32\n\rmemsvc/Tenant\x12\x10tenants/{tenant}*\x07tenants2\x06tenant\"\xeb\x02\n\x06\x41piKey\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x1f\n\x05scope\x18\x03 \x01(\x0e\x32\x10.memsvc.v1.Scope\x12\x35\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x0brevoke_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x16\n\x08memories\x18\x07 \x03(\tB\x04\xe2\x41\x01\x05\x12\x16\n\x08operator\x18\x08 \x01(\x08\x42\x04\xe2\x41\x01\x03:G\xea\x41\x44\n\rmemsvc/ApiKey\x12\"tenants/{tenant}/apiKeys/{api_key}*\x07\x61piKeys2\x06\x61piKey\"K\n\x13\x43reateTenantRequest\x12!\n\x06tenant\x18\x01 \x01(\x0b\x32\x11.memsvc.v1.Tenant\x12\x11\n\ttenant_id\x18\x02 \x01(\t\"&\n\x10GetTenantRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"o\n\x13UpdateTenantRequest\x12\'\n\x06tenant\x18\x01 \x01(\x0b\x32\x11.memsvc.v1.TenantB\x04\xe2\x41\x01\x02\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\";\n\x12ListTenantsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"R\n\x13ListTenantsResponse\x12\"\n\x07tenants\x18\x01 \x03(\x0b\x32\x11.memsvc.v1.Tenant\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\")\n\x13\x44\x65leteTenantRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"U\n\x13\x43reateApiKeyRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12(\n\x07\x61pi_key\x18\x02 \x01(\x0b\x32\x11.memsvc.v1.ApiKeyB\x04\xe2\x41\x01\x02\"J\n\x14\x43reateApiKeyResponse\x12\"\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x11.memsvc.v1.ApiKey\x12\x0e\n\x06secret\x18\x02 \x01(\t\"Q\n\x12ListApiKeysRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"S\n\x13ListApiKeysResponse\x12#\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x11.memsvc.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\")\n\x13RevokeApiKeyRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x84\x01\n\x13RotateApiKeyRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12(\n\x05grace\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"o\n\x14RotateApiKeyResponse\x12\"\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x11.memsvc.v1.ApiKey\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12#\n\x08previous\x18\x03 \x01(\x0b\x32\x11.memsvc.v1.ApiKey\"%\n\x0fGetUsageRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\xc2\x01\n\x0bTenantUsage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08memories\x18\x02 \x01(\x03\x12\x11\n\tdocuments\x18\x03 \x01(\x03\x12\x12\n\ntext_bytes\x18\x04 \x01(\x03\x12\x13\n\x0b\x62lock_bytes\x18\x05 \x01(\x03\x12\x0f\n\x07queries\x18\x06 \x01(\x03\x12\x17\n\x0fquestion_tokens\x18\x07 \x01(\x03\x12\x15\n\ranswer_tokens\x18\x08 \x01(\x03\x12\x16\n\x0e\x65ncoded_tokens\x18\t \x01(\x03*C\n\x05Scope\x12\x15\n\x11SCOPE_UNSPECIFIED\x10\x00\x12\x08\n\x04READ\x10\x01\x12\x0e\n\nREAD_WRITE\x10\x02\x12\t\n\x05\x41\x44MIN\x10\x03\x32\xda\x05\n\x0c\x41\x64minService\x12\x41\n\x0c\x43reateTenant\x12\x1e.memsvc.v1.CreateTenantRequest\x1a\x11.memsvc.v1.Tenant\x12;\n\tGetTenant\x12\x1b.memsvc.v1.GetTenantRequest\x1a\x11.memsvc.v1.Tenant\x12\x41\n\x0cUpdateTenant\x12\x1e.memsvc.v1.UpdateTenantRequest\x1a\x11.memsvc.v1.Tenant\x12L\n\x0bListTenants\x12\x1d.memsvc.v1.ListTenantsRequest\x1a\x1e.memsvc.v1.ListTenantsResponse\x12\x46\n\x0c\x44\x65leteTenant\x12\x1e.memsvc.v1.DeleteTenantRequest\x1a\x16.google.protobuf.Empty\x12O\n\x0c\x43reateApiKey\x12\x1e.memsvc.v1.CreateApiKeyRequest\x1a\x1f.memsvc.v1.CreateApiKeyResponse\x12L\n\x0bListApiKeys\x12\x1d.memsvc.v1.ListApiKeysRequest\x1a\x1e.memsvc.v1.ListApiKeysResponse\x12\x41\n\x0cRevokeApiKey\x12\x1e.memsvc.v1.RevokeApiKeyRequest\x1a\x11.memsvc.v1.ApiKey\x12O\n\x0cRotateApiKey\x12\x1e.memsvc.v1.RotateApiKeyRequest\x1a\x1f.memsvc.v1.RotateApiKeyResponse\x12>\n\x08GetUsage\x12\x1a.memsvc.v1.GetUsageRequest\x1a\x16.memsvc.v1.TenantUsageb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -56,6 +57,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_APIKEY']._serialized_options = b'\352AD\n\rmemsvc/ApiKey\022\"tenants/{tenant}/apiKeys/{api_key}*\007apiKeys2\006apiKey'
   _globals['_GETTENANTREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETTENANTREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
+  _globals['_UPDATETENANTREQUEST'].fields_by_name['tenant']._loaded_options = None
+  _globals['_UPDATETENANTREQUEST'].fields_by_name['tenant']._serialized_options = b'\342A\001\002'
   _globals['_DELETETENANTREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_DELETETENANTREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_CREATEAPIKEYREQUEST'].fields_by_name['parent']._loaded_options = None
@@ -70,40 +73,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROTATEAPIKEYREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_GETUSAGEREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETUSAGEREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
-  _globals['_SCOPE']._serialized_start=1890
-  _globals['_SCOPE']._serialized_end=1957
-  _globals['_TENANT']._serialized_start=199
-  _globals['_TENANT']._serialized_end=359
-  _globals['_APIKEY']._serialized_start=362
-  _globals['_APIKEY']._serialized_end=725
-  _globals['_CREATETENANTREQUEST']._serialized_start=727
-  _globals['_CREATETENANTREQUEST']._serialized_end=802
-  _globals['_GETTENANTREQUEST']._serialized_start=804
-  _globals['_GETTENANTREQUEST']._serialized_end=842
-  _globals['_LISTTENANTSREQUEST']._serialized_start=844
-  _globals['_LISTTENANTSREQUEST']._serialized_end=903
-  _globals['_LISTTENANTSRESPONSE']._serialized_start=905
-  _globals['_LISTTENANTSRESPONSE']._serialized_end=987
-  _globals['_DELETETENANTREQUEST']._serialized_start=989
-  _globals['_DELETETENANTREQUEST']._serialized_end=1030
-  _globals['_CREATEAPIKEYREQUEST']._serialized_start=1032
-  _globals['_CREATEAPIKEYREQUEST']._serialized_end=1117
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=1119
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=1193
-  _globals['_LISTAPIKEYSREQUEST']._serialized_start=1195
-  _globals['_LISTAPIKEYSREQUEST']._serialized_end=1276
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=1278
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=1361
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=1363
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=1404
-  _globals['_ROTATEAPIKEYREQUEST']._serialized_start=1407
-  _globals['_ROTATEAPIKEYREQUEST']._serialized_end=1539
-  _globals['_ROTATEAPIKEYRESPONSE']._serialized_start=1541
-  _globals['_ROTATEAPIKEYRESPONSE']._serialized_end=1652
-  _globals['_GETUSAGEREQUEST']._serialized_start=1654
-  _globals['_GETUSAGEREQUEST']._serialized_end=1691
-  _globals['_TENANTUSAGE']._serialized_start=1694
-  _globals['_TENANTUSAGE']._serialized_end=1888
-  _globals['_ADMINSERVICE']._serialized_start=1960
-  _globals['_ADMINSERVICE']._serialized_end=2623
+  _globals['_SCOPE']._serialized_start=2060
+  _globals['_SCOPE']._serialized_end=2127
+  _globals['_TENANT']._serialized_start=233
+  _globals['_TENANT']._serialized_end=416
+  _globals['_APIKEY']._serialized_start=419
+  _globals['_APIKEY']._serialized_end=782
+  _globals['_CREATETENANTREQUEST']._serialized_start=784
+  _globals['_CREATETENANTREQUEST']._serialized_end=859
+  _globals['_GETTENANTREQUEST']._serialized_start=861
+  _globals['_GETTENANTREQUEST']._serialized_end=899
+  _globals['_UPDATETENANTREQUEST']._serialized_start=901
+  _globals['_UPDATETENANTREQUEST']._serialized_end=1012
+  _globals['_LISTTENANTSREQUEST']._serialized_start=1014
+  _globals['_LISTTENANTSREQUEST']._serialized_end=1073
+  _globals['_LISTTENANTSRESPONSE']._serialized_start=1075
+  _globals['_LISTTENANTSRESPONSE']._serialized_end=1157
+  _globals['_DELETETENANTREQUEST']._serialized_start=1159
+  _globals['_DELETETENANTREQUEST']._serialized_end=1200
+  _globals['_CREATEAPIKEYREQUEST']._serialized_start=1202
+  _globals['_CREATEAPIKEYREQUEST']._serialized_end=1287
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=1289
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=1363
+  _globals['_LISTAPIKEYSREQUEST']._serialized_start=1365
+  _globals['_LISTAPIKEYSREQUEST']._serialized_end=1446
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=1448
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=1531
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=1533
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=1574
+  _globals['_ROTATEAPIKEYREQUEST']._serialized_start=1577
+  _globals['_ROTATEAPIKEYREQUEST']._serialized_end=1709
+  _globals['_ROTATEAPIKEYRESPONSE']._serialized_start=1711
+  _globals['_ROTATEAPIKEYRESPONSE']._serialized_end=1822
+  _globals['_GETUSAGEREQUEST']._serialized_start=1824
+  _globals['_GETUSAGEREQUEST']._serialized_end=1861
+  _globals['_TENANTUSAGE']._serialized_start=1864
+  _globals['_TENANTUSAGE']._serialized_end=2058
+  _globals['_ADMINSERVICE']._serialized_start=2130
+  _globals['_ADMINSERVICE']._serialized_end=2860
 # @@protoc_insertion_point(module_scope)

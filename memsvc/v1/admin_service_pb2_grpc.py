@@ -45,6 +45,11 @@ class AdminServiceStub:
                 request_serializer=memsvc_dot_v1_dot_admin__service__pb2.GetTenantRequest.SerializeToString,
                 response_deserializer=memsvc_dot_v1_dot_admin__service__pb2.Tenant.FromString,
                 _registered_method=True)
+        self.UpdateTenant = channel.unary_unary(
+                '/memsvc.v1.AdminService/UpdateTenant',
+                request_serializer=memsvc_dot_v1_dot_admin__service__pb2.UpdateTenantRequest.SerializeToString,
+                response_deserializer=memsvc_dot_v1_dot_admin__service__pb2.Tenant.FromString,
+                _registered_method=True)
         self.ListTenants = channel.unary_unary(
                 '/memsvc.v1.AdminService/ListTenants',
                 request_serializer=memsvc_dot_v1_dot_admin__service__pb2.ListTenantsRequest.SerializeToString,
@@ -94,6 +99,13 @@ class AdminServiceServicer:
 
     def GetTenant(self, request, context):
         """Reads one tenant.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateTenant(self, request, context):
+        """Changes display_name and default_model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -162,6 +174,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
             'GetTenant': grpc.unary_unary_rpc_method_handler(
                     servicer.GetTenant,
                     request_deserializer=memsvc_dot_v1_dot_admin__service__pb2.GetTenantRequest.FromString,
+                    response_serializer=memsvc_dot_v1_dot_admin__service__pb2.Tenant.SerializeToString,
+            ),
+            'UpdateTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateTenant,
+                    request_deserializer=memsvc_dot_v1_dot_admin__service__pb2.UpdateTenantRequest.FromString,
                     response_serializer=memsvc_dot_v1_dot_admin__service__pb2.Tenant.SerializeToString,
             ),
             'ListTenants': grpc.unary_unary_rpc_method_handler(
@@ -253,6 +270,33 @@ class AdminService:
             target,
             '/memsvc.v1.AdminService/GetTenant',
             memsvc_dot_v1_dot_admin__service__pb2.GetTenantRequest.SerializeToString,
+            memsvc_dot_v1_dot_admin__service__pb2.Tenant.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memsvc.v1.AdminService/UpdateTenant',
+            memsvc_dot_v1_dot_admin__service__pb2.UpdateTenantRequest.SerializeToString,
             memsvc_dot_v1_dot_admin__service__pb2.Tenant.FromString,
             options,
             channel_credentials,

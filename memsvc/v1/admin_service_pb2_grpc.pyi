@@ -39,6 +39,8 @@ class AdminServiceStub:
     """Makes an empty tenant."""
     GetTenant: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetTenantRequest, _admin_service_pb2.Tenant]
     """Reads one tenant."""
+    UpdateTenant: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.UpdateTenantRequest, _admin_service_pb2.Tenant]
+    """Changes display_name and default_model."""
     ListTenants: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListTenantsRequest, _admin_service_pb2.ListTenantsResponse]
     """Lists tenants, newest first."""
     DeleteTenant: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteTenantRequest, _empty_pb2.Empty]
@@ -66,6 +68,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Makes an empty tenant."""
     GetTenant: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetTenantRequest, _admin_service_pb2.Tenant]  # type: ignore[assignment]
     """Reads one tenant."""
+    UpdateTenant: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.UpdateTenantRequest, _admin_service_pb2.Tenant]  # type: ignore[assignment]
+    """Changes display_name and default_model."""
     ListTenants: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListTenantsRequest, _admin_service_pb2.ListTenantsResponse]  # type: ignore[assignment]
     """Lists tenants, newest first."""
     DeleteTenant: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteTenantRequest, _empty_pb2.Empty]  # type: ignore[assignment]
@@ -102,6 +106,14 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.Tenant, _abc.Awaitable[_admin_service_pb2.Tenant]]:
         """Reads one tenant."""
+
+    @_abc_1.abstractmethod
+    def UpdateTenant(
+        self,
+        request: _admin_service_pb2.UpdateTenantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.Tenant, _abc.Awaitable[_admin_service_pb2.Tenant]]:
+        """Changes display_name and default_model."""
 
     @_abc_1.abstractmethod
     def ListTenants(

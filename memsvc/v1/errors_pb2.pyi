@@ -88,6 +88,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the asked revision lies ahead of the memory. metadata: revision."""
     API_KEY_NOT_ACTIVE: _ErrorReason.ValueType  # 55
     """FAILED_PRECONDITION: the API key is revoked or has expired."""
+    MODEL_NOT_ATTACHED: _ErrorReason.ValueType  # 56
+    """FAILED_PRECONDITION: the memory is not encoded under the model named; AttachModel. metadata: model."""
+    MODEL_IN_USE: _ErrorReason.ValueType  # 57
+    """FAILED_PRECONDITION: the model answers for the memory and cannot be detached. metadata: model."""
     ENCODING_BACKLOG_FULL: _ErrorReason.ValueType  # 60
     """RESOURCE_EXHAUSTED: the encoding queue is full; retry after RetryInfo."""
     STORAGE_FULL: _ErrorReason.ValueType  # 61
@@ -97,7 +101,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     QUOTA_EXCEEDED: _ErrorReason.ValueType  # 63
     """RESOURCE_EXHAUSTED: a quota of the tenant is used up. metadata: quota, limit."""
     ENCODING_NOT_READY: _ErrorReason.ValueType  # 70
-    """DEADLINE_EXCEEDED: encoding did not reach the revision in time. metadata: revision, encoded_revision."""
+    """DEADLINE_EXCEEDED: encoding did not reach the revision in time, or the model
+    named was attached and has not caught up. metadata: model, revision,
+    encoded_revision, encoded_documents, documents.
+    """
     WORKER_UNAVAILABLE: _ErrorReason.ValueType  # 71
     """UNAVAILABLE: no worker serves the model right now; retry after RetryInfo."""
     DRAINING: _ErrorReason.ValueType  # 72
@@ -170,6 +177,10 @@ REVISION_NOT_REACHED: ErrorReason.ValueType  # 54
 """FAILED_PRECONDITION: the asked revision lies ahead of the memory. metadata: revision."""
 API_KEY_NOT_ACTIVE: ErrorReason.ValueType  # 55
 """FAILED_PRECONDITION: the API key is revoked or has expired."""
+MODEL_NOT_ATTACHED: ErrorReason.ValueType  # 56
+"""FAILED_PRECONDITION: the memory is not encoded under the model named; AttachModel. metadata: model."""
+MODEL_IN_USE: ErrorReason.ValueType  # 57
+"""FAILED_PRECONDITION: the model answers for the memory and cannot be detached. metadata: model."""
 ENCODING_BACKLOG_FULL: ErrorReason.ValueType  # 60
 """RESOURCE_EXHAUSTED: the encoding queue is full; retry after RetryInfo."""
 STORAGE_FULL: ErrorReason.ValueType  # 61
@@ -179,7 +190,10 @@ OVERLOADED: ErrorReason.ValueType  # 62
 QUOTA_EXCEEDED: ErrorReason.ValueType  # 63
 """RESOURCE_EXHAUSTED: a quota of the tenant is used up. metadata: quota, limit."""
 ENCODING_NOT_READY: ErrorReason.ValueType  # 70
-"""DEADLINE_EXCEEDED: encoding did not reach the revision in time. metadata: revision, encoded_revision."""
+"""DEADLINE_EXCEEDED: encoding did not reach the revision in time, or the model
+named was attached and has not caught up. metadata: model, revision,
+encoded_revision, encoded_documents, documents.
+"""
 WORKER_UNAVAILABLE: ErrorReason.ValueType  # 71
 """UNAVAILABLE: no worker serves the model right now; retry after RetryInfo."""
 DRAINING: ErrorReason.ValueType  # 72

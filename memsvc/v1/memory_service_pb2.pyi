@@ -553,7 +553,9 @@ class QueryRequest(_message.Message):
     question: _builtins.str
     """1 to 16384 bytes, and no more tokens than the model takes."""
     model: _builtins.str
-    """"models/{model}". Empty: the default model."""
+    """"models/{model}", one that is attached and complete. Empty: the memory's
+    default_model.
+    """
     at_least_revision: _builtins.int
     """The answer sees at least this revision. 0: the revision the memory has
     when the call arrives.
@@ -1031,10 +1033,16 @@ class WatchMemoryResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     ENCODINGS_FIELD_NUMBER: _builtins.int
+    DEFAULT_MODEL_FIELD_NUMBER: _builtins.int
+    NEXT_MODEL_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """Counts the memory's writes. 0: nothing was ever written."""
     state: _resources_pb2.Memory.State.ValueType
     """State of the memory."""
+    default_model: _builtins.str
+    """As Memory.default_model."""
+    next_model: _builtins.str
+    """As Memory.next_model."""
     @_builtins.property
     def encodings(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Encoding]:
         """One per attached model."""
@@ -1045,10 +1053,12 @@ class WatchMemoryResponse(_message.Message):
         revision: _builtins.int = ...,
         state: _resources_pb2.Memory.State.ValueType = ...,
         encodings: _abc.Iterable[_resources_pb2.Encoding] | None = ...,
+        default_model: _builtins.str = ...,
+        next_model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["encodings", b"encodings", "revision", b"revision", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_model", b"default_model", "encodings", b"encodings", "next_model", b"next_model", "revision", b"revision", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1187,6 +1197,61 @@ class ImportMemoryResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ImportMemoryResponse: _TypeAlias = ImportMemoryResponse  # noqa: Y015
+
+@_typing.final
+class AttachModelRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    MAKE_DEFAULT_FIELD_NUMBER: _builtins.int
+    memory: _builtins.str
+    """"memories/{memory}"."""
+    model: _builtins.str
+    """"models/{model}", one that ListModels knows."""
+    make_default: _builtins.bool
+    """True: it becomes the memory's default_model as soon as its encoding is
+    complete, and the memory no longer follows its tenant's default. Until then
+    the present one answers.
+    """
+    def __init__(
+        self,
+        *,
+        memory: _builtins.str = ...,
+        model: _builtins.str = ...,
+        make_default: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["make_default", b"make_default", "memory", b"memory", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttachModelRequest: _TypeAlias = AttachModelRequest  # noqa: Y015
+
+@_typing.final
+class DetachModelRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    memory: _builtins.str
+    """"memories/{memory}"."""
+    model: _builtins.str
+    """"models/{model}". The memory's default_model is refused: MODEL_IN_USE."""
+    def __init__(
+        self,
+        *,
+        memory: _builtins.str = ...,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DetachModelRequest: _TypeAlias = DetachModelRequest  # noqa: Y015
 
 @_typing.final
 class ListModelsRequest(_message.Message):

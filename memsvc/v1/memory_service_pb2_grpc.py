@@ -111,6 +111,16 @@ class MemoryServiceStub:
                 request_serializer=memsvc_dot_v1_dot_memory__service__pb2.ImportMemoryRequest.SerializeToString,
                 response_deserializer=memsvc_dot_v1_dot_memory__service__pb2.ImportMemoryResponse.FromString,
                 _registered_method=True)
+        self.AttachModel = channel.unary_unary(
+                '/memsvc.v1.MemoryService/AttachModel',
+                request_serializer=memsvc_dot_v1_dot_memory__service__pb2.AttachModelRequest.SerializeToString,
+                response_deserializer=memsvc_dot_v1_dot_resources__pb2.Memory.FromString,
+                _registered_method=True)
+        self.DetachModel = channel.unary_unary(
+                '/memsvc.v1.MemoryService/DetachModel',
+                request_serializer=memsvc_dot_v1_dot_memory__service__pb2.DetachModelRequest.SerializeToString,
+                response_deserializer=memsvc_dot_v1_dot_resources__pb2.Memory.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/memsvc.v1.MemoryService/ListModels',
                 request_serializer=memsvc_dot_v1_dot_memory__service__pb2.ListModelsRequest.SerializeToString,
@@ -233,6 +243,23 @@ class MemoryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AttachModel(self, request, context):
+        """Has the memory encoded under a further model, in the background. Its other
+        models go on serving; progress is in Memory.encodings and WatchMemory.
+        Attached already: changes nothing, but for make_default.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DetachModel(self, request, context):
+        """Drops the memory's encoding under a model. When it returns, no worker and
+        no file holds a block of it. Not attached: changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListModels(self, request, context):
         """Lists the models that workers serve or have served, by name.
         """
@@ -317,6 +344,16 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     servicer.ImportMemory,
                     request_deserializer=memsvc_dot_v1_dot_memory__service__pb2.ImportMemoryRequest.FromString,
                     response_serializer=memsvc_dot_v1_dot_memory__service__pb2.ImportMemoryResponse.SerializeToString,
+            ),
+            'AttachModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.AttachModel,
+                    request_deserializer=memsvc_dot_v1_dot_memory__service__pb2.AttachModelRequest.FromString,
+                    response_serializer=memsvc_dot_v1_dot_resources__pb2.Memory.SerializeToString,
+            ),
+            'DetachModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.DetachModel,
+                    request_deserializer=memsvc_dot_v1_dot_memory__service__pb2.DetachModelRequest.FromString,
+                    response_serializer=memsvc_dot_v1_dot_resources__pb2.Memory.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -729,6 +766,60 @@ class MemoryService:
             '/memsvc.v1.MemoryService/ImportMemory',
             memsvc_dot_v1_dot_memory__service__pb2.ImportMemoryRequest.SerializeToString,
             memsvc_dot_v1_dot_memory__service__pb2.ImportMemoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AttachModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memsvc.v1.MemoryService/AttachModel',
+            memsvc_dot_v1_dot_memory__service__pb2.AttachModelRequest.SerializeToString,
+            memsvc_dot_v1_dot_resources__pb2.Memory.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DetachModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memsvc.v1.MemoryService/DetachModel',
+            memsvc_dot_v1_dot_memory__service__pb2.DetachModelRequest.SerializeToString,
+            memsvc_dot_v1_dot_resources__pb2.Memory.FromString,
             options,
             channel_credentials,
             insecure,

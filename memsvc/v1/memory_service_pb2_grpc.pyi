@@ -80,6 +80,15 @@ class MemoryServiceStub:
     """Makes a new memory from an archive. Nothing is visible before the whole
     archive was received and verified.
     """
+    AttachModel: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.AttachModelRequest, _resources_pb2.Memory]
+    """Has the memory encoded under a further model, in the background. Its other
+    models go on serving; progress is in Memory.encodings and WatchMemory.
+    Attached already: changes nothing, but for make_default.
+    """
+    DetachModel: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.DetachModelRequest, _resources_pb2.Memory]
+    """Drops the memory's encoding under a model. When it returns, no worker and
+    no file holds a block of it. Not attached: changes nothing.
+    """
     ListModels: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.ListModelsRequest, _memory_service_pb2.ListModelsResponse]
     """Lists the models that workers serve or have served, by name."""
 
@@ -127,6 +136,15 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     ImportMemory: _aio.StreamUnaryMultiCallable[_memory_service_pb2.ImportMemoryRequest, _memory_service_pb2.ImportMemoryResponse]  # type: ignore[assignment]
     """Makes a new memory from an archive. Nothing is visible before the whole
     archive was received and verified.
+    """
+    AttachModel: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.AttachModelRequest, _resources_pb2.Memory]  # type: ignore[assignment]
+    """Has the memory encoded under a further model, in the background. Its other
+    models go on serving; progress is in Memory.encodings and WatchMemory.
+    Attached already: changes nothing, but for make_default.
+    """
+    DetachModel: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.DetachModelRequest, _resources_pb2.Memory]  # type: ignore[assignment]
+    """Drops the memory's encoding under a model. When it returns, no worker and
+    no file holds a block of it. Not attached: changes nothing.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ListModelsRequest, _memory_service_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists the models that workers serve or have served, by name."""
@@ -262,6 +280,27 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_memory_service_pb2.ImportMemoryResponse, _abc.Awaitable[_memory_service_pb2.ImportMemoryResponse]]:
         """Makes a new memory from an archive. Nothing is visible before the whole
         archive was received and verified.
+        """
+
+    @_abc_1.abstractmethod
+    def AttachModel(
+        self,
+        request: _memory_service_pb2.AttachModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_resources_pb2.Memory, _abc.Awaitable[_resources_pb2.Memory]]:
+        """Has the memory encoded under a further model, in the background. Its other
+        models go on serving; progress is in Memory.encodings and WatchMemory.
+        Attached already: changes nothing, but for make_default.
+        """
+
+    @_abc_1.abstractmethod
+    def DetachModel(
+        self,
+        request: _memory_service_pb2.DetachModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_resources_pb2.Memory, _abc.Awaitable[_resources_pb2.Memory]]:
+        """Drops the memory's encoding under a model. When it returns, no worker and
+        no file holds a block of it. Not attached: changes nothing.
         """
 
     @_abc_1.abstractmethod

@@ -147,6 +147,8 @@ class Memory(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    DEFAULT_MODEL_FIELD_NUMBER: _builtins.int
+    NEXT_MODEL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"memories/{memory}". Empty only in a create request."""
     uid: _builtins.str
@@ -164,6 +166,15 @@ class Memory(_message.Message):
     etag: _builtins.str
     """Changes with every change of the resource. Sent back in Update or Delete,
     it makes the call fail with ETAG_MISMATCH when it is stale. Empty: no check.
+    """
+    default_model: _builtins.str
+    """"models/{model}": who answers when a call names no model. The tenant's
+    default, else the server's, unless AttachModel chose one. Empty: no model
+    has been seen yet.
+    """
+    next_model: _builtins.str
+    """"models/{model}": who becomes default_model as soon as its encoding is
+    complete. Empty: nobody.
     """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -205,10 +216,12 @@ class Memory(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        default_model: _builtins.str = ...,
+        next_model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "packing", b"packing", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "display_name", b"display_name", "document_count", b"document_count", "encodings", b"encodings", "etag", b"etag", "labels", b"labels", "name", b"name", "packing", b"packing", "revision", b"revision", "state", b"state", "text_bytes", b"text_bytes", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "default_model", b"default_model", "display_name", b"display_name", "document_count", b"document_count", "encodings", b"encodings", "etag", b"etag", "labels", b"labels", "name", b"name", "next_model", b"next_model", "packing", b"packing", "revision", b"revision", "state", b"state", "text_bytes", b"text_bytes", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -317,6 +330,7 @@ class Encoding(_message.Message):
     BYTES_FIELD_NUMBER: _builtins.int
     QUARANTINED_DOCUMENTS_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """"models/{model}"."""
     state: Global___Encoding.State.ValueType
@@ -337,6 +351,10 @@ class Encoding(_message.Message):
     """
     failure: _builtins.str
     """Empty unless state is FAILED."""
+    complete: _builtins.bool
+    """True: it has caught up since it was attached (or since the model came with
+    new weights), and a call may name the model.
+    """
     def __init__(
         self,
         *,
@@ -349,10 +367,11 @@ class Encoding(_message.Message):
         bytes: _builtins.int = ...,
         quarantined_documents: _builtins.int = ...,
         failure: _builtins.str = ...,
+        complete: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "encoded_documents", b"encoded_documents", "encoded_revision", b"encoded_revision", "failure", b"failure", "model", b"model", "pending_documents", b"pending_documents", "quarantined_documents", b"quarantined_documents", "state", b"state", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "complete", b"complete", "encoded_documents", b"encoded_documents", "encoded_revision", b"encoded_revision", "failure", b"failure", "model", b"model", "pending_documents", b"pending_documents", "quarantined_documents", b"quarantined_documents", "state", b"state", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -8,6 +8,7 @@ from typing import Self
 from sqlalchemy import text
 
 from storage.catalog.api_keys import ApiKeys
+from storage.catalog.attachments import Attachments
 from storage.catalog.base import CatalogPart, reads, wall_clock_us
 from storage.catalog.connections import Database
 from storage.catalog.database import database_url
@@ -20,7 +21,9 @@ from storage.catalog.tenants import Tenants
 from storage.catalog.usage import Usage
 
 
-class Catalog(Tenants, ApiKeys, Memories, Documents, Models, Encodings, Usage, CatalogPart):
+class Catalog(
+    Tenants, ApiKeys, Memories, Documents, Models, Attachments, Encodings, Usage, CatalogPart
+):
     """The SQL catalog, on SQLite or PostgreSQL, for one event loop.
 
     Every method is one transaction: all of it is durable when it returns, or none

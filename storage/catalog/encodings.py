@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row, delete, func, insert, select, update
+from sqlalchemy import Row, delete, func, insert, not_, select, update
 
 from storage.catalog.base import MAX_BOUND, MAX_PAGE, CatalogPart, page_size, reads, writes
 from storage.catalog.connections import Statements
 from storage.catalog.errors import ConflictError, NotFoundError
 from storage.catalog.memories import NOT_DELETING, memory_row
 from storage.catalog.progress import (
+    BEHIND,
     LIVE,
+    complete_encoding,
     encoding_query,
     encoding_row,
     live_between,
@@ -62,6 +64,7 @@ class Encodings(CatalogPart):
                     **dict.fromkeys(("quarantined_documents", "quarantined_bytes"), 0),
                     **dict.fromkeys(("tokens", "bytes"), 0),
                     "failure": "",
+                    "complete": not memory.document_count,
                 }
                 await connection.execute(insert(encodings).values(values))
             return await self._read(connection, memory_uid, model_id)
@@ -95,11 +98,15 @@ class Encodings(CatalogPart):
         return found
 
     @reads
-    async def backlog(self, model_id: str, limit: int) -> list[tuple[str, MemoryRow, EncodingRow]]:
+    async def backlog(
+        self, model_id: str, limit: int, *, behind: bool = False
+    ) -> list[tuple[str, MemoryRow, EncodingRow]]:
         """Active memories with documents to encode, the longest waiting document first.
 
-        Each as (tenant_uid, memory, encoding). Failed encodings are left out until
-        `resume_encodings`, a rewind, or the deletion of what waits.
+        Each as (tenant_uid, memory, encoding). behind: those that another model answers
+        for until this one has caught up, instead of those that wait for this one. Failed
+        encodings are left out until `resume_encodings`, a rewind, or the deletion of
+        what waits.
         """
         query = (
             encoding_query()
@@ -107,6 +114,7 @@ class Encodings(CatalogPart):
                 encodings.c.model_id == model_id,
                 encodings.c.pending_documents > 0,
                 encodings.c.failure == "",
+                BEHIND if behind else not_(BEHIND),
                 memories.c.state == MemoryState.ACTIVE.value,
             )
             .order_by(encodings.c.waiting_since_us, encodings.c.memory_uid)
@@ -118,7 +126,10 @@ class Encodings(CatalogPart):
 
     @reads
     async def pending_count(self, model_id: str) -> tuple[int, int]:
-        """Documents and text bytes that wait under the model, failed encodings included."""
+        """Documents and text bytes that wait under the model, failed encodings included.
+
+        Those of memories that another model answers for meanwhile do not count.
+        """
         query = (
             select(
                 func.coalesce(func.sum(encodings.c.pending_documents), 0),
@@ -126,7 +137,10 @@ class Encodings(CatalogPart):
             )
             .join_from(encodings, memories)
             .where(
-                encodings.c.model_id == model_id, encodings.c.pending_documents > 0, NOT_DELETING
+                encodings.c.model_id == model_id,
+                encodings.c.pending_documents > 0,
+                not_(BEHIND),
+                NOT_DELETING,
             )
         )
         async with self._database.reading() as connection:
@@ -165,6 +179,8 @@ class Encodings(CatalogPart):
     ) -> EncodingRow:
         """Moves the watermark to up_to_number, after the blocks below it are durable.
 
+        An encoding is complete when nothing waits under it, or no more than under the
+        model that answers; if it was to take over from that one, it does now.
         documents, tokens, bytes: of the blocks this batch made. quarantined: number
         to reason of the documents it set aside. Documents deleted meanwhile count no
         more. Raises ConflictError if the encoding has another identity, has moved on,
@@ -199,7 +215,23 @@ class Encodings(CatalogPart):
                 "failure": "",
             }
             await set_encoding(connection, memory_uid, model_id, values)
+            if not encoding.complete and await self._caught_up(
+                connection, memory, model_id, encoding.pending_documents - covered
+            ):
+                await complete_encoding(connection, memory_uid, model_id)
             return await self._read(connection, memory_uid, model_id)
+
+    async def _caught_up(
+        self, connection: Statements, memory: MemoryRow, model_id: str, pending: int
+    ) -> bool:
+        """pending: documents that wait under a model of the memory."""
+        if not pending or model_id == memory.default_model_id:
+            return not pending
+        query = select(encodings.c.pending_documents).where(
+            encodings.c.memory_uid == memory.uid, encodings.c.model_id == memory.default_model_id
+        )
+        answering: int | None = (await connection.execute(query)).scalar_one_or_none()
+        return answering is not None and pending <= answering
 
     async def _set_aside(
         self,

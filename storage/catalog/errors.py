@@ -2,6 +2,7 @@
 
     CatalogError
     ├── NotFoundError              no such row, or not visible to this caller
+    │   └── ModelNotFoundError     no such model, where something else could be meant
     ├── AlreadyExistsError         the name is taken
     ├── ConflictError              revision, etag or state moved on
     │   └── RequestRepeatedError   the same call has already committed; carries its reply
@@ -33,6 +34,10 @@ class NotFoundError(CatalogError):
     def __init__(self, message: str, numbers: tuple[int, ...] = ()) -> None:
         super().__init__(message)
         self.numbers = numbers
+
+
+class ModelNotFoundError(NotFoundError):
+    """No such model, where a memory or a tenant could be meant as well."""
 
 
 class AlreadyExistsError(CatalogError):

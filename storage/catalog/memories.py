@@ -9,12 +9,12 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Row,
-    String,
+    Select,
     and_,
     case,
     delete,
     insert,
-    literal,
+    or_,
     select,
     tuple_,
     update,
@@ -22,7 +22,6 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 
 from storage.catalog.base import CatalogPart, new_uid, page_size, reads, writes
-from storage.catalog.connections import Statements
 from storage.catalog.errors import AlreadyExistsError, ConflictError, NotFoundError
 from storage.catalog.rows import (
     Cursor,
@@ -56,6 +55,20 @@ def memory_row(row: Row[Any]) -> MemoryRow:
         created_us=row.created_us,
         updated_us=row.updated_us,
         version=row.version,
+        default_model_id=row.default_model_id,
+        next_model_id=row.next_model_id,
+        own_model=row.own_model,
+    )
+
+
+def default_model_query(tenant_uid: str) -> Select[Any]:
+    """Selects model_id and identity of the tenant's default model, else of the server's."""
+    own = select(tenants.c.default_model_id).where(tenants.c.uid == tenant_uid).scalar_subquery()
+    return (
+        select(models.c.model_id, models.c.identity)
+        .where(or_(models.c.model_id == own, models.c.is_default))
+        .order_by((models.c.model_id == own).desc())
+        .limit(1)
     )
 
 
@@ -87,7 +100,7 @@ class Memories(CatalogPart):
         uid: str | None = None,
         created_us: int | None = None,
     ) -> MemoryRow:
-        """Makes an empty memory, waiting under every known model.
+        """Makes an empty memory, attached to its tenant's or the server's default model.
 
         uid and created_us may be given by a caller whose recorded reply holds them.
         Raises AlreadyExistsError if the name is taken by a memory that is not being
@@ -112,12 +125,16 @@ class Memories(CatalogPart):
             "created_us": now,
             "updated_us": now,
             "version": 1,
+            "next_model_id": "",
+            "own_model": False,
         }
         async with self._database.writing() as connection:
             # Keeps the tenant from being deleted until this commits.
             tenant = select(tenants.c.uid).where(tenants.c.uid == tenant_uid)
             if (await connection.execute(tenant.with_for_update(read=True))).first() is None:
                 raise NotFoundError(f"no tenant {tenant_uid}")
+            default = (await connection.execute(default_model_query(tenant_uid))).first()
+            values["default_model_id"] = default.model_id if default is not None else ""
             # First, so that a repeated call finds its reply and not its own memory.
             await self._record_request(connection, tenant_uid, request)
             try:
@@ -125,20 +142,13 @@ class Memories(CatalogPart):
             except IntegrityError as error:
                 raise AlreadyExistsError(f"memory {memory_id} exists") from error
             row = memory_row(made.one())
-            await self._encode_under_known_models(connection, row.uid)
+            if default is not None:
+                counters = dict.fromkeys(ENCODING_COUNTERS, 0)
+                encoding = {"memory_uid": row.uid, **default._mapping, **counters}
+                await connection.execute(
+                    insert(encodings).values({**encoding, "failure": "", "complete": True})
+                )
         return row
-
-    async def _encode_under_known_models(self, connection: Statements, uid: str) -> None:
-        columns = {
-            "memory_uid": literal(uid, String),
-            "model_id": models.c.model_id,
-            "identity": models.c.identity,
-            **dict.fromkeys(ENCODING_COUNTERS, literal(0)),
-            "failure": literal("", String),
-        }
-        await connection.execute(
-            insert(encodings).from_select(list(columns), select(*columns.values()))
-        )
 
     @reads
     async def get_memory(

@@ -6,15 +6,15 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Row, Select, delete, literal, select, text, update
+from sqlalchemy import Row, delete, select, update
 
-from storage.catalog.base import CatalogPart, page_size, reads, writes
+from storage.catalog.attachments import attach, followers, keep_memories_out, point_at
+from storage.catalog.base import MAX_BOUND, CatalogPart, page_size, reads, writes
 from storage.catalog.connections import Statements
 from storage.catalog.errors import NotFoundError
-from storage.catalog.memories import NOT_DELETING
-from storage.catalog.progress import LIVE
+from storage.catalog.memories import default_model_query
 from storage.catalog.rows import Cursor, ModelRow
-from storage.catalog.tables import documents, encodings, memories, models
+from storage.catalog.tables import encodings, memories, models, tenants
 from storage.layout import KVLayout
 
 
@@ -33,33 +33,6 @@ def _model(row: Row[Any]) -> ModelRow:
     )
 
 
-def _unencoded(model_id: str, identity: str) -> Select[Any]:
-    """Encoding rows, nothing of them encoded, for every memory not being deleted."""
-    oldest = (
-        select(documents.c.created_us)
-        .where(documents.c.memory_uid == memories.c.uid, LIVE)
-        .order_by(documents.c.number)
-        .limit(1)
-        .correlate(memories)
-        .scalar_subquery()
-    )
-    zero = literal(0)
-    return select(
-        memories.c.uid.label("memory_uid"),
-        literal(model_id).label("model_id"),
-        literal(identity).label("identity"),
-        zero.label("encoded_number"),
-        memories.c.document_count.label("pending_documents"),
-        memories.c.text_bytes.label("pending_bytes"),
-        oldest.label("waiting_since_us"),
-        zero.label("quarantined_documents"),
-        zero.label("quarantined_bytes"),
-        zero.label("tokens"),
-        zero.label("bytes"),
-        literal("").label("failure"),
-    ).where(NOT_DELETING)
-
-
 class Models(CatalogPart):
     """The models' own rows."""
 
@@ -67,18 +40,21 @@ class Models(CatalogPart):
     async def upsert_model(self, model: ModelRow) -> None:
         """Records a model; a default one takes that place from any other.
 
-        A model that is new, or came back with another identity, makes every memory
-        wait under it: blocks of the old identity are foreign.
+        Memories that follow the server's default are attached to a new one, and switch
+        as they are complete. A model that came back with another identity starts over
+        in every memory attached to it: blocks of the old one are foreign.
         """
         values = asdict(model)
         values["is_default"] = values.pop("default")
         values["layout"] = json.dumps(values["layout"], sort_keys=True)
         async with self._database.writing() as connection:
-            query = select(models.c.identity).where(models.c.model_id == model.model_id)
-            known = (await connection.execute(query.with_for_update())).scalar_one_or_none()
-            if known != model.identity and not self._database.is_sqlite:
-                # Waits for writers that have not seen this model, keeps others out.
-                await connection.execute(text("LOCK TABLE memories IN SHARE ROW EXCLUSIVE MODE"))
+            query = select(models.c.identity, models.c.is_default)
+            query = query.where(models.c.model_id == model.model_id).with_for_update()
+            known = (await connection.execute(query)).one_or_none()
+            replaced = known is not None and known.identity != model.identity
+            promoted = model.default and (known is None or not known.is_default)
+            if replaced or promoted:
+                await keep_memories_out(self._database, connection)
             if model.default:
                 others = (models.c.is_default, models.c.model_id != model.model_id)
                 await connection.execute(update(models).where(*others).values(is_default=False))
@@ -87,17 +63,22 @@ class Models(CatalogPart):
             await connection.execute(
                 insert.on_conflict_do_update(index_elements=["model_id"], set_=changes)
             )
-            if known != model.identity:
+            if replaced:
                 await self._start_over(connection, model.model_id, model.identity)
+            if promoted:
+                which = followers(tenants.c.default_model_id == "")
+                await attach(self._database, connection, model.model_id, model.identity, which)
+                await point_at(connection, model.model_id, which)
 
     async def _start_over(self, connection: Statements, model_id: str, identity: str) -> None:
-        """Gives every memory an unencoded encoding, in place of any of another identity."""
+        """Gives memories an unencoded encoding in place of the one of another identity."""
         foreign = (encodings.c.model_id == model_id, encodings.c.identity != identity)
+        held = select(encodings.c.memory_uid).where(*foreign)
+        uids = list((await connection.execute(held)).scalars())
         await connection.execute(delete(encodings).where(*foreign))
-        fresh = _unencoded(model_id, identity)
-        names = [column.name for column in fresh.selected_columns]
-        insert = self._database.insert(encodings).from_select(names, fresh)
-        await connection.execute(insert.on_conflict_do_nothing())
+        for start in range(0, len(uids), MAX_BOUND):
+            which = memories.c.uid.in_(uids[start : start + MAX_BOUND])
+            await attach(self._database, connection, model_id, identity, which)
 
     @reads
     async def list_models(
@@ -123,8 +104,16 @@ class Models(CatalogPart):
         return _model(row)
 
     @reads
+    async def default_model_of(self, tenant_uid: str) -> ModelRow | None:
+        """The tenant's default model, else the server's, or None."""
+        which = default_model_query(tenant_uid).with_only_columns(models)
+        async with self._database.reading() as connection:
+            row = (await connection.execute(which)).first()
+        return _model(row) if row is not None else None
+
+    @reads
     async def default_model(self) -> ModelRow | None:
-        """The default model, or None."""
+        """The server's default model, or None."""
         async with self._database.reading() as connection:
             row = (await connection.execute(select(models).where(models.c.is_default))).first()
         return _model(row) if row is not None else None

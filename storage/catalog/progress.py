@@ -26,6 +26,9 @@ from storage.catalog.tables import documents, encodings, memories, quarantined_d
 
 LIVE = documents.c.revision_removed.is_(None)
 
+#: Of an encoding with its memory: another model answers until this one has caught up.
+BEHIND = and_(encodings.c.complete.is_(False), encodings.c.model_id != memories.c.default_model_id)
+
 
 @dataclass(frozen=True)
 class Removed:
@@ -81,6 +84,7 @@ def encoding_row(row: Row[Any]) -> EncodingRow:
         tokens=row.tokens,
         bytes=row.bytes,
         failure=row.failure if state is EncodingState.FAILED else "",
+        complete=row.complete,
     )
 
 
@@ -138,6 +142,19 @@ async def shrink_encodings(
                 connection, memory.uid, encoding.encoded_number
             )
         await set_encoding(connection, memory.uid, encoding.model_id, values)
+        if not values["pending_documents"] and not encoding.complete:
+            await complete_encoding(connection, memory.uid, encoding.model_id)
+
+
+async def complete_encoding(connection: Statements, memory_uid: str, model_id: str) -> None:
+    """The encoding has caught up: questions go to it now, if they were to when it has."""
+    await set_encoding(connection, memory_uid, model_id, {"complete": True})
+    waiting = (memories.c.uid == memory_uid, memories.c.next_model_id == model_id)
+    await connection.execute(
+        update(memories)
+        .where(*waiting)
+        .values(default_model_id=model_id, next_model_id="", version=memories.c.version + 1)
+    )
 
 
 async def _lift_quarantine(

@@ -47,12 +47,16 @@ class EncodingState(StrEnum):
 
 @dataclass(frozen=True)
 class TenantRow:
-    """A unit of isolation. uid: 32 hex digits, never reused; tenant_id: its name."""
+    """A unit of isolation. uid: 32 hex digits, never reused; tenant_id: its name.
+
+    default_model_id: of its memories that have none of their own; empty: the server's default.
+    """
 
     uid: str
     tenant_id: str
     display_name: str
     created_us: int
+    default_model_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,10 @@ class MemoryRow:
     allocated. deletion_epoch: +1 whenever blocks below last_number went or are made
     again, so that a worker knows its copy is stale. version: +1 with every change of
     the row, for etags. document_count and text_bytes count live documents only.
+    default_model_id: who answers when a question names none, empty until one was seen.
+    next_model_id: who takes over as soon as its encoding is complete, empty for
+    nobody. own_model: whether these were chosen for this memory, or follow the
+    tenant's and the server's default.
     """
 
     uid: str
@@ -111,6 +119,9 @@ class MemoryRow:
     created_us: int
     updated_us: int
     version: int
+    default_model_id: str = ""
+    next_model_id: str = ""
+    own_model: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,7 +142,8 @@ class EncodingRow:
     quarantined. encoded_revision: every document added at or before it is at or
     below the watermark. tokens and bytes are sums over encoded documents; after
     a deletion or a rewind they are scaled by source bytes, so an estimate.
-    failure is empty unless state is FAILED.
+    failure is empty unless state is FAILED. complete: has caught up since it was
+    attached or its weights were replaced; new documents do not take that back.
     """
 
     memory_uid: str
@@ -146,6 +158,7 @@ class EncodingRow:
     tokens: int
     bytes: int
     failure: str
+    complete: bool = True
 
 
 @dataclass(frozen=True)

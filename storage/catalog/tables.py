@@ -30,6 +30,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 
@@ -61,6 +62,8 @@ tenants = Table(
     Column("tenant_id", _NAME, nullable=False),
     Column("display_name", Text, nullable=False),
     Column("created_us", BigInteger, nullable=False),
+    # Model of its memories that have none of their own. Empty: the server's default.
+    Column("default_model_id", _NAME, nullable=False, server_default=text("''")),
     UniqueConstraint("tenant_id"),
     Index(None, "created_us", "uid"),
 )
@@ -103,6 +106,11 @@ memories = Table(
     Column("created_us", BigInteger, nullable=False),
     Column("updated_us", BigInteger, nullable=False),
     Column("version", BigInteger, nullable=False),
+    # Who answers; empty until a model has been seen. Who takes over as soon as it is
+    # complete; empty: nobody. Whether that was said of this memory itself.
+    Column("default_model_id", _NAME, nullable=False, server_default=text("''")),
+    Column("next_model_id", _NAME, nullable=False, server_default=text("''")),
+    Column("own_model", Boolean, nullable=False, server_default=false()),
     _one_of("packing_mode", PackingMode),
     _one_of("state", MemoryState),
     CheckConstraint("document_count >= 0 AND text_bytes >= 0", name="counters"),
@@ -172,6 +180,8 @@ encodings = Table(
     Column("tokens", BigInteger, nullable=False),
     Column("bytes", BigInteger, nullable=False),
     Column("failure", Text, nullable=False),
+    # Has caught up since it was attached or its weights were replaced.
+    Column("complete", Boolean, nullable=False, server_default=false()),
     CheckConstraint("pending_documents >= 0 AND pending_bytes >= 0", name="pending"),
     CheckConstraint("quarantined_documents >= 0", name="quarantined"),
     CheckConstraint("tokens >= 0 AND bytes >= 0", name="sizes"),

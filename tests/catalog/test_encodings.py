@@ -192,14 +192,6 @@ class TestIdentity:
         assert (row.tokens, row.bytes, row.quarantined_documents) == (0, 0, 0)
         assert await catalog.quarantined(memory.uid, "fake") == {}
 
-    async def test_a_model_that_comes_later_finds_everything_waiting(
-        self, catalog: Catalog, tenant: TenantRow, memory: MemoryRow
-    ) -> None:
-        await make_memory(catalog, tenant, "empty")
-        await catalog.upsert_model(model_row("later", default=False))
-        assert await backlog(catalog, "later") == ["memory"]
-        assert await catalog.pending_count("later") == (5, 50)
-
     async def test_a_model_of_a_new_identity_makes_all_wait_again(
         self, catalog: Catalog, memory: MemoryRow
     ) -> None:

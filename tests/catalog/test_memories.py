@@ -90,12 +90,13 @@ class TestCreate:
         await make_memory(catalog, tenant, request=request_record("r1", payload="mine"))
         await make_memory(catalog, other, request=request_record("r1", payload="theirs"))
 
-    async def test_waits_under_every_known_model(self, catalog: Catalog, tenant: TenantRow) -> None:
+    async def test_waits_under_the_default_model(self, catalog: Catalog, tenant: TenantRow) -> None:
         await catalog.upsert_model(model_row("a"))
         await catalog.upsert_model(model_row("b", default=False))
         memory = await make_memory(catalog, tenant)
-        encodings = await catalog.list_encodings(memory.uid)
-        assert [encoding.model_id for encoding in encodings] == ["a", "b"]
+        (encoding,) = await catalog.list_encodings(memory.uid)
+        assert encoding.model_id == memory.default_model_id == "a"
+        assert encoding.complete
 
 
 class TestChange:

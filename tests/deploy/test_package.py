@@ -56,4 +56,4 @@ def test_it_migrates_without_the_source_tree(installed: Path, tmp_path: Path) ->
         text=True,
         check=True,
     )
-    assert done.stdout.strip() == "0001"
+    assert done.stdout.strip() == "0003"

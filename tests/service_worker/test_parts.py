@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from memsvc.encoding.plan import MAX_STRIKES, Job, Plan, Troubles
 from memsvc.encoding.pressure import Backlog, Bounds, Rate
+from memsvc.encoding.share import Share
 from memsvc.errors import STATUS_DETAILS_KEY, ApiError
 from memsvc.progress import Progress, TooManySubscribersError
 from memsvc.v1.errors_pb2 import ErrorReason
@@ -246,3 +247,21 @@ def test_the_rest_is_the_workers_fault(failure: aio.AioRpcError) -> None:
 def test_a_closed_channel_is_a_lost_worker() -> None:
     error = from_call_failure(aio.UsageError("Channel is closed."), "model")
     assert isinstance(error, ApiError) and error.reason == ErrorReason.WORKER_UNAVAILABLE
+
+
+# --- the share ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("share", "pause_s"), [(0.5, 4.0), (0.25, 12.0), (1.0, 0.0)])
+def test_a_batch_is_followed_by_a_pause_in_proportion(share: float, pause_s: float) -> None:
+    now = 100.0
+    one = Share(share, lambda: now)
+    assert one.due and one.wait_s == 0
+    one.begin()
+    assert not one.due and one.wait_s is None
+    now += 4.0
+    one.end()
+    assert one.wait_s == pytest.approx(pause_s)
+    assert one.due == (pause_s == 0)
+    now += pause_s
+    assert one.due

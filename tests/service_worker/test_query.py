@@ -187,7 +187,13 @@ async def test_a_deadline_before_encoding_says_how_far_it_is(start: Serve) -> No
         found = await refused(served.stream(memory.name, "Which?", timeout=2.5))
         assert time.monotonic() - began < 2.5
         assert (found.code, found.reason) == ("DEADLINE_EXCEEDED", "ENCODING_NOT_READY")
-        assert found.metadata == {"revision": "2", "encoded_revision": "1"}
+        assert found.metadata == {
+            "model": "fake",
+            "revision": "2",
+            "encoded_revision": "1",
+            "encoded_documents": "1",
+            "documents": "10",
+        }
         assert found.retry_s is not None
 
 

@@ -16,10 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memsvc.workers.placement import place
-from memsvc.workers.supervisor import SocketPlace, WorkerCommand, WorkerProcess
-from storage.paths import DataFolder
+from memsvc.workers.supervisor import WorkerProcess
 from tests.service_worker.conftest import Serve
-from tests.support.answers import Asking, eventually
+from tests.support.answers import Asking, eventually, worker_apart
 
 ADDRESSES = ["unix:/a", "unix:/b", "host:1", "host:2", "host:3"]
 
@@ -46,28 +45,14 @@ def test_every_worker_gets_its_share() -> None:
 
 
 @asynccontextmanager
-async def _worker(data: Path, folder: Path, model: str = "fake") -> AsyncIterator[WorkerProcess]:
-    """A worker that runs apart, on a socket of its own."""
-    await asyncio.to_thread(folder.mkdir)
-    socket = SocketPlace(DataFolder(folder))
-    command = WorkerCommand((f"--data-dir={data}", f"--model={model}", "--threads=1"), 60.0)
-    worker = await WorkerProcess.start(command, socket)
-    try:
-        yield worker
-    finally:
-        await worker.stop()
-        socket.clear()
-
-
-@asynccontextmanager
 async def _two(
     start: Serve, tmp_path: Path, model: str = "fake"
 ) -> AsyncIterator[tuple[Asking, dict[str, WorkerProcess]]]:
     """A server with two workers, by their addresses."""
     data = tmp_path / "data"
     async with (
-        _worker(data, tmp_path / "a", model) as one,
-        _worker(data, tmp_path / "b", model) as two,
+        worker_apart(data, tmp_path / "a", model) as one,
+        worker_apart(data, tmp_path / "b", model) as two,
         start(worker_address=f"{one.address}, {two.address}") as served,
     ):
         await eventually(lambda: _serving(served, 2))
@@ -145,13 +130,13 @@ async def test_a_worker_of_another_identity_is_kept_out(
     data = tmp_path / "data"
     late = f"unix:{tmp_path}/b/worker.sock"
     async with (
-        _worker(data, tmp_path / "a") as one,
+        worker_apart(data, tmp_path / "a") as one,
         start(worker_address=f"{one.address},{late}") as served,
     ):
         memory = await served.create()
         await served.append(memory.name, "a boiler")
         assert (await served.ask(memory.name, "boiler")).cited == [1]
-        async with _worker(data, tmp_path / "b", "fake:pool_tokens=8") as two:
+        async with worker_apart(data, tmp_path / "b", "fake:pool_tokens=8") as two:
             assert two.address == late
             await eventually(lambda: _refusals(caplog))
             assert [w.address for w in served.app.workers.of_model("fake")] == [one.address]

@@ -15,7 +15,9 @@ from typing import Any
 from memsvc.application import Application
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2 as resources
+from memsvc.workers.supervisor import SocketPlace, WorkerCommand, WorkerProcess
 from storage.catalog import EncodingState, MemoryRow
+from storage.paths import DataFolder
 from storage.store import EncodingId, MemoryUid
 from tests.support.served import Folder, Served, serve
 
@@ -115,9 +117,9 @@ class Asking(Served):
         return found
 
     async def blocks(self, memory: MemoryRow) -> list[int]:
-        """Numbers of the documents that have a block under the served model."""
-        model = await self.app.catalog.default_model()
-        assert model is not None
+        """Numbers of the documents that have a block under the model that answers."""
+        now = await self.app.catalog.get_memory_by_uid(memory.uid)
+        model = await self.app.catalog.get_model(now.default_model_id)
         encoding = EncodingId(bytes.fromhex(model.identity)[:16])
         uid = MemoryUid(bytes.fromhex(memory.uid))
         return await self.app.stores.read(
@@ -131,7 +133,9 @@ class Asking(Served):
         )
         blocks = set(await self.blocks(memory))
         live = await self.app.catalog.live_numbers(memory.uid, 1, memory.last_number)
-        (encoding,) = await self.app.catalog.list_encodings(memory.uid)
+        now = await self.app.catalog.get_memory_by_uid(memory.uid)
+        encoding = await self.app.catalog.get_encoding(memory.uid, now.default_model_id)
+        assert encoding is not None
         aside = await self.app.catalog.quarantined(memory.uid, encoding.model_id)
         if encoding.state is EncodingState.READY:
             found += [f"no block: {n}" for n in live if n not in blocks and n not in aside]
@@ -160,6 +164,22 @@ async def eventually(look: Callable[[], Awaitable[Any]], patience_s: float = PAT
         assert time.monotonic() < end, "it never happened"
         await asyncio.sleep(0.02)
     return found
+
+
+@asynccontextmanager
+async def worker_apart(
+    data: Path, folder: Path, model: str = "fake"
+) -> AsyncIterator[WorkerProcess]:
+    """A worker that runs apart, on a socket of its own."""
+    await asyncio.to_thread(folder.mkdir)
+    socket = SocketPlace(DataFolder(folder))
+    command = WorkerCommand((f"--data-dir={data}", f"--model={model}", "--threads=1"), 60.0)
+    worker = await WorkerProcess.start(command, socket)
+    try:
+        yield worker
+    finally:
+        await worker.stop()
+        socket.clear()
 
 
 @asynccontextmanager

@@ -130,7 +130,9 @@ class _Service(rpc.MemoryServiceServicer):
     async def _unscripted(self, request: Any, context: Any) -> Any:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not scripted")
 
+    AttachModel = _unscripted
     CreateMemory = _unscripted
+    DetachModel = _unscripted
     GetDocument = _unscripted
     ListDocuments = _unscripted
     DeleteDocuments = _unscripted
