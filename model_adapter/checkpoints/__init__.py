@@ -3,6 +3,7 @@ and adapters on any of the bases."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from model_adapter.checkpoints import default_model
@@ -11,7 +12,7 @@ from model_adapter.checkpoints.adapter_header import AdapterHeader
 from model_adapter.checkpoints.directory import load_directory
 from model_adapter.checkpoints.errors import CheckpointError, CheckpointNotFoundError
 from model_adapter.checkpoints.gguf_model import load_gguf
-from model_adapter.msa.config import LoadedModel
+from model_adapter.msa.config import MAX_POOL_TOKENS, LoadedModel
 from storage.paths import DataFolder
 
 __all__ = [
@@ -34,16 +35,20 @@ def load_engine_source(
 ) -> LoadedModel:
     """The model that `spec` names, ready for an engine.
 
-    spec: "default", a directory in the published MSA format or of a Llama-type or Qwen3-type
+    spec: "default" (or "default:pool_tokens=N" for another pooling size, which is another
+    model), a directory in the published MSA format or of a Llama-type or Qwen3-type
     base, or a .gguf file. The default model is pulled into the data folder unless it is there.
     dtype: bf16, fp32, or auto (fp32 for fp32 weights, else bf16); it is part of the identity.
     adapter: the path of an adapter file, "none", or "auto": the shipped one for the default
     model, none for others. Raises CheckpointError.
     """
-    opened = _adapter(spec, adapter)
-    if spec == "default":
+    name, colon, options = spec.partition(":")
+    if name == "default":
+        pool_tokens = _pool_tokens(options) if colon else 0
+        opened = _adapter(spec, adapter)
         path = default_model.pull(data)
-        return load_gguf(path, dtype, default_model.DISPLAY_NAME, opened)
+        return load_gguf(path, dtype, default_model.DISPLAY_NAME, opened, pool_tokens)
+    opened = _adapter(spec, adapter)
     path = Path(spec)
     if path.is_dir():
         return load_directory(path, dtype, opened)
@@ -52,6 +57,15 @@ def load_engine_source(
     raise CheckpointNotFoundError(
         f"{spec!r:.200} is neither 'default', nor a model directory, nor a .gguf file"
     )
+
+
+def _pool_tokens(options: str) -> int:
+    match = re.fullmatch(r"pool_tokens=([1-9][0-9]{0,3})", options)
+    if match is None or int(match[1]) > MAX_POOL_TOKENS:
+        raise CheckpointNotFoundError(
+            f"'default:{options:.100}': all it takes is pool_tokens=N, 1 to {MAX_POOL_TOKENS}"
+        )
+    return int(match[1])
 
 
 def _adapter(spec: str, adapter: str) -> Adapter | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -181,17 +182,27 @@ def _converted(
 
 
 def load_gguf(
-    path: Path, dtype: str = "auto", display_name: str = "", adapter: Adapter | None = None
+    path: Path,
+    dtype: str = "auto",
+    display_name: str = "",
+    adapter: Adapter | None = None,
+    pool_tokens: int = 0,
 ) -> LoadedModel:
     """Loads one GGUF file with its tokenizer. "auto" computes fp32 only for F32 weights.
 
     adapter: merged in, in place of value routers; it must have been trained on this file.
-    Raises CheckpointError.
+    pool_tokens: tokens per chunk, part of the name; 0 for the usual; not with an adapter,
+    which was trained for its own. Raises CheckpointError.
     """
     if adapter is not None:
+        if pool_tokens:
+            raise InvalidConfigError("an adapter has its own pool_tokens")
         check_base(adapter, path)
     with GgufFile(path) as file:
         config = read_config(file)
+        if pool_tokens:
+            config = replace(config, msa=replace(config.msa, pool_tokens=pool_tokens))
+            display_name = f"{display_name or path.stem}, pool {pool_tokens}"
         content = tokenizer_json(file)
         tokenizer = parse_tokenizer(content, file.name)
         check_vocabulary(tokenizer, config.vocab_size)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from model_adapter.checkpoints import load_gguf
+from model_adapter.checkpoints import load_engine_source, load_gguf
 from model_adapter.checkpoints.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -24,6 +24,7 @@ from model_adapter.checkpoints.errors import (
 from model_adapter.checkpoints.gguf_file import GgufFile
 from model_adapter.checkpoints.gguf_model import undo_rope_order
 from model_adapter.msa.prompt import Answering
+from storage.paths import DataFolder
 from tests.support.tiny_checkpoints import HEAD_DIM, HEADS, LAYERS, rope_order, write_gguf
 
 QuantType = gguf.GGMLQuantizationType
@@ -49,6 +50,25 @@ def test_weights_and_config_survive(tmp_path: Path, kind: str, tied: bool) -> No
     assert config.qk_norm == (kind == "qwen3")
     assert (model.model_id, model.compute_dtype, model.eos_ids) == ("tiny", "fp32", (2,))
     assert model.template.answering is Answering.ROUTED_TEXT
+
+
+def test_another_pooling_size_is_another_model(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "Tiny.gguf", "llama", True)
+    usual, other = (
+        load_gguf(tmp_path / "Tiny.gguf"),
+        load_gguf(tmp_path / "Tiny.gguf", pool_tokens=8),
+    )
+    assert (usual.model_id, other.model_id) == ("tiny", "tiny-pool-8")
+    assert usual.identity != other.identity
+    assert (usual.config.msa.pool_tokens, other.config.msa.pool_tokens) == (64, 8)
+
+
+@pytest.mark.parametrize(
+    "spec", ["default:", "default:pool=8", "default:pool_tokens=0", "default:x"]
+)
+def test_what_the_default_model_does_not_take(tmp_path: Path, spec: str) -> None:
+    with pytest.raises(CheckpointError):
+        load_engine_source(spec, DataFolder(tmp_path))
 
 
 def test_rope_order_is_undone() -> None:
