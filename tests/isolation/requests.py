@@ -61,9 +61,14 @@ BASES: Mapping[str, Callable[[Own], list[Message]]] = {
     "WatchMemory": lambda own: [pb.WatchMemoryRequest(name=own.memory)],
     "ExportMemory": lambda own: [pb.ExportMemoryRequest(name=own.memory)],
     "ImportMemory": _import,
+    "AttachModel": lambda own: [pb.AttachModelRequest(memory=own.memory, model="models/any")],
+    "DetachModel": lambda own: [pb.DetachModelRequest(memory=own.memory, model="models/any")],
     "ListModels": lambda _: [pb.ListModelsRequest(page_size=1)],
     "CreateTenant": lambda _: [admin.CreateTenantRequest(tenant_id="one-more")],
     "GetTenant": lambda own: [admin.GetTenantRequest(name=own.tenant)],
+    "UpdateTenant": lambda own: [
+        admin.UpdateTenantRequest(tenant=admin.Tenant(name=own.tenant, display_name="renamed"))
+    ],
     "ListTenants": lambda _: [admin.ListTenantsRequest(page_size=1)],
     "DeleteTenant": lambda own: [admin.DeleteTenantRequest(name=own.tenant)],
     "CreateApiKey": lambda own: [
