@@ -8,6 +8,7 @@
     Progress               wakes whoever watches or waits for a memory
     EncodingQueue          turns stored documents into blocks in the background
     Workers                clients of the model workers
+    Limiter                what each tenant may use
 
 `memsvc.server` builds it in this order and closes it in the opposite one.
 """
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from memsvc.config import Config
     from memsvc.encoding import EncodingQueue
     from memsvc.keys import Keys
+    from memsvc.limits import Limiter
     from memsvc.paging import PageTokens
     from memsvc.progress import Progress
     from memsvc.stores import Stores
@@ -51,6 +53,7 @@ class Application:
     progress: Progress
     encoding: EncodingQueue
     workers: Workers
+    limiter: Limiter
     authenticator: Authenticator
     page_tokens: PageTokens
     importing: set[str] = field(default_factory=set)

@@ -61,6 +61,8 @@ SCOPES: Mapping[str, Scope] = {
     _A + "RevokeApiKey": Scope.ADMIN,
     _A + "RotateApiKey": Scope.ADMIN,
     _A + "GetUsage": Scope.ADMIN,
+    _A + "GetTenantQuotas": Scope.ADMIN,
+    _A + "UpdateTenantQuotas": Scope.ADMIN,
 }
 
 #: Calls about the tenant as a whole: not for a key of some memories only.

@@ -137,9 +137,40 @@ class Config:
         "Bytes that PutDocuments streams hold in memory at once; more are refused with OVERLOADED.",
         low=64 * MIB,
     )
-    max_memories_per_tenant: int = _setting(0, "Quota. 0: none.", low=0)
-    max_documents_per_memory: int = _setting(0, "Quota. 0: none.", low=0)
-    max_text_bytes_per_memory: int = _setting(0, "Quota. 0: none.", low=0)
+    server_requests_per_minute: int = _setting(0, "Calls of all tenants together. 0: any.", low=0)
+    server_tokens_per_minute: int = _setting(
+        0, "Tokens read and written by models for all tenants together. 0: any.", low=0
+    )
+    server_bytes_per_minute: int = _setting(
+        0, "Bytes received from and sent to all tenants together. 0: any.", low=0
+    )
+    requests_per_minute: int = _setting(0, "Quota of a tenant: calls. 0: none.", low=0)
+    tokens_per_minute: int = _setting(
+        0, "Quota of a tenant: tokens that models read and write for it. 0: none.", low=0
+    )
+    bytes_per_minute: int = _setting(
+        0, "Quota of a tenant: bytes received from it and sent to it. 0: none.", low=0
+    )
+    concurrent_calls: int = _setting(
+        0,
+        "Quota of a tenant: calls at once. 0: none but its fair part of max_concurrent_calls.",
+        low=0,
+    )
+    concurrent_queries: int = _setting(
+        0, "Quota of a tenant: Query and Retrieve calls at once. 0: none.", low=0
+    )
+    stream_seconds: int = _setting(
+        86_400, "Quota of a tenant: how long a stream may last. 0: none.", low=0
+    )
+    stream_idle_s: float = _setting(
+        120.0,
+        "How long the client of a stream may send nothing, or read nothing of what waits for it.",
+        low=0.05,
+        high=86_400,
+    )
+    max_memories_per_tenant: int = _setting(0, "Quota of a tenant. 0: none.", low=0)
+    max_documents_per_memory: int = _setting(0, "Quota of a tenant. 0: none.", low=0)
+    max_text_bytes_per_memory: int = _setting(0, "Quota of a tenant. 0: none.", low=0)
     open_environments: int = _setting(
         64, "Tenants whose LMDB environment stays open.", low=1, high=4096
     )
@@ -161,6 +192,9 @@ class Config:
 
     drain_grace_s: float = _setting(
         20.0, "How long calls in flight may go on after SIGTERM.", low=0, high=3600
+    )
+    max_connections: int = _setting(
+        4096, "Connections at once; more are closed at once.", low=1, high=1_000_000
     )
     keepalive_s: float = _setting(
         60.0, "Idle time after which the server probes a client's connection.", low=1, high=7200

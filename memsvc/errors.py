@@ -60,6 +60,7 @@ CODES: Mapping[ErrorReason.ValueType, grpc.StatusCode] = {
     ErrorReason.STORAGE_FULL: Code.RESOURCE_EXHAUSTED,
     ErrorReason.OVERLOADED: Code.RESOURCE_EXHAUSTED,
     ErrorReason.QUOTA_EXCEEDED: Code.RESOURCE_EXHAUSTED,
+    ErrorReason.STREAM_TIMEOUT: Code.DEADLINE_EXCEEDED,
     ErrorReason.ENCODING_NOT_READY: Code.DEADLINE_EXCEEDED,
     ErrorReason.WORKER_UNAVAILABLE: Code.UNAVAILABLE,
     ErrorReason.DRAINING: Code.UNAVAILABLE,
@@ -297,15 +298,34 @@ def storage_full() -> ApiError:
     return ApiError(ErrorReason.STORAGE_FULL, "storage is full; nothing was written")
 
 
-def overloaded(retry_after_s: float = 1.0) -> ApiError:
-    """Too many calls at once."""
-    return ApiError(ErrorReason.OVERLOADED, "too many calls at once", retry_after_s=retry_after_s)
+def overloaded(retry_after_s: float = 1.0, limit: str = "") -> ApiError:
+    """Too many calls at once. limit: the server's setting that was reached, if it is a rate."""
+    metadata = {"limit": limit} if limit else {}
+    return ApiError(
+        ErrorReason.OVERLOADED, "too many calls at once", retry_after_s=retry_after_s, **metadata
+    )
 
 
-def quota_exceeded(quota: str, limit: int) -> ApiError:
-    """quota: name of the setting that limits it."""
-    message = f"the quota {quota} of {limit} is used up; nothing was written"
-    return ApiError(ErrorReason.QUOTA_EXCEEDED, message, quota=quota, limit=limit)
+def quota_exceeded(quota: str, limit: int, retry_after_s: float | None = None) -> ApiError:
+    """quota: name of the setting that limits it. retry_after_s: for a quota that refills."""
+    return ApiError(
+        ErrorReason.QUOTA_EXCEEDED,
+        f"the quota {quota} of {limit} is used up; nothing was written",
+        retry_after_s=retry_after_s,
+        quota=quota,
+        limit=limit,
+    )
+
+
+def stream_timeout(limit: str, seconds: float) -> ApiError:
+    """limit: the setting or quota that bounds the stream's time."""
+    return ApiError(
+        ErrorReason.STREAM_TIMEOUT,
+        f"the stream stood still, or lasted, for longer than {limit} allows",
+        retry_after_s=1.0,
+        quota=limit,
+        limit=f"{seconds:g}",
+    )
 
 
 def encoding_not_ready(row: EncodingRow, revision: int) -> ApiError:

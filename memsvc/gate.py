@@ -2,7 +2,8 @@
 
 One interceptor does all of it in one order, so that no handler can forget a
 step: count the call, refuse it when draining or overloaded, authenticate, check
-the scope, parse the bytes, run the handler, map what it raises.
+the scope and the tenant's limits, parse the bytes, run the handler, map what it
+raises. Streams are bounded in time here, too.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from grpc_status import rpc_status
 from memsvc import errors
 from memsvc.auth import OPEN_SERVICES, SCOPES, WHOLE_TENANT, Authenticator
 from memsvc.errors import ApiError
-from memsvc.open_calls import OpenCall
+from memsvc.limits import Admission, Limiter
+from memsvc.limits.streams import received, within
 from memsvc.principal import Principal, set_principal
 from memsvc.v1.errors_pb2 import ErrorReason
 from memsvc.wire import METHODS, parse_request
@@ -30,6 +32,9 @@ from storage.catalog import CatalogFullError, CatalogUnavailableError, Scope
 from storage.store import CorruptRecordError, StorageFullError, StoreUnavailableError
 
 log = logging.getLogger(__name__)
+
+#: How long a failed call's status may wait for a client that does not read.
+_ABORT_S = 2.0
 
 # Requests and replies are messages of every kind here; handlers type their own.
 # Both are generic for the type checker alone.
@@ -41,15 +46,23 @@ class Gate(aio.ServerInterceptor):
     """Guards all calls of one server.
 
     draining: once set, new calls are refused; those inside go on.
-    max_calls: calls served at once.
+    limiter: which calls are let in. max_calls: calls inside at once, those that are
+    only being authenticated included. idle_s: how long a stream's client may do nothing.
     """
 
     def __init__(
-        self, authenticator: Authenticator, draining: asyncio.Event, max_calls: int
+        self,
+        authenticator: Authenticator,
+        draining: asyncio.Event,
+        limiter: Limiter,
+        max_calls: int,
+        idle_s: float,
     ) -> None:
         self._authenticator = authenticator
         self._draining = draining
+        self._limiter = limiter
         self._max_calls = max_calls
+        self._idle_s = idle_s
         self._calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -85,24 +98,29 @@ class Gate(aio.ServerInterceptor):
             or handler.stream_stream
         )
 
-        def parsed(requests: Any) -> Any:
+        def parsed(requests: Any, admission: Admission) -> Any:
             if handler.request_streaming:
-                return _parse_stream(method, requests)
+                return self._parse_stream(method, requests, admission)
+            admission.spend_bytes(len(requests))
             return parse_request(method, requests)
 
         async def respond(requests: Any, context: Context) -> Any:
-            async with self._inside(method, context):
-                return await run(parsed(requests), context)
+            async with self._inside(method, context) as admission:
+                limit = admission.stream_seconds if handler.request_streaming else 0
+                async with within(limit, "stream_seconds"):
+                    reply = await run(parsed(requests, admission), context)
+                _count(admission, reply)
+                return reply
 
-        async def respond_streaming(requests: Any, context: Context) -> AsyncIterator[Any]:
+        async def respond_streaming(requests: Any, context: Context) -> None:
             # Closed at once when the caller leaves, and not when it is collected.
             async with (
-                self._inside(method, context) as call,
-                aclosing(run(parsed(requests), context)) as replies,
+                self._inside(method, context) as admission,
+                within(admission.stream_seconds, "stream_seconds"),
+                aclosing(run(parsed(requests, admission), context)) as replies,
             ):
                 async for reply in replies:
-                    with call.away():
-                        yield reply
+                    await self._send(context, reply, admission)
 
         make = _MAKERS[handler.request_streaming, handler.response_streaming]
         return make(
@@ -111,8 +129,23 @@ class Gate(aio.ServerInterceptor):
             response_serializer=handler.response_serializer,
         )
 
+    async def _parse_stream(
+        self, method: str, requests: AsyncIterator[bytes], admission: Admission
+    ) -> AsyncIterator[Any]:
+        async for data in received(requests, self._idle_s):
+            admission.spend_bytes(len(data))
+            yield parse_request(method, data)
+            await admission.pace()
+
+    async def _send(self, context: Context, reply: Any, admission: Admission) -> None:
+        """Returns when there is room for the next one: the client reads, or fast enough."""
+        _count(admission, reply)
+        async with within(self._idle_s, "stream_idle_s"):
+            await context.write(reply)
+        await admission.pace()
+
     @asynccontextmanager
-    async def _inside(self, method: str, context: Context) -> AsyncIterator[OpenCall]:
+    async def _inside(self, method: str, context: Context) -> AsyncIterator[Admission]:
         self._calls += 1
         self._idle.clear()
         started = time.perf_counter()
@@ -120,15 +153,16 @@ class Gate(aio.ServerInterceptor):
         try:
             principal = await self._admit(method, context)
             set_principal(principal)
-            with self._authenticator.calls.watch(principal, ends=_ends(method)) as call:
-                yield call
+            with self._authenticator.calls.watch(principal, ends=_ends(method)):
+                async with self._limiter.enter(principal.tenant_uid, method) as admission:
+                    yield admission
             outcome = "OK"
         except aio.AbortError:
             raise
         except Exception as error:  # noqa: BLE001 - the edge: nothing may escape untyped
             refusal = _translated(method, error)
             outcome = ErrorReason.Name(refusal.reason)
-            await context.abort_with_status(rpc_status.to_status(refusal.to_status()))
+            await _abort(context, refusal)
         finally:
             self._calls -= 1
             if not self._calls:
@@ -165,9 +199,24 @@ _MAKERS: dict[tuple[bool, bool], Callable[..., Handler]] = {
 }
 
 
-async def _parse_stream(method: str, requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
-    async for data in requests:
-        yield parse_request(method, data)
+def _count(admission: Admission, reply: Any) -> None:
+    if admission.counts_bytes:
+        admission.spend_bytes(reply.ByteSize())
+
+
+async def _abort(context: Context, refusal: ApiError) -> None:
+    """Ends the call with a status.
+
+    A client that does not read holds up its own status, which gRPC keeps for it;
+    this task and its place are not kept.
+    """
+    try:
+        async with asyncio.timeout(_ABORT_S) as bound:
+            await context.abort_with_status(rpc_status.to_status(refusal.to_status()))
+    except TimeoutError:
+        if not bound.expired():
+            raise
+        raise asyncio.CancelledError from None
 
 
 def _translated(method: str, error: Exception) -> ApiError:

@@ -12,7 +12,7 @@ for models that this server knows, by identity, and for documents that came alon
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TypeVar
@@ -207,7 +207,7 @@ async def _add_documents(
     revision = row.revision + 1
     stored = [replace(document, revision=revision) for document in batch]
     rows = [DocumentRow(d.number, revision, d.created_at_us, text_bytes(d.source)) for d in stored]
-    _check_quota(application, row, rows)
+    await _check_quota(application, row, rows)
     async with application.writes.locks.exclusive(row.tenant_uid, row.memory_id):
         # Under the lock: a deletion cannot come between the check and the write.
         await _still_importing(application, row)
@@ -229,14 +229,13 @@ async def _still_importing(application: Application, row: MemoryRow) -> None:
         raise errors.memory_not_found("memory_id")
 
 
-def _check_quota(application: Application, row: MemoryRow, rows: list[DocumentRow]) -> None:
-    config = application.config
-    documents = row.document_count + len(rows)
-    size = row.text_bytes + sum(document.text_bytes for document in rows)
-    if config.max_documents_per_memory and documents > config.max_documents_per_memory:
-        raise errors.quota_exceeded("max_documents_per_memory", config.max_documents_per_memory)
-    if config.max_text_bytes_per_memory and size > config.max_text_bytes_per_memory:
-        raise errors.quota_exceeded("max_text_bytes_per_memory", config.max_text_bytes_per_memory)
+async def _check_quota(
+    application: Application, row: MemoryRow, rows: Sequence[DocumentRow]
+) -> None:
+    (await application.limiter.quotas(row.tenant_uid)).check_memory(
+        row.document_count + len(rows),
+        row.text_bytes + sum(document.text_bytes for document in rows),
+    )
 
 
 async def _same_model(application: Application, encoding: ArchivedEncoding) -> ModelRow | None:

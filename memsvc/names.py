@@ -59,6 +59,11 @@ def api_key_name(tenant_id: str, key_id: str) -> str:
     return f"tenants/{tenant_id}/apiKeys/{key_id}"
 
 
+def quotas_name(tenant_id: str) -> str:
+    """ "tenants/{tenant}/quotas"."""
+    return f"{tenant_name(tenant_id)}/quotas"
+
+
 def parse_memory(field: str, name: str) -> str:
     """Returns the memory id."""
     (memory_id,) = _parts(field, name, "memories/{memory}", RESOURCE_ID)
@@ -83,6 +88,12 @@ def parse_model(field: str, name: str) -> str:
 def parse_tenant(field: str, name: str) -> str:
     """Returns the tenant id."""
     (tenant_id,) = _parts(field, name, "tenants/{tenant}", RESOURCE_ID)
+    return tenant_id
+
+
+def parse_quotas(field: str, name: str) -> str:
+    """Returns the tenant id."""
+    (tenant_id,) = _parts(field, name, "tenants/{tenant}/quotas", RESOURCE_ID)
     return tenant_id
 
 

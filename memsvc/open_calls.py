@@ -21,30 +21,15 @@ class OpenCall:
         self.principal = principal
         self.ended = False
         self._task = asyncio.current_task()
-        self._away = False
         self._cancelled = False
         self._timer: asyncio.TimerHandle | None = None
-
-    @contextmanager
-    def away(self) -> Iterator[None]:
-        """While gRPC sends: ending the call now is noticed when it comes back.
-
-        Raises CREDENTIAL_INVALID when that has happened.
-        """
-        self._away = True
-        try:
-            yield
-        finally:
-            self._away = False
-        if self.ended:
-            raise errors.credential_invalid()
 
     def end(self) -> None:
         """Makes the call fail with CREDENTIAL_INVALID at its next step."""
         if self.ended:
             return
         self.ended = True
-        if self._task is not None and not self._away:
+        if self._task is not None:
             self._cancelled = True
             self._task.cancel()
 

@@ -28,15 +28,16 @@ from memsvc.encoding import EncodingQueue
 from memsvc.gate import Gate
 from memsvc.importing import drop_abandoned
 from memsvc.keys import Keys, load_root_keys
+from memsvc.limits import Limiter
 from memsvc.paging import PageTokens
 from memsvc.progress import Progress
 from memsvc.reconcile import reconcile
 from memsvc.setup import Initialised, hold, initialise, make_folders
 from memsvc.stores import Stores, lmdb_opener
+from memsvc.transport import grpc_options
 from memsvc.v1 import admin_service_pb2, memory_service_pb2
 from memsvc.v1 import admin_service_pb2_grpc as admin_grpc
 from memsvc.v1 import memory_service_pb2_grpc as memory_grpc
-from memsvc.validation import MAX_REQUEST_BYTES
 from memsvc.workers import Workers
 from memsvc.writes import Writes
 from storage.catalog import Catalog, CatalogError, MemoryRow, MemoryState
@@ -159,7 +160,10 @@ async def _build(config: Config, stack: AsyncExitStack) -> Application:
     stack.push_async_callback(stores.close)
     progress = Progress()
     workers = Workers(config, catalog)
-    encoding = EncodingQueue(config, catalog, stores, progress, workers)
+    limiter = Limiter(config, catalog.quotas)
+    encoding = EncodingQueue(
+        config, catalog, stores, progress, workers, spend_tokens=limiter.spend_tokens
+    )
 
     def notify(memory: MemoryRow) -> None:
         progress.publish(memory.uid)
@@ -171,10 +175,11 @@ async def _build(config: Config, stack: AsyncExitStack) -> Application:
         keys=keys,
         catalog=catalog,
         stores=stores,
-        writes=Writes(config, catalog, stores, notify, workers.evict),
+        writes=Writes(catalog, stores, notify, workers.evict, limiter.quotas),
         progress=progress,
         encoding=encoding,
         workers=workers,
+        limiter=limiter,
         authenticator=Authenticator(catalog, server_key),
         page_tokens=PageTokens(server_key.derive("page tokens")),
     )
@@ -182,22 +187,18 @@ async def _build(config: Config, stack: AsyncExitStack) -> Application:
 
 def _make_server(application: Application) -> Server:
     config = application.config
-    gate = Gate(application.authenticator, application.draining, config.max_concurrent_calls)
-    keepalive_ms = round(config.keepalive_s * 1000)
+    gate = Gate(
+        application.authenticator,
+        application.draining,
+        application.limiter,
+        config.max_concurrent_calls,
+        config.stream_idle_s,
+    )
     server = aio.server(
         interceptors=[gate],
         # The gate refuses in words; this bounds what waits to be refused.
         maximum_concurrent_rpcs=4 * config.max_concurrent_calls,
-        options=(
-            # Above the API's own limit, so that the gate can say what is wrong.
-            ("grpc.max_receive_message_length", 2 * MAX_REQUEST_BYTES),
-            ("grpc.max_send_message_length", 2 * MAX_REQUEST_BYTES),
-            ("grpc.keepalive_time_ms", keepalive_ms),
-            ("grpc.keepalive_timeout_ms", 20_000),
-            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-            # A second server on the same port is a mistake, not a cluster.
-            ("grpc.so_reuseport", 0),
-        ),
+        options=grpc_options(config),
     )
     memory_grpc.add_MemoryServiceServicer_to_server(MemoryService(application), server)
     admin_grpc.add_AdminServiceServicer_to_server(AdminService(application), server)

@@ -20,13 +20,15 @@ from typing import BinaryIO
 from memsvc import errors
 from memsvc.config import MIB
 from memsvc.errors import ApiError
+from memsvc.limits import FairPool
 from memsvc.v1.errors_pb2 import ErrorReason
 from storage.paths import DataFolder
 
 #: Most bytes of one archive that are taken in.
 MAX_ARCHIVE_BYTES = 64 * 1024 * MIB
-#: Archives on their way at once, in and out.
+#: Archives on their way at once, in and out; a tenant alone gets half of it.
 MAX_AT_ONCE = 4
+_SHARE = 1
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -35,19 +37,17 @@ class Staging:
 
     def __init__(self, data: DataFolder, at_once: int = MAX_AT_ONCE) -> None:
         self._folder = data.staging
-        self._left = at_once
+        self._places = FairPool(at_once, _SHARE)
 
     @asynccontextmanager
-    async def path(self) -> AsyncIterator[Path]:
+    async def path(self, tenant_uid: str) -> AsyncIterator[Path]:
         """A name in the folder that nothing has yet. Raises OVERLOADED."""
-        if not self._left:
-            raise errors.overloaded()
-        self._left -= 1
+        self._places.take(tenant_uid)
         path = self._folder / f"{secrets.token_hex(16)}.msamem"
         try:
             yield path
         finally:
-            self._left += 1
+            self._places.give(tenant_uid)
             path.unlink(missing_ok=True)
 
 

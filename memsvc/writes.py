@@ -28,7 +28,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from memsvc import errors
-from memsvc.config import Config
+from memsvc.limits import Quotas
 from memsvc.locks import MemoryKey, MemoryLocks
 from memsvc.stores import Stores
 from storage.catalog import (
@@ -99,17 +99,18 @@ class Writes:
 
     notify: told of a memory after each visible change.
     evict: makes the workers drop a memory; raises ApiError when one cannot be reached.
+    quotas: what a tenant may use.
     """
 
     def __init__(
         self,
-        config: Config,
         catalog: Catalog,
         stores: Stores,
         notify: Callable[[MemoryRow], None],
         evict: Callable[[str, str], Awaitable[None]],
+        quotas: Callable[[str], Awaitable[Quotas]],
     ) -> None:
-        self._config = config
+        self._quotas = quotas
         self._catalog = catalog
         self._stores = stores
         self._notify = notify
@@ -270,7 +271,7 @@ class Writes:
             for index, source in enumerate(sources(memory))
         ]
         rows = [DocumentRow(d.number, revision, now_us, text_bytes(d.source)) for d in stored]
-        self._check_quota(memory, rows)
+        await self._check_quota(memory, rows)
         await self._stores.run(
             memory.tenant_uid, lambda store: store.put_documents(memory_uid(memory), stored)
         )
@@ -301,15 +302,11 @@ class Writes:
             raise errors.memory_not_active(memory.state.name, request.field)
         return memory
 
-    def _check_quota(self, memory: MemoryRow, rows: Sequence[DocumentRow]) -> None:
-        documents = memory.document_count + len(rows)
-        size = memory.text_bytes + sum(row.text_bytes for row in rows)
-        for name, limit, wanted in (
-            ("max_documents_per_memory", self._config.max_documents_per_memory, documents),
-            ("max_text_bytes_per_memory", self._config.max_text_bytes_per_memory, size),
-        ):
-            if limit and wanted > limit:
-                raise errors.quota_exceeded(name, limit)
+    async def _check_quota(self, memory: MemoryRow, rows: Sequence[DocumentRow]) -> None:
+        (await self._quotas(memory.tenant_uid)).check_memory(
+            memory.document_count + len(rows),
+            memory.text_bytes + sum(row.text_bytes for row in rows),
+        )
 
     async def _purge_documents(self, memory: MemoryRow, numbers: Sequence[int]) -> None:
         """The deletion is committed: what fails here, reconcile finishes."""

@@ -2,7 +2,7 @@
 
 Each turn of the loop:
   1. jobs that were cancelled, evicted or ran out of time leave;
-  2. waiting queries start while there are places, first come first served, and at
+  2. waiting queries start while there are places, tenants in turn (`turns`), and at
      most one ranking is run;
   3. every running query advances by one step, all in one batch;
   4. a batch of documents is encoded: each turn while no query runs; while some do, a
@@ -39,6 +39,7 @@ from model_adapter.errors import (
 from model_adapter.jobs import EncodeJob, Job, QueryJob, RouteJob, text_bytes
 from model_adapter.limits import Limits, Load
 from model_adapter.pacing import EncodePacer, EncodeShare
+from model_adapter.turns import Line, has_room, tenants_of
 
 #: A document of more than this many busy batches' size waits for a quiet turn.
 _LONG_DOCUMENT = 4
@@ -67,7 +68,7 @@ class Scheduler:
         self._on_fault = on_fault
         self._wake = threading.Condition()
         self._paging: set[Job[Any]] = set()
-        self._waiting: deque[QueryJob | RouteJob] = deque()
+        self._waiting = Line()
         self._starting: list[QueryJob | RouteJob] = []
         self._running: list[QueryJob] = []
         self._encoding: deque[EncodeJob] = deque()
@@ -95,7 +96,9 @@ class Scheduler:
         """
         with self._wake:
             self._refuse_if_draining()
-            if len(self._waiting) + len(self._paging) >= self._limits.waiting_queries:
+            here = tenants_of((*self._waiting, *self._paging))
+            mine = here[job.memory.tenant]
+            if not has_room(self._limits.waiting_queries, here.total(), mine):
                 raise OverloadedError("too many queries wait")
             self._paging.add(job)
 
@@ -113,7 +116,7 @@ class Scheduler:
                 job.view, job.release = view, release
                 if isinstance(job, QueryJob):
                     job.queued_at = time.monotonic()
-                self._waiting.append(job)
+                self._waiting.add(job)
                 self._wake.notify_all()
         if not alive:
             release()
@@ -234,7 +237,7 @@ class Scheduler:
     def _turn(self) -> None:
         with self._wake:
             ended = self._sweep()
-            self._starting = self._take_waiting()
+            self._starting = self._waiting.take(self._running, self._limits.running_queries)
         for job in ended:
             job.end(job.stopping)
         for waiting in self._starting:
@@ -251,24 +254,10 @@ class Scheduler:
         now = time.monotonic()
         over = [job for job in self._jobs() if job.verdict(now) and job not in self._paging]
         if over:
-            self._waiting = deque(job for job in self._waiting if not job.stopping)
+            self._waiting.drop_stopping()
             self._running = [job for job in self._running if not job.stopping]
             self._encoding = deque(job for job in self._encoding if not job.stopping)
         return over
-
-    def _take_waiting(self) -> list[QueryJob | RouteJob]:
-        taken: list[QueryJob | RouteJob] = []
-        places = self._limits.running_queries - len(self._running)
-        rankings = 1
-        while self._waiting:
-            if isinstance(self._waiting[0], QueryJob):
-                places -= 1
-            else:
-                rankings -= 1
-            if places < 0 or rankings < 0:
-                break
-            taken.append(self._waiting.popleft())
-        return taken
 
     def _begin(self, job: QueryJob | RouteJob) -> None:
         assert job.view is not None

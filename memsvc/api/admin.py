@@ -105,6 +105,7 @@ class AdminHandler:
         self._app.authenticator.close_tenant(tenant.uid)
         while not await self._delete_contents(tenant):
             log.info("a call in flight made a memory in a tenant being deleted")
+        self._app.limiter.forget(tenant.uid)
         await audit(self._app, tenant, "DeleteTenant", names.tenant_name(tenant.tenant_id))
 
     async def get_usage(self, request: pb.GetUsageRequest) -> pb.TenantUsage:

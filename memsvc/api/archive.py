@@ -61,7 +61,7 @@ class ArchiveHandler:
         memory = await find_active_memory(self._app, "name", request.name)
         try:
             with self._app.progress.subscribe(memory.uid) as news:
-                async with self._staging.path() as path:
+                async with self._staging.path(memory.tenant_uid) as path:
                     total = await stage_export(
                         self._app, memory, path, with_blocks=not request.without_blocks
                     )
@@ -81,7 +81,7 @@ class ArchiveHandler:
         """Receives all, verifies all, then makes the memory."""
         header = await _header(messages)
         tenant_uid = current_principal().tenant_uid
-        async with self._staging.path() as path:
+        async with self._staging.path(tenant_uid) as path:
             digest = await _receive(messages, path)
             reach(Failpoint.IMPORT_RECEIVED)
             fingerprint = StreamFingerprint()
@@ -109,7 +109,7 @@ class ArchiveHandler:
     ) -> pb.ImportMemoryResponse:
         new = row_from_manifest(archive.manifest, _empty_row(call.tenant_uid, header))
         await self._check_quota(call.tenant_uid)
-        self._app.encoding.check_backpressure(0)
+        self._app.encoding.check_backpressure(call.tenant_uid, 0)
 
         def reply(imported: Imported) -> pb.ImportMemoryResponse:
             return pb.ImportMemoryResponse(
@@ -133,9 +133,9 @@ class ArchiveHandler:
         return response
 
     async def _check_quota(self, tenant_uid: str) -> None:
-        limit = self._app.config.max_memories_per_tenant
-        if limit and (await self._app.catalog.usage(tenant_uid)).memories >= limit:
-            raise errors.quota_exceeded("max_memories_per_tenant", limit)
+        quotas = await self._app.limiter.quotas(tenant_uid)
+        if quotas.max_memories_per_tenant:
+            quotas.check_memories((await self._app.catalog.usage(tenant_uid)).memories)
 
 
 async def _pieces(path: Path) -> AsyncIterator[bytes]:

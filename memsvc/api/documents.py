@@ -52,7 +52,9 @@ class DocumentsHandler:
             memory_id,
             lambda row: pack(turns, row.packing),
             reply,
-            admit=lambda: self._app.encoding.check_backpressure(text_bytes, len(turns)),
+            admit=lambda: self._app.encoding.check_backpressure(
+                call.tenant_uid, text_bytes, len(turns)
+            ),
         )
         return pb.AppendTurnsResponse.FromString(answer)
 

@@ -175,9 +175,9 @@ class MemoriesHandler:
         )
 
     async def _check_quota(self, tenant_uid: str) -> None:
-        limit = self._app.config.max_memories_per_tenant
-        if limit and (await self._catalog.usage(tenant_uid)).memories >= limit:
-            raise errors.quota_exceeded("max_memories_per_tenant", limit)
+        quotas = await self._app.limiter.quotas(tenant_uid)
+        if quotas.max_memories_per_tenant:
+            quotas.check_memories((await self._catalog.usage(tenant_uid)).memories)
 
     @staticmethod
     def _changes(

@@ -20,35 +20,40 @@ from memsvc.api.fingerprint import StreamFingerprint
 from memsvc.api.memories import write_request
 from memsvc.application import Application
 from memsvc.convert import optional_time
+from memsvc.limits import FairPool
+from memsvc.principal import current_principal
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.writes import Written
 from storage.documents import TextSource
 
 
 class ByteBudget:
-    """Bytes that all streams of the server together may hold."""
+    """Bytes that all streams of the server together may hold; no tenant takes all of it."""
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.held = 0
+        self._pool = FairPool(limit)
 
-    def share(self) -> BudgetShare:
+    @property
+    def held(self) -> int:
+        """Bytes held now."""
+        return self._pool.held
+
+    def share(self, tenant_uid: str = "") -> BudgetShare:
         """What one stream holds, given back at the end of its with block."""
-        return BudgetShare(self)
+        return BudgetShare(self._pool, tenant_uid)
 
 
 class BudgetShare:
     """One stream's part of a budget."""
 
-    def __init__(self, budget: ByteBudget) -> None:
-        self._budget = budget
+    def __init__(self, pool: FairPool, tenant_uid: str) -> None:
+        self._pool = pool
+        self._tenant_uid = tenant_uid
         self.held = 0
 
     def take(self, size: int) -> None:
-        """Raises OVERLOADED when the budget is spent."""
-        if self._budget.held + size > self._budget.limit:
-            raise errors.overloaded()
-        self._budget.held += size
+        """Raises OVERLOADED when the budget, or the tenant's part of it, is spent."""
+        self._pool.take(self._tenant_uid, size)
         self.held += size
 
     def __enter__(self) -> Self:
@@ -60,7 +65,8 @@ class BudgetShare:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._budget.held -= self.held
+        if self.held:
+            self._pool.give(self._tenant_uid, self.held)
         self.held = 0
 
 
@@ -190,7 +196,7 @@ class PutHandler:
         self, messages: AsyncIterator[pb.PutDocumentsRequest]
     ) -> pb.PutDocumentsResponse:
         """Nothing is visible unless the whole stream is."""
-        with self.budget.share() as share:
+        with self.budget.share(current_principal().tenant_uid) as share:
             collector = _Collector(share)
             async for message in messages:
                 collector.take(message)
@@ -227,7 +233,7 @@ class PutHandler:
             lambda _: collected.sources,
             reply,
             admit=lambda: self._app.encoding.check_backpressure(
-                collected.text_bytes, len(collected.sources)
+                call.tenant_uid, collected.text_bytes, len(collected.sources)
             ),
         )
         return pb.PutDocumentsResponse.FromString(answer)

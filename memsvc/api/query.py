@@ -138,12 +138,13 @@ class QueryHandler:
                 return None
 
     async def _account(self, asked: Asked, finished: worker_pb.Finished | None) -> None:
+        tenant, read, written = asked.memory.tenant_uid, 0, 0
+        if finished is not None:
+            read, written = finished.question_tokens, finished.answer_tokens
+            self._app.limiter.spend_tokens(tenant, read + finished.document_tokens + written)
         try:
             await self._app.catalog.add_usage(
-                asked.memory.tenant_uid,
-                queries=1,
-                question_tokens=finished.question_tokens if finished else 0,
-                answer_tokens=finished.answer_tokens if finished else 0,
+                tenant, queries=1, question_tokens=read, answer_tokens=written
             )
         except CatalogError as error:
             log.warning("a query was not counted: %s", type(error).__name__)

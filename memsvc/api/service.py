@@ -16,6 +16,7 @@ from memsvc.api.memories import MemoriesHandler
 from memsvc.api.models import ModelsHandler
 from memsvc.api.put import PutHandler
 from memsvc.api.query import QueryHandler
+from memsvc.api.quotas import QuotasHandler
 from memsvc.api.watch import WatchHandler
 from memsvc.application import Application
 from memsvc.v1 import admin_service_pb2 as admin
@@ -149,6 +150,7 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
     def __init__(self, application: Application) -> None:
         self._admin = AdminHandler(application)
         self._keys = KeysHandler(application)
+        self._quotas = QuotasHandler(application)
 
     async def CreateTenant(
         self, request: admin.CreateTenantRequest, context: Context
@@ -206,3 +208,15 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
     async def GetUsage(self, request: admin.GetUsageRequest, context: Context) -> admin.TenantUsage:
         """What a tenant holds and has used."""
         return await self._admin.get_usage(request)
+
+    async def GetTenantQuotas(
+        self, request: admin.GetTenantQuotasRequest, context: Context
+    ) -> admin.TenantQuotas:
+        """What a tenant may use."""
+        return await self._quotas.get(request)
+
+    async def UpdateTenantQuotas(
+        self, request: admin.UpdateTenantQuotasRequest, context: Context
+    ) -> admin.TenantQuotas:
+        """Changes it."""
+        return await self._quotas.update(request)

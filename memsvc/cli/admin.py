@@ -1,4 +1,4 @@
-"""`memsvc admin ...`: tenants, API keys, usage. Needs an ADMIN key."""
+"""`memsvc admin ...`: tenants, API keys, usage, quotas. Needs an ADMIN key."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from memsvc.cli.output import moment, size
 from memsvc.cli.session import Session, command
 from memsvc.client import Scope
+from memsvc.client.quotas import QUOTA_NAMES
 
 admin_group = typer.Typer(help="Tenants, API keys and usage.", no_args_is_help=True)
 tenant_group = typer.Typer(help="Tenants.", no_args_is_help=True)
@@ -169,3 +170,36 @@ def usage(session: Session, tenant: TenantOption = "default") -> None:
             ("encoded tokens", str(used.encoded_tokens)),
         ],
     )
+
+
+@command(admin_group, "quotas")
+def quotas(
+    session: Session,
+    tenant: TenantOption = "default",
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="name=value; 0 takes the tenant's own limit away. Operator only."
+        ),
+    ] = None,
+) -> None:
+    """Shows what a tenant may use, and changes it."""
+    limits = dict(map(_limit, change or ()))
+    with session.client() as client:
+        found = client.admin.set_quotas(tenant, limits) if limits else client.admin.quotas(tenant)
+    session.output.fields(
+        found,
+        [
+            (name, f"{limit or 'none'}{' (its own)' if name in found.own else ''}")
+            for name, limit in found.effective.items()
+        ],
+    )
+
+
+def _limit(change: str) -> tuple[str, int]:
+    name, _, value = change.partition("=")
+    if name not in QUOTA_NAMES or not value.isascii() or not value.isdecimal():
+        raise typer.BadParameter(
+            f"name=value with one of {', '.join(QUOTA_NAMES)}", param_hint="--set"
+        )
+    return name, int(value)

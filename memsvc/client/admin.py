@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from memsvc.client import convert
 from memsvc.client.names import memory_name, model_name, tenant_name
+from memsvc.client.quotas import Quotas, quotas_from_wire, quotas_name, quotas_to_wire
 from memsvc.client.timeouts import CALL_S
 from memsvc.client.transport import Transport
 from memsvc.client.types import (
@@ -197,3 +198,19 @@ class AsyncAdmin:
         call = self._stub.GetUsage
         reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
         return convert.usage(reply)
+
+    async def quotas(self, tenant: str, *, timeout_s: float | None = CALL_S) -> Quotas:
+        """What a tenant may use."""
+        request = service.GetTenantQuotasRequest(name=quotas_name(tenant))
+        call = self._stub.GetTenantQuotas
+        reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
+        return quotas_from_wire(reply)
+
+    async def set_quotas(
+        self, tenant: str, limits: Mapping[str, int], *, timeout_s: float | None = CALL_S
+    ) -> Quotas:
+        """Operator only. limits: by name; 0 goes back to what the server's settings say."""
+        request = quotas_to_wire(tenant, limits)
+        call = self._stub.UpdateTenantQuotas
+        reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
+        return quotas_from_wire(reply)

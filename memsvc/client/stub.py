@@ -36,6 +36,7 @@ from types import TracebackType
 from typing import Self
 
 from memsvc.client.connection import TLS
+from memsvc.client.quotas import Quotas
 from memsvc.client.retry import RetryPolicy
 from memsvc.client.types import (
 {names}

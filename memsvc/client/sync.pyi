@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from memsvc.client.connection import TLS
+from memsvc.client.quotas import Quotas
 from memsvc.client.retry import RetryPolicy
 from memsvc.client.types import (
     Answer,
@@ -205,6 +206,10 @@ class Admin:
         timeout_s: float | None = ...,
     ) -> RotatedApiKey: ...
     def usage(self, tenant: str, *, timeout_s: float | None = ...) -> TenantUsage: ...
+    def quotas(self, tenant: str, *, timeout_s: float | None = ...) -> Quotas: ...
+    def set_quotas(
+        self, tenant: str, limits: Mapping[str, int], *, timeout_s: float | None = ...
+    ) -> Quotas: ...
 
 class Client:
     def __init__(

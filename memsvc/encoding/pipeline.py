@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 from memsvc.config import KIB, MIB, Config
@@ -71,6 +71,7 @@ class Pipeline:
         catalog: Catalog,
         stores: Stores,
         progress: Progress,
+        spend_tokens: Callable[[str, int], None],
     ) -> None:
         self._served = served
         self._model = served.row
@@ -81,6 +82,7 @@ class Pipeline:
         self._progress = progress
         self._share = Share(config.reencode_share)
         self._agenda = Agenda(served, state, self._share, catalog, workers)
+        self._spend_tokens = spend_tokens
         self._news = asyncio.Event()
         self._encoding = asyncio.Semaphore(MAX_ENCODING)
         self._batches: dict[asyncio.Task[None], Batch] = {}
@@ -305,6 +307,7 @@ class Pipeline:
         )
         reach(Failpoint.ENCODE_COMMITTED)
         if batch.tokens:
+            self._spend_tokens(batch.job.tenant_uid, batch.tokens)
             await self._catalog.add_usage(batch.job.tenant_uid, encoded_tokens=batch.tokens)
         self._backoff_s = 0.0
         self._state.rate.add(batch.texts.text_bytes)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 #: Losses of a document that was alone in the worker, until it is set aside.
@@ -56,30 +56,33 @@ class Plan:
     """The jobs known now, in the order they take turns."""
 
     jobs: dict[str, Job] = field(default_factory=dict)
-    _turns: deque[str] = field(default_factory=deque)
+    _tenants: deque[str] = field(default_factory=deque)
+    _memories: dict[str, deque[str]] = field(default_factory=dict)
 
     def merge(self, found: Iterable[Job]) -> None:
         """Takes over what the catalog says waits; jobs with batches in flight go on as they are."""
         for memory_uid in [uid for uid, job in self.jobs.items() if not job.in_flight]:
             if self.jobs[memory_uid].exhausted:
                 del self.jobs[memory_uid]
-        for job in _interleaved(found):
-            known = self.jobs.get(job.memory_uid)
-            if known is None:
-                self.jobs[job.memory_uid] = job
-                self._turns.append(job.memory_uid)
-            elif not known.broken:
-                known.last_number = max(known.last_number, job.last_number)
-                if known.memory_uid not in self._turns:
-                    self._turns.append(known.memory_uid)
+        for job in found:
+            known = self.jobs.setdefault(job.memory_uid, job)
+            if known.broken:
+                continue
+            known.last_number = max(known.last_number, job.last_number)
+            self._queue(known)
 
     def next(self) -> Job | None:
-        """The job whose turn it is; it goes to the end of the line."""
-        while self._turns:
-            job = self.jobs.get(self._turns.popleft())
-            if job is not None and not job.exhausted:
-                self._turns.append(job.memory_uid)
-                return job
+        """The job whose turn it is; it goes to the end of its tenant's line, and that one back."""
+        while self._tenants:
+            tenant_uid = self._tenants.popleft()
+            line = self._memories[tenant_uid]
+            while line:
+                job = self.jobs.get(line.popleft())
+                if job is not None and not job.exhausted:
+                    line.append(job.memory_uid)
+                    self._tenants.append(tenant_uid)
+                    return job
+            del self._memories[tenant_uid]
         return None
 
     def forget(self, memory_uid: str) -> None:
@@ -87,6 +90,14 @@ class Plan:
         job = self.jobs.get(memory_uid)
         if job is not None and not job.in_flight:
             del self.jobs[memory_uid]
+
+    def _queue(self, job: Job) -> None:
+        line = self._memories.get(job.tenant_uid)
+        if line is None:
+            line = self._memories[job.tenant_uid] = deque()
+            self._tenants.append(job.tenant_uid)
+        if job.memory_uid not in line:
+            line.append(job.memory_uid)
 
     def drop(self, memory_uid: str) -> None:
         """The memory is gone, or not to be encoded here any more."""
@@ -131,16 +142,3 @@ class Troubles:
         waiting = set(memory_uids)
         for memory_uid in self._troubles.keys() - waiting:
             del self._troubles[memory_uid]
-
-
-def _interleaved(jobs: Iterable[Job]) -> Iterator[Job]:
-    """One of each tenant in turn; each tenant's own in the order given."""
-    by_tenant: dict[str, deque[Job]] = {}
-    for job in jobs:
-        by_tenant.setdefault(job.tenant_uid, deque()).append(job)
-    while by_tenant:
-        for tenant_uid in list(by_tenant):
-            queue = by_tenant[tenant_uid]
-            yield queue.popleft()
-            if not queue:
-                del by_tenant[tenant_uid]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from memsvc import errors
@@ -14,6 +15,8 @@ _FIRST_GUESS_BYTES_PER_S = 4_000.0
 _MIN_RETRY_S, _MAX_RETRY_S = 1.0, 60.0
 #: A refused writer is asked back when the backlog will have fallen to this share of its bound.
 _LOW_WATER = 0.9
+#: A tenant may have so many times waiting what is still free.
+_SHARE = 4
 
 
 @dataclass
@@ -46,49 +49,76 @@ class Rate:
 
 
 @dataclass
-class Backlog:
-    """What waits under one model: as last counted, and what was let in since."""
+class Waiting:
+    """How much waits."""
 
     documents: int = 0
     text_bytes: int = 0
-    admitted_documents: int = 0
-    admitted_bytes: int = 0
 
-    def counted(self, documents: int, text_bytes: int) -> None:
-        """A fresh count from the catalog."""
-        self.documents, self.text_bytes = documents, text_bytes
-        self.admitted_documents = self.admitted_bytes = 0
 
-    def admit(self, documents: int, text_bytes: int) -> None:
+class Backlog:
+    """What waits under one model, as last counted, and what was let in since."""
+
+    def __init__(self) -> None:
+        self.total = Waiting()
+        self._by_tenant: dict[str, Waiting] = {}
+
+    def of(self, tenant_uid: str) -> Waiting:
+        """The tenant's part of it."""
+        return self._by_tenant.get(tenant_uid, Waiting())
+
+    def counted(self, by_tenant: Mapping[str, tuple[int, int]]) -> None:
+        """A fresh count from the catalog: documents and bytes of text."""
+        self._by_tenant = {tenant: Waiting(*counts) for tenant, counts in by_tenant.items()}
+        self.total = Waiting(
+            sum(one.documents for one in self._by_tenant.values()),
+            sum(one.text_bytes for one in self._by_tenant.values()),
+        )
+
+    def admit(self, tenant_uid: str, documents: int, text_bytes: int) -> None:
         """New documents are about to be written."""
-        self.admitted_documents += documents
-        self.admitted_bytes += text_bytes
+        for part in (self.total, self._by_tenant.setdefault(tenant_uid, Waiting())):
+            part.documents += documents
+            part.text_bytes += text_bytes
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Most that may wait under one model."""
+    """Most that may wait under one model. No tenant may take all of it.
+
+    As in `limits.pool`: a tenant may have _SHARE times as much waiting as is still
+    free, and one that has nothing waiting whatever is free.
+    """
 
     documents: int
     text_bytes: int
 
-    def check(self, backlog: Backlog, rate: Rate, documents: int, text_bytes: int) -> None:
+    def check(
+        self, backlog: Backlog, rate: Rate, tenant_uid: str, documents: int, text_bytes: int
+    ) -> None:
         """Raises ENCODING_BACKLOG_FULL with the time the excess needs.
 
         A write that alone is larger than the bound is let in when nothing waits;
         it could never be otherwise.
         """
-        waiting = backlog.documents + backlog.admitted_documents
-        waiting_bytes = backlog.text_bytes + backlog.admitted_bytes
-        if waiting == 0:
-            return
-        over = waiting + documents > self.documents
-        over_bytes = waiting_bytes + text_bytes > self.text_bytes
-        if not (over or over_bytes):
+        total, mine = backlog.total, backlog.of(tenant_uid)
+        if total.documents == 0:
             return
         share = max(
-            (waiting + documents) / self.documents, (waiting_bytes + text_bytes) / self.text_bytes
+            _used(self.documents, total.documents, mine.documents, documents),
+            _used(self.text_bytes, total.text_bytes, mine.text_bytes, text_bytes),
         )
-        excess_bytes = waiting_bytes * max(0.0, share - _LOW_WATER) / share
+        if share <= 1:
+            return
+        excess_bytes = total.text_bytes * max(0.0, share - _LOW_WATER) / share
         retry_s = excess_bytes / rate.bytes_per_s
         raise errors.encoding_backlog_full(min(max(retry_s, _MIN_RETRY_S), _MAX_RETRY_S))
+
+
+def _used(bound: int, total: int, mine: int, new: int) -> float:
+    """How full it would be for this tenant: above 1, too full."""
+    of_all = (total + new) / bound
+    if not mine:
+        return of_all
+    # mine + new <= _SHARE * (bound - total), solved for the share of what is allowed.
+    return max(of_all, (mine + new + _SHARE * total) / (_SHARE * bound))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from memsvc import errors
@@ -48,12 +48,16 @@ class EncodingQueue:
         stores: Stores,
         progress: Progress,
         workers: Workers,
+        *,
+        spend_tokens: Callable[[str, int], None],
     ) -> None:
+        """spend_tokens: told of a tenant and how many tokens were encoded for it."""
         self._config = config
         self._catalog = catalog
         self._stores = stores
         self._progress = progress
         self._workers = workers
+        self._spend_tokens = spend_tokens
         self._bounds = Bounds(config.backlog_documents, config.backlog_bytes)
         self._states: dict[str, ModelState] = {}
         self._bounding: set[str] = set()
@@ -81,16 +85,16 @@ class EncodingQueue:
         self._tasks.clear()
         await self._stop(list(self._pipelines))
 
-    def check_backpressure(self, new_bytes: int, new_documents: int = 1) -> None:
+    def check_backpressure(self, tenant_uid: str, new_bytes: int, new_documents: int = 1) -> None:
         """Called before a write. Raises ENCODING_BACKLOG_FULL with a retry hint.
 
         new_bytes: UTF-8 bytes of source text. What passes counts as waiting from now on.
         """
         bounding = [self._state(model_id) for model_id in self._bounding]
         for state in bounding:
-            self._bounds.check(state.backlog, state.rate, new_documents, new_bytes)
+            self._bounds.check(state.backlog, state.rate, tenant_uid, new_documents, new_bytes)
         for state in bounding:
-            state.backlog.admit(new_documents, new_bytes)
+            state.backlog.admit(tenant_uid, new_documents, new_bytes)
 
     async def wait_encoded(
         self, memory: MemoryRow, model: ModelRow, revision: int, deadline: float
@@ -195,6 +199,7 @@ class EncodingQueue:
             catalog=self._catalog,
             stores=self._stores,
             progress=self._progress,
+            spend_tokens=self._spend_tokens,
         )
         self._pipelines[served] = (pipeline, asyncio.create_task(pipeline.run()))
 
@@ -229,5 +234,4 @@ class EncodingQueue:
             counted.add(default.model_id)
         self._bounding = counted
         for model_id in counted:
-            documents, text_bytes = await self._catalog.pending_count(model_id)
-            self._state(model_id).backlog.counted(documents, text_bytes)
+            self._state(model_id).backlog.counted(await self._catalog.pending_by_tenant(model_id))

@@ -567,3 +567,141 @@ class TenantUsage(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TenantUsage: _TypeAlias = TenantUsage  # noqa: Y015
+
+@_typing.final
+class QuotaLimits(_message.Message):
+    """Limits by the names that QUOTA_EXCEEDED and the server's settings use. Each is
+    between 0 and 10^15.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    BYTES_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    CONCURRENT_CALLS_FIELD_NUMBER: _builtins.int
+    CONCURRENT_QUERIES_FIELD_NUMBER: _builtins.int
+    STREAM_SECONDS_FIELD_NUMBER: _builtins.int
+    MAX_MEMORIES_PER_TENANT_FIELD_NUMBER: _builtins.int
+    MAX_DOCUMENTS_PER_MEMORY_FIELD_NUMBER: _builtins.int
+    MAX_TEXT_BYTES_PER_MEMORY_FIELD_NUMBER: _builtins.int
+    requests_per_minute: _builtins.int
+    """Calls a minute."""
+    tokens_per_minute: _builtins.int
+    """Tokens that models read and write a minute: questions, texts put in, answers,
+    encoded documents.
+    """
+    bytes_per_minute: _builtins.int
+    """Bytes of messages a minute, both directions together."""
+    concurrent_calls: _builtins.int
+    """Calls at once."""
+    concurrent_queries: _builtins.int
+    """Query and Retrieve calls at once."""
+    stream_seconds: _builtins.int
+    """Seconds that a stream may last."""
+    max_memories_per_tenant: _builtins.int
+    """Memories held."""
+    max_documents_per_memory: _builtins.int
+    """Documents of one memory."""
+    max_text_bytes_per_memory: _builtins.int
+    """Bytes of source text of one memory."""
+    def __init__(
+        self,
+        *,
+        requests_per_minute: _builtins.int = ...,
+        tokens_per_minute: _builtins.int = ...,
+        bytes_per_minute: _builtins.int = ...,
+        concurrent_calls: _builtins.int = ...,
+        concurrent_queries: _builtins.int = ...,
+        stream_seconds: _builtins.int = ...,
+        max_memories_per_tenant: _builtins.int = ...,
+        max_documents_per_memory: _builtins.int = ...,
+        max_text_bytes_per_memory: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_minute", b"bytes_per_minute", "concurrent_calls", b"concurrent_calls", "concurrent_queries", b"concurrent_queries", "max_documents_per_memory", b"max_documents_per_memory", "max_memories_per_tenant", b"max_memories_per_tenant", "max_text_bytes_per_memory", b"max_text_bytes_per_memory", "requests_per_minute", b"requests_per_minute", "stream_seconds", b"stream_seconds", "tokens_per_minute", b"tokens_per_minute"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuotaLimits: _TypeAlias = QuotaLimits  # noqa: Y015
+
+@_typing.final
+class TenantQuotas(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"tenants/{tenant}/quotas"."""
+    @_builtins.property
+    def limits(self) -> Global___QuotaLimits:
+        """The tenant's own. A field that is 0: as the server's settings say."""
+
+    @_builtins.property
+    def effective(self) -> Global___QuotaLimits:
+        """What applies to the tenant. A field that is 0: no limit."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        limits: Global___QuotaLimits | None = ...,
+        effective: Global___QuotaLimits | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["effective", b"effective", "limits", b"limits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["effective", b"effective", "limits", b"limits", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TenantQuotas: _TypeAlias = TenantQuotas  # noqa: Y015
+
+@_typing.final
+class GetTenantQuotasRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"tenants/{tenant}/quotas"."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTenantQuotasRequest: _TypeAlias = GetTenantQuotasRequest  # noqa: Y015
+
+@_typing.final
+class UpdateTenantQuotasRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUOTAS_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def quotas(self) -> Global___TenantQuotas:
+        """Its name says whose they are."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Paths "limits.{field}". Empty: every field of limits that is not 0."""
+
+    def __init__(
+        self,
+        *,
+        quotas: Global___TenantQuotas | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["quotas", b"quotas", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["quotas", b"quotas", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateTenantQuotasRequest: _TypeAlias = UpdateTenantQuotasRequest  # noqa: Y015

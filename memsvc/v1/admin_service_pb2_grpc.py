@@ -85,6 +85,16 @@ class AdminServiceStub:
                 request_serializer=memsvc_dot_v1_dot_admin__service__pb2.GetUsageRequest.SerializeToString,
                 response_deserializer=memsvc_dot_v1_dot_admin__service__pb2.TenantUsage.FromString,
                 _registered_method=True)
+        self.GetTenantQuotas = channel.unary_unary(
+                '/memsvc.v1.AdminService/GetTenantQuotas',
+                request_serializer=memsvc_dot_v1_dot_admin__service__pb2.GetTenantQuotasRequest.SerializeToString,
+                response_deserializer=memsvc_dot_v1_dot_admin__service__pb2.TenantQuotas.FromString,
+                _registered_method=True)
+        self.UpdateTenantQuotas = channel.unary_unary(
+                '/memsvc.v1.AdminService/UpdateTenantQuotas',
+                request_serializer=memsvc_dot_v1_dot_admin__service__pb2.UpdateTenantQuotasRequest.SerializeToString,
+                response_deserializer=memsvc_dot_v1_dot_admin__service__pb2.TenantQuotas.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -163,6 +173,20 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetTenantQuotas(self, request, context):
+        """What a tenant may use.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateTenantQuotas(self, request, context):
+        """Changes what a tenant may use, from the next call on. Operator only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -215,6 +239,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.GetUsage,
                     request_deserializer=memsvc_dot_v1_dot_admin__service__pb2.GetUsageRequest.FromString,
                     response_serializer=memsvc_dot_v1_dot_admin__service__pb2.TenantUsage.SerializeToString,
+            ),
+            'GetTenantQuotas': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTenantQuotas,
+                    request_deserializer=memsvc_dot_v1_dot_admin__service__pb2.GetTenantQuotasRequest.FromString,
+                    response_serializer=memsvc_dot_v1_dot_admin__service__pb2.TenantQuotas.SerializeToString,
+            ),
+            'UpdateTenantQuotas': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateTenantQuotas,
+                    request_deserializer=memsvc_dot_v1_dot_admin__service__pb2.UpdateTenantQuotasRequest.FromString,
+                    response_serializer=memsvc_dot_v1_dot_admin__service__pb2.TenantQuotas.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -487,6 +521,60 @@ class AdminService:
             '/memsvc.v1.AdminService/GetUsage',
             memsvc_dot_v1_dot_admin__service__pb2.GetUsageRequest.SerializeToString,
             memsvc_dot_v1_dot_admin__service__pb2.TenantUsage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTenantQuotas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memsvc.v1.AdminService/GetTenantQuotas',
+            memsvc_dot_v1_dot_admin__service__pb2.GetTenantQuotasRequest.SerializeToString,
+            memsvc_dot_v1_dot_admin__service__pb2.TenantQuotas.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateTenantQuotas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memsvc.v1.AdminService/UpdateTenantQuotas',
+            memsvc_dot_v1_dot_admin__service__pb2.UpdateTenantQuotasRequest.SerializeToString,
+            memsvc_dot_v1_dot_admin__service__pb2.TenantQuotas.FromString,
             options,
             channel_credentials,
             insecure,

@@ -60,6 +60,10 @@ class AdminServiceStub:
     """
     GetUsage: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetUsageRequest, _admin_service_pb2.TenantUsage]
     """What a tenant holds and has used."""
+    GetTenantQuotas: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetTenantQuotasRequest, _admin_service_pb2.TenantQuotas]
+    """What a tenant may use."""
+    UpdateTenantQuotas: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.UpdateTenantQuotasRequest, _admin_service_pb2.TenantQuotas]
+    """Changes what a tenant may use, from the next call on. Operator only."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -89,6 +93,10 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """
     GetUsage: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetUsageRequest, _admin_service_pb2.TenantUsage]  # type: ignore[assignment]
     """What a tenant holds and has used."""
+    GetTenantQuotas: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetTenantQuotasRequest, _admin_service_pb2.TenantQuotas]  # type: ignore[assignment]
+    """What a tenant may use."""
+    UpdateTenantQuotas: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.UpdateTenantQuotasRequest, _admin_service_pb2.TenantQuotas]  # type: ignore[assignment]
+    """Changes what a tenant may use, from the next call on. Operator only."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -175,5 +183,21 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.TenantUsage, _abc.Awaitable[_admin_service_pb2.TenantUsage]]:
         """What a tenant holds and has used."""
+
+    @_abc_1.abstractmethod
+    def GetTenantQuotas(
+        self,
+        request: _admin_service_pb2.GetTenantQuotasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.TenantQuotas, _abc.Awaitable[_admin_service_pb2.TenantQuotas]]:
+        """What a tenant may use."""
+
+    @_abc_1.abstractmethod
+    def UpdateTenantQuotas(
+        self,
+        request: _admin_service_pb2.UpdateTenantQuotasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.TenantQuotas, _abc.Awaitable[_admin_service_pb2.TenantQuotas]]:
+        """Changes what a tenant may use, from the next call on. Operator only."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

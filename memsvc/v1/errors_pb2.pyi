@@ -97,9 +97,17 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     STORAGE_FULL: _ErrorReason.ValueType  # 61
     """RESOURCE_EXHAUSTED: disk or map is full; nothing was written."""
     OVERLOADED: _ErrorReason.ValueType  # 62
-    """RESOURCE_EXHAUSTED: too many calls at once; retry after RetryInfo."""
+    """RESOURCE_EXHAUSTED: too many calls at once; retry after RetryInfo. metadata: limit, the name of
+    the server's rate that was reached, if it was one.
+    """
     QUOTA_EXCEEDED: _ErrorReason.ValueType  # 63
-    """RESOURCE_EXHAUSTED: a quota of the tenant is used up. metadata: quota, limit."""
+    """RESOURCE_EXHAUSTED: a quota of the tenant is used up. metadata: quota, limit. With RetryInfo
+    when the quota refills by itself.
+    """
+    STREAM_TIMEOUT: _ErrorReason.ValueType  # 64
+    """DEADLINE_EXCEEDED: the client neither sent nor read for too long, or the stream lasted too
+    long; it may be opened again after RetryInfo. metadata: quota, limit (seconds).
+    """
     ENCODING_NOT_READY: _ErrorReason.ValueType  # 70
     """DEADLINE_EXCEEDED: encoding did not reach the revision in time, or the model
     named was attached and has not caught up. metadata: model, revision,
@@ -186,9 +194,17 @@ ENCODING_BACKLOG_FULL: ErrorReason.ValueType  # 60
 STORAGE_FULL: ErrorReason.ValueType  # 61
 """RESOURCE_EXHAUSTED: disk or map is full; nothing was written."""
 OVERLOADED: ErrorReason.ValueType  # 62
-"""RESOURCE_EXHAUSTED: too many calls at once; retry after RetryInfo."""
+"""RESOURCE_EXHAUSTED: too many calls at once; retry after RetryInfo. metadata: limit, the name of
+the server's rate that was reached, if it was one.
+"""
 QUOTA_EXCEEDED: ErrorReason.ValueType  # 63
-"""RESOURCE_EXHAUSTED: a quota of the tenant is used up. metadata: quota, limit."""
+"""RESOURCE_EXHAUSTED: a quota of the tenant is used up. metadata: quota, limit. With RetryInfo
+when the quota refills by itself.
+"""
+STREAM_TIMEOUT: ErrorReason.ValueType  # 64
+"""DEADLINE_EXCEEDED: the client neither sent nor read for too long, or the stream lasted too
+long; it may be opened again after RetryInfo. metadata: quota, limit (seconds).
+"""
 ENCODING_NOT_READY: ErrorReason.ValueType  # 70
 """DEADLINE_EXCEEDED: encoding did not reach the revision in time, or the model
 named was attached and has not caught up. metadata: model, revision,

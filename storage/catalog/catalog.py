@@ -16,13 +16,23 @@ from storage.catalog.documents import Documents
 from storage.catalog.encodings import Encodings
 from storage.catalog.memories import Memories
 from storage.catalog.models import Models
+from storage.catalog.quotas import Quotas
 from storage.catalog.schema import require_head
 from storage.catalog.tenants import Tenants
 from storage.catalog.usage import Usage
 
 
 class Catalog(
-    Tenants, ApiKeys, Memories, Documents, Models, Attachments, Encodings, Usage, CatalogPart
+    Tenants,
+    ApiKeys,
+    Memories,
+    Documents,
+    Models,
+    Attachments,
+    Encodings,
+    Usage,
+    Quotas,
+    CatalogPart,
 ):
     """The SQL catalog, on SQLite or PostgreSQL, for one event loop.
 

@@ -103,37 +103,42 @@ class Encodings(CatalogPart):
     ) -> list[tuple[str, MemoryRow, EncodingRow]]:
         """Active memories with documents to encode, the longest waiting document first.
 
-        Each as (tenant_uid, memory, encoding). behind: those that another model answers
-        for until this one has caught up, instead of those that wait for this one. Failed
-        encodings are left out until `resume_encodings`, a rewind, or the deletion of
-        what waits.
+        Each as (tenant_uid, memory, encoding). When there are more than `limit`, tenants
+        take turns: first the longest waiting memory of each, and so on. behind: those that
+        another model answers for until this one has caught up, instead of those that wait
+        for this one. Failed encodings are left out until `resume_encodings`, a rewind, or
+        the deletion of what waits.
         """
-        query = (
-            encoding_query()
-            .where(
-                encodings.c.model_id == model_id,
-                encodings.c.pending_documents > 0,
-                encodings.c.failure == "",
-                BEHIND if behind else not_(BEHIND),
-                memories.c.state == MemoryState.ACTIVE.value,
-            )
-            .order_by(encodings.c.waiting_since_us, encodings.c.memory_uid)
-            .limit(page_size(limit))
+        limit = page_size(limit)
+        waiting = (
+            encodings.c.model_id == model_id,
+            encodings.c.pending_documents > 0,
+            encodings.c.failure == "",
+            BEHIND if behind else not_(BEHIND),
+            memories.c.state == MemoryState.ACTIVE.value,
         )
+        age = (encodings.c.waiting_since_us, encodings.c.memory_uid)
+        query = encoding_query().where(*waiting).order_by(*age).limit(limit)
         async with self._database.reading() as connection:
             rows = (await connection.execute(query)).all()
+            if len(rows) == limit:
+                # Only now, as it looks at every waiting memory.
+                turn = func.row_number().over(partition_by=memories.c.tenant_uid, order_by=age)
+                fair = encoding_query().where(*waiting).order_by(turn, *age).limit(limit)
+                rows = (await connection.execute(fair)).all()
         return [(row.tenant_uid, memory_row(row), encoding_row(row)) for row in rows]
 
     @reads
-    async def pending_count(self, model_id: str) -> tuple[int, int]:
+    async def pending_by_tenant(self, model_id: str) -> dict[str, tuple[int, int]]:
         """Documents and text bytes that wait under the model, failed encodings included.
 
         Those of memories that another model answers for meanwhile do not count.
         """
         query = (
             select(
-                func.coalesce(func.sum(encodings.c.pending_documents), 0),
-                func.coalesce(func.sum(encodings.c.pending_bytes), 0),
+                memories.c.tenant_uid,
+                func.sum(encodings.c.pending_documents),
+                func.sum(encodings.c.pending_bytes),
             )
             .join_from(encodings, memories)
             .where(
@@ -142,10 +147,11 @@ class Encodings(CatalogPart):
                 not_(BEHIND),
                 NOT_DELETING,
             )
+            .group_by(memories.c.tenant_uid)
         )
         async with self._database.reading() as connection:
-            count, text_bytes = tuple((await connection.execute(query)).one())
-        return int(count), int(text_bytes)
+            rows = (await connection.execute(query)).all()
+        return {uid: (int(count), int(text_bytes)) for uid, count, text_bytes in map(tuple, rows)}
 
     @reads
     async def next_numbers(self, memory_uid: str, model_id: str, limit: int) -> list[int]:

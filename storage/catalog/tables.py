@@ -4,7 +4,7 @@ Ids made here are 32 hex digits. Times are UTC microseconds as BIGINT. Labels
 and KV layouts are JSON text that nothing queries into. Enumerations are text
 with a check, so that a person reading the database needs no legend.
 
-tenants ─┬─ api_keys, requests, usage
+tenants ─┬─ api_keys, requests, usage, quotas
          └─ memories ─┬─ documents
                       └─ encodings ── quarantined_documents
 models and audit stand alone: a model's encodings outlive its row's absence, and
@@ -254,6 +254,21 @@ usage = Table(
     Column("question_tokens", BigInteger, nullable=False),
     Column("answer_tokens", BigInteger, nullable=False),
     Column("encoded_tokens", BigInteger, nullable=False),
+)
+
+quotas = Table(
+    "quotas",
+    metadata,
+    Column(
+        "tenant_uid",
+        _UID,
+        ForeignKey("tenants.uid", ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    Column("name", String(64), primary_key=True),
+    # "limit" is a keyword of SQL.
+    Column("most", BigInteger, nullable=False),
+    CheckConstraint("most > 0", name="most"),
 )
 
 audit = Table(

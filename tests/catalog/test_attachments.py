@@ -65,7 +65,7 @@ class TestAttach:
         assert (encoding.pending_documents, encoding.complete) == (5, False)
         assert await waiting(catalog, "new", behind=True) == ["memory"]
         assert await waiting(catalog, "new", behind=False) == []
-        assert await catalog.pending_count("new") == (0, 0), "no write is refused for it"
+        assert await catalog.pending_by_tenant("new") == {}, "no write is refused for it"
 
     async def test_twice_keeps_what_is_encoded(self, catalog: Catalog, memory: MemoryRow) -> None:
         await catalog.attach_model(memory.uid, "new")

@@ -120,7 +120,7 @@ class TestConcurrentWriters:
             rows, errors = await outcomes([catalog, second], write)
         assert errors == []
         assert {(row.revision, row.document_count) for row in rows} == {(5, 5)}
-        assert await catalog.pending_count("fake") == (5 * WRITERS, 5 * WRITERS)
+        assert await catalog.pending_by_tenant("fake") == {tenant.uid: (5 * WRITERS, 5 * WRITERS)}
 
     async def test_encoding_and_writing_do_not_disturb_each_other(
         self, catalog_url: str, catalog: Catalog, tenant: TenantRow

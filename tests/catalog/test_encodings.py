@@ -237,7 +237,7 @@ class TestFailure:
         row = await encoding_of(catalog, memory)
         assert (row.state, row.failure) == (EncodingState.FAILED, "worker refuses")
         assert await backlog(catalog) == []
-        assert await catalog.pending_count("fake") == (5, 50)
+        assert await catalog.pending_by_tenant("fake") == {memory.tenant_uid: (5, 50)}
         assert await catalog.resume_encodings("fake") == 1
         assert await catalog.resume_encodings("fake") == 0
         assert (await encoding_of(catalog, memory)).state is EncodingState.ENCODING
@@ -280,7 +280,26 @@ class TestBacklog:
         assert await backlog(catalog) == ["late", "memory"]
         (uid, first, row), *_ = await catalog.backlog("fake", 1)
         assert (uid, first, row.pending_documents) == (tenant.uid, late, 1)
-        assert await catalog.pending_count("fake") == (3, 27)
+        assert await catalog.pending_by_tenant("fake") == {tenant.uid: (3, 27)}
+
+    async def test_a_tenant_with_many_memories_does_not_fill_the_page(
+        self, catalog: Catalog, tenant: TenantRow
+    ) -> None:
+        await catalog.upsert_model(model_row())
+        for number in range(6):
+            await append(catalog, await make_memory(catalog, tenant, f"many{number}"), [1])
+        for name in ("b", "c"):
+            other = await catalog.create_tenant(name, "")
+            await append(catalog, await make_memory(catalog, other, f"one-{name}"), [1, 1])
+        page = [memory.memory_id for _, memory, _ in await catalog.backlog("fake", 4)]
+        assert {"one-b", "one-c"} < set(page)
+        assert len(page) == 4
+        assert len(await catalog.backlog("fake", 100)) == 8
+        assert sorted((await catalog.pending_by_tenant("fake")).values()) == [
+            (2, 2),
+            (2, 2),
+            (6, 6),
+        ]
 
     async def test_only_active_memories(self, catalog: Catalog, tenant: TenantRow) -> None:
         await catalog.upsert_model(model_row())
@@ -291,4 +310,4 @@ class TestBacklog:
         assert await backlog(catalog) == []
         await catalog.activate_memory(importing.uid)
         assert await backlog(catalog) == ["i"]
-        assert await catalog.pending_count("fake") == (1, 5)
+        assert await catalog.pending_by_tenant("fake") == {tenant.uid: (1, 5)}

@@ -62,7 +62,7 @@ CALLS: dict[str, Call] = {
     "removed_numbers": lambda catalog, memory: catalog.removed_numbers(memory.uid),
     "next_numbers": lambda catalog, memory: catalog.next_numbers(memory.uid, "fake", 32),
     "backlog": lambda catalog, memory: catalog.backlog("fake", 10),
-    "pending_count": lambda catalog, memory: catalog.pending_count("fake"),
+    "pending_by_tenant": lambda catalog, memory: catalog.pending_by_tenant("fake"),
     "list_encodings": lambda catalog, memory: catalog.list_encodings(memory.uid),
     "list_memories": lambda catalog, memory: catalog.list_memories(memory.tenant_uid, 10),
     "usage": lambda catalog, memory: catalog.usage(memory.tenant_uid),

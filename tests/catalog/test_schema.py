@@ -84,6 +84,7 @@ class TestMigrations:
             "ck_encodings_sizes",
             "ck_memories_counters",
             "ck_memories_packing_mode",
+            "ck_quotas_most",
             "ck_memories_state",
         }
 

@@ -219,8 +219,8 @@ class MemoryMachine(RuleBasedStateMachine):
         assert row.encoded_documents == encoded
         assert encoded > 0 or (row.tokens, row.bytes) == (0, 0)
         waiting_bytes = sum(self.live[number] for number in pending)
-        count = self.run(self.catalog.pending_count(self.model))
-        assert count == (len(pending), waiting_bytes)
+        waiting = list(self.run(self.catalog.pending_by_tenant(self.model)).values())
+        assert waiting == ([(len(pending), waiting_bytes)] if pending else [])
         assert row.encoded_revision == (self.added[pending[0]] - 1 if pending else self.revision)
         if not pending:
             assert row.state is EncodingState.READY

@@ -63,6 +63,9 @@ def prepare(client: Client) -> dict[str, Values]:
         "GetDocumentRequest.name": documents[:3],
         "GetTenantRequest.name": ["tenants/default", "tenants/fuzz-tenant"],
         "GetUsageRequest.name": ["tenants/default"],
+        "GetTenantQuotasRequest.name": ["tenants/default/quotas"],
+        # Never those of the tenant that the fuzzer itself comes from.
+        "TenantQuotas.name": ["tenants/fuzz-tenant/quotas"],
         "CreateApiKeyRequest.parent": ["tenants/fuzz-tenant"],
         "ApiKey.seconds": [4_000_000_000],
         "ListApiKeysRequest.parent": ["tenants/default", "tenants/fuzz-tenant"],

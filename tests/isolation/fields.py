@@ -24,6 +24,7 @@ class Kind(StrEnum):
     DOCUMENT = "document"
     TENANT = "tenant"
     API_KEY = "api key"
+    QUOTAS = "quotas"
     PAGE_TOKEN = "page token"
     REQUEST_ID = "request id"
     ETAG = "etag"
@@ -86,6 +87,8 @@ _BY_FIELD = {
     "RevokeApiKeyRequest.name": Kind.API_KEY,
     "RotateApiKeyRequest.name": Kind.API_KEY,
     "GetUsageRequest.name": Kind.TENANT,
+    "TenantQuotas.name": Kind.QUOTAS,
+    "GetTenantQuotasRequest.name": Kind.QUOTAS,
 }
 
 _UNSIGNED = {FieldDescriptor.CPPTYPE_UINT32, FieldDescriptor.CPPTYPE_UINT64}

@@ -29,6 +29,7 @@ _EXPECTED: dict[Kind, set[str]] = {
     Kind.DOCUMENT: DENIED,
     Kind.TENANT: DENIED,
     Kind.API_KEY: DENIED,
+    Kind.QUOTAS: DENIED,
     Kind.PAGE_TOKEN: {"INVALID_ARGUMENT"},
     Kind.ETAG: {"ABORTED"},
     Kind.REQUEST_ID: {"OK"},
@@ -41,7 +42,14 @@ _EXPECTED: dict[Kind, set[str]] = {
 _EXPECTED_OF = {("DeleteDocuments", "names"): {"INVALID_ARGUMENT"}}
 #: Calls that succeed change what they are about: each gets things of its own.
 _CHANGING = {Kind.REQUEST_ID, Kind.MEMORY_ID, Kind.ARCHIVE, Kind.UID, Kind.ETAG}
-_OF_OTHERS = (Kind.MEMORY, Kind.DOCUMENT, Kind.TENANT, Kind.API_KEY, Kind.PAGE_TOKEN)
+_OF_OTHERS = (
+    Kind.MEMORY,
+    Kind.DOCUMENT,
+    Kind.TENANT,
+    Kind.API_KEY,
+    Kind.QUOTAS,
+    Kind.PAGE_TOKEN,
+)
 
 
 @dataclass(frozen=True)
@@ -202,6 +210,7 @@ class Matrix:
                 Attack("deleted document", f"{world.gone}/documents/1", f"{NEVER}/documents/1"),
             ],
             Kind.TENANT: [Attack("tenant", tenant, NO_TENANT)],
+            Kind.QUOTAS: [Attack("quotas", f"{tenant}/quotas", f"{NO_TENANT}/quotas")],
             Kind.API_KEY: [
                 Attack("key", victim.own.key, f"{tenant}/apiKeys/{NO_KEY}"),
                 Attack("tenant of a key", victim.own.key, f"{NO_TENANT}/apiKeys/{key}"),

@@ -78,4 +78,8 @@ BASES: Mapping[str, Callable[[Own], list[Message]]] = {
     "RevokeApiKey": lambda own: [admin.RevokeApiKeyRequest(name=own.key)],
     "RotateApiKey": lambda own: [admin.RotateApiKeyRequest(name=own.key)],
     "GetUsage": lambda own: [admin.GetUsageRequest(name=own.tenant)],
+    "GetTenantQuotas": lambda own: [admin.GetTenantQuotasRequest(name=f"{own.tenant}/quotas")],
+    "UpdateTenantQuotas": lambda own: [
+        admin.UpdateTenantQuotasRequest(quotas=admin.TenantQuotas(name=f"{own.tenant}/quotas"))
+    ],
 }

@@ -81,17 +81,6 @@ async def test_ends_at_its_time_which_may_move_closer() -> None:
     later.cancel()
 
 
-async def test_a_call_is_ended_when_it_comes_back_from_sending() -> None:
-    calls = OpenCalls()
-    with pytest.raises(ApiError), calls.watch(principal(), ends=True) as call, call.away():
-        calls.end_tenant("t1")
-        # Not cancelled: gRPC is at work here, and would drop the call without a word.
-        await asyncio.sleep(0.01)
-    task = asyncio.current_task()
-    assert task is not None
-    assert task.cancelling() == 0
-
-
 async def test_nothing_is_held_of_calls_that_are_over() -> None:
     calls = OpenCalls()
     with calls.watch(principal(ends_us=2**60), ends=True):

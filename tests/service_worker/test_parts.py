@@ -75,7 +75,16 @@ def _turns(plan: Plan, count: int) -> list[str]:
 def test_tenants_take_turns_and_so_do_their_memories() -> None:
     plan = Plan()
     plan.merge(_jobs("a", "a", "a", "b", "c"))
-    assert _turns(plan, 6) == ["a0", "b3", "c4", "a1", "a2", "a0"]
+    expected = ["a0", "b3", "c4", "a1", "b3", "c4", "a2", "b3", "c4", "a0"]
+    assert _turns(plan, 10) == expected
+
+
+def test_a_tenant_with_one_memory_waits_no_longer_for_one_with_many() -> None:
+    plan = Plan()
+    plan.merge(_jobs(*["a"] * 60))
+    _turns(plan, 7)
+    plan.merge([Job("b", "b", 0, 10)])
+    assert _turns(plan, 6).count("b") == 3
 
 
 def test_a_job_in_flight_keeps_its_cursor_and_learns_of_more() -> None:
@@ -155,30 +164,50 @@ def test_memories_that_no_longer_wait_are_forgotten() -> None:
 # --- pressure -----------------------------------------------------------------------
 
 
+def _waiting(documents: int, text_bytes: int) -> Backlog:
+    backlog = Backlog()
+    backlog.counted({"t": (documents, text_bytes)})
+    return backlog
+
+
 def test_the_bound_counts_what_waits_and_what_was_let_in() -> None:
-    bounds, backlog, rate = Bounds(10, 1000), Backlog(), Rate()
-    backlog.counted(5, 100)
-    bounds.check(backlog, rate, 5, 0)
-    backlog.admit(5, 0)
-    with pytest.raises(ApiError) as caught:
-        bounds.check(backlog, rate, 1, 0)
-    assert caught.value.reason == ErrorReason.ENCODING_BACKLOG_FULL
-    backlog.counted(5, 990)
+    bounds, backlog, rate = Bounds(10, 1000), _waiting(5, 100), Rate()
+    bounds.check(backlog, rate, "t", 5, 0)
+    backlog.admit("t", 5, 0)
+    for tenant in ("t", "another"):
+        with pytest.raises(ApiError) as caught:
+            bounds.check(backlog, rate, tenant, 1, 0)
+        assert caught.value.reason == ErrorReason.ENCODING_BACKLOG_FULL
+    backlog = _waiting(5, 990)
     with pytest.raises(ApiError):
-        bounds.check(backlog, rate, 1, 11)
-    backlog.counted(5, 100)
-    bounds.check(backlog, rate, 5, 900)
+        bounds.check(backlog, rate, "t", 1, 11)
+    bounds.check(_waiting(5, 100), rate, "t", 5, 900)
+
+
+def test_one_tenant_cannot_fill_the_queue_for_others() -> None:
+    bounds, backlog, rate = Bounds(1000, 10**9), Backlog(), Rate()
+    with pytest.raises(ApiError):
+        for _ in range(1001):
+            bounds.check(backlog, rate, "flood", 1, 1)
+            backlog.admit("flood", 1, 1)
+    assert 790 <= backlog.of("flood").documents <= 810
+    bounds.check(backlog, rate, "newcomer", 100, 100)
+    backlog.admit("newcomer", 100, 100)
+    with pytest.raises(ApiError):
+        bounds.check(backlog, rate, "flood", 1, 1)
+    bounds.check(backlog, rate, "newcomer", 50, 50)
+    backlog.counted({"newcomer": (100, 100)})
+    bounds.check(backlog, rate, "flood", 1, 1)
 
 
 def test_what_could_never_fit_is_let_in_when_nothing_waits() -> None:
-    Bounds(10, 1000).check(Backlog(), Rate(), 50, 5000)
+    Bounds(10, 1000).check(Backlog(), Rate(), "t", 50, 5000)
 
 
 @given(st.integers(1, 10**6), st.integers(1, 10**9), st.floats(1, 1e9))
 def test_the_hint_is_bounded(documents: int, text_bytes: int, rate: float) -> None:
-    backlog = Backlog(documents, text_bytes)
     with pytest.raises(ApiError) as caught:
-        Bounds(1, 1).check(backlog, Rate(rate), 1, 1)
+        Bounds(1, 1).check(_waiting(documents, text_bytes), Rate(rate), "t", 1, 1)
     assert caught.value.retry_after_s is not None and 1 <= caught.value.retry_after_s <= 60
 
 
@@ -186,7 +215,7 @@ def test_a_slower_model_asks_for_more_patience() -> None:
     hints = []
     for rate in (1e3, 1e5):
         with pytest.raises(ApiError) as caught:
-            Bounds(10**6, 10**5).check(Backlog(10, 10**5), Rate(rate), 1, 1)
+            Bounds(10**6, 10**5).check(_waiting(10, 10**5), Rate(rate), "t", 1, 1)
         hints.append(caught.value.retry_after_s or 0)
     assert hints[0] > hints[1]
 

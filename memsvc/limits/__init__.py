@@ -1,0 +1,16 @@
+"""What a tenant may use, and how calls that want more are refused or slowed down.
+
+    bucket.py    a rate: so many a minute
+    pool.py      something there is only so much of, shared fairly by tenants
+    quotas.py    one tenant's limits: the server's settings, or its own
+    limiter.py   lets calls in, one by one
+    streams.py   bounds on the time that streams take
+
+Everything here is used from the event loop's thread alone.
+"""
+
+from memsvc.limits.limiter import Admission, Limiter
+from memsvc.limits.pool import FairPool
+from memsvc.limits.quotas import QUOTAS, Quotas
+
+__all__ = ["QUOTAS", "Admission", "FairPool", "Limiter", "Quotas"]
