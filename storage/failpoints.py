@@ -57,6 +57,11 @@ class Failpoint(StrEnum):
     RECONCILE_CLEANED = "reconcile-cleaned"
     RECONCILE_FORGOTTEN = "reconcile-forgotten"
     RECONCILE_REWOUND = "reconcile-rewound"
+    # `memsvc backup` and `memsvc restore`.
+    BACKUP_COPIED = "backup-copied"
+    BACKUP_SEALED = "backup-sealed"
+    RESTORE_COPIED = "restore-copied"
+    RESTORE_FILLED = "restore-filled"
     # `memsvc init` and `memsvc migrate`.
     MIGRATE_UNCOMMITTED = "migrate-uncommitted"
     MIGRATE_COMMITTED = "migrate-committed"

@@ -192,6 +192,26 @@ class Environment:
                     raise StoreBusyError(f"store {self.path.name}: no reader slot left") from None
         raise StorageError(f"store {self.path.name} grows faster than it can be opened")
 
+    @contextmanager
+    def snapshot(self) -> Iterator[Callable[[Path], None]]:
+        """What the environment holds now, until the with block ends, however much is written.
+
+        Gives a function that writes it, without free pages and durably, as `data.mdb` of that
+        new folder. Raises StorageError.
+        """
+        with self._gate.shared():
+            self._check_open()
+            with _translated(), self._env.begin() as transaction:
+
+                def copy(folder: Path) -> None:
+                    folder.mkdir(mode=0o700, parents=True)
+                    with _translated():
+                        self._env.copy(str(folder), compact=True, txn=transaction)
+                    _sync_file(folder / DATA_FILE)
+                    _sync_folder(folder)
+
+                yield copy
+
     def write(
         self,
         work: Callable[[lmdb.Transaction], _T],
@@ -306,6 +326,11 @@ def _sync_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _storage_error(error: OSError | lmdb.Error) -> StorageError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
@@ -247,6 +248,10 @@ class LmdbReader:
         """See TenantStore."""
         span = kind_range(memory, Kind.ENCODING)
         return [EncodingId(key[17:33]) for key in self._keys_of(span)]
+
+    def snapshot(self) -> AbstractContextManager[Callable[[Path], None]]:
+        """See Environment.snapshot."""
+        return self._environment.snapshot()
 
     def close(self) -> None:
         """See BlockReader."""

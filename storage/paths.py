@@ -47,6 +47,11 @@ class DataFolder:
         """Root key that wraps every tenant's key; mode 0600. Better kept elsewhere."""
         return self.root / "root.key"
 
+    @property
+    def operator_key(self) -> Path:
+        """The operator's API key, for commands on this machine; mode 0600."""
+        return self.root / "operator.key"
+
     def keys(self, tenant: str) -> Path:
         """Key file of one tenant; lasts as long as its environment."""
         return self.root / "keys" / f"{tenant}.keys"

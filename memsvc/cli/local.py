@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from memsvc.auth import ServerKeyError
+from memsvc.backup import BackupError
 from memsvc.check import Severity, check_data
 from memsvc.cli.exits import ExitCode
 from memsvc.cli.output import Output
@@ -46,7 +47,7 @@ def local_failures() -> Iterator[None]:
         yield
     except (DataFolderError, RootKeyError, ServerKeyError, ServerStartError) as error:
         raise ConfigurationError(str(error)) from error
-    except (CatalogError, StorageError, OSError) as error:
+    except (BackupError, CatalogError, StorageError, OSError) as error:
         raise LocalFailedError(str(error)) from error
 
 

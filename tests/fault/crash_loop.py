@@ -129,17 +129,18 @@ class CrashLoop:
             Writer(ledger, self._fork(), self.figures, self._acked, pause_s)
             for ledger in self._ledgers
         ]
+        spoiled = self._options.target == "points"
         mover = Mover(
             self._fork(),
             self.figures,
-            spoiled=self._options.target == "points",
+            spoiled=spoiled,
             first=self.figures.kills * 1000,
         )
         others: list[Writer | Deleter | Asker | Mover] = [mover]
         for memory in sorted({ledger.memory for ledger in self._ledgers}):
             own = [ledger for ledger in self._ledgers if ledger.memory == memory]
             others.append(Deleter(own, self._fork(), self.figures))
-            others.append(Asker(own, self._fork(), self.figures))
+            others.append(Asker(own, self._fork(), self.figures, spoiled=spoiled))
         return [*writers, *others]
 
     def _fork(self) -> random.Random:

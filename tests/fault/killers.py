@@ -27,6 +27,8 @@ _ARMED_S = 8.0
 #: Points of single steps, come by once in a while; the others are come by all the time.
 _FREQUENT = ("store", "catalog", "append", "encode")
 _MIGRATIONS = (Failpoint.MIGRATE_UNCOMMITTED, Failpoint.MIGRATE_COMMITTED)
+#: Not the server's: a backup that dies leaves nothing that a server looks at.
+_BACKUPS = tuple(point for point in Failpoint if point.startswith(("backup", "restore")))
 
 
 #: Lets the clients work for a random while.
@@ -126,7 +128,8 @@ class PointKiller(Killer):
 
     def _shuffled(self) -> Iterator[Failpoint]:
         while True:
-            yield from self._rng.sample(list(Failpoint), len(Failpoint))
+            points = [point for point in Failpoint if point not in _BACKUPS]
+            yield from self._rng.sample(points, len(points))
 
     async def kill(self) -> None:
         """See Killer. The server that runs is killed where it was told, or in the end anyway."""

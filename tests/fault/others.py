@@ -63,10 +63,16 @@ class Deleter:
 
 
 class Asker:
-    """Asks one memory; an answer must see what was acknowledged and nothing that was deleted."""
+    """Asks one memory; an answer must see what was acknowledged and nothing that was deleted.
 
-    def __init__(self, ledgers: Sequence[Ledger], rng: random.Random, figures: Figures) -> None:
+    spoiled: blocks are being damaged.
+    """
+
+    def __init__(
+        self, ledgers: Sequence[Ledger], rng: random.Random, figures: Figures, *, spoiled: bool
+    ) -> None:
         self._ledgers = ledgers
+        self._spoiled = spoiled
         self._rng = rng
         self._figures = figures
 
@@ -94,6 +100,11 @@ class Asker:
                 f"What does {writer} remember?", at_least_revision=revision, timeout_s=_CALL_S
             )
         except (ResourceExhaustedError, FailedPreconditionError):
+            return None
+        except DataLossError:
+            # More blocks were spoiled on purpose than one question mends.
+            if not self._spoiled:
+                raise
             return None
         except MemsvcError as error:
             self._figures.excuse(error)
@@ -127,6 +138,11 @@ class Mover:
         await self._do(lambda: memory.append(turns, request_id=f"{name}-a", timeout_s=_CALL_S))
         try:
             await memory.ask("Is it encoded, so that blocks move along?", timeout_s=_CALL_S)
+        except (ResourceExhaustedError, FailedPreconditionError):
+            pass
+        except DataLossError:
+            if not self._spoiled:
+                raise
         except MemsvcError as error:
             self._figures.excuse(error)
 

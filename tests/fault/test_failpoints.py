@@ -7,10 +7,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from memsvc.backup import back_up, restore
 from memsvc.config import ConfigError, load_config
 from memsvc.reconcile import reconcile
 from memsvc.v1 import memory_service_pb2 as pb
@@ -74,6 +76,11 @@ async def test_every_point_is_come_by(tmp_path: Path, monkeypatch: pytest.Monkey
     async with asking(folder, tmp_path / "data") as served:
         with armed(seen.add):
             await one_of_everything(served)
+        config = served.app.config
+    with armed(seen.add):
+        await asyncio.to_thread(back_up, config, tmp_path / "backup")
+        new = replace(config, data=tmp_path / "new", root_key_file=str(config.root_key_path))
+        await asyncio.to_thread(restore, new, tmp_path / "backup")
     assert set(Failpoint) - seen == set()
 
 
