@@ -60,9 +60,11 @@ SCOPES: Mapping[str, Scope] = {
     _A + "ListApiKeys": Scope.ADMIN,
     _A + "RevokeApiKey": Scope.ADMIN,
     _A + "RotateApiKey": Scope.ADMIN,
+    _A + "ListWorkers": Scope.ADMIN,
     _A + "GetUsage": Scope.ADMIN,
     _A + "GetTenantQuotas": Scope.ADMIN,
     _A + "UpdateTenantQuotas": Scope.ADMIN,
+    "/model_adapter.v1.WorkerRegistryService/Register": Scope.ADMIN,
 }
 
 #: Calls about the tenant as a whole: not for a key of some memories only.

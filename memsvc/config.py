@@ -75,8 +75,8 @@ class Config:
     worker_address: str = _setting(
         "",
         "Addresses of workers that run apart, separated by commas; the first one's model is the "
-        "default, and workers of one model share its memories. Empty: the server starts and "
-        "supervises one.",
+        "default, and workers of one model share its memories. none: workers register themselves. "
+        "Empty: the server starts and supervises one.",
     )
     worker_model: str = _setting(
         "default", "Model of the supervised worker: default, fake or a path."

@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
-from memsvc.api.service import AdminService, MemoryService
+from memsvc.api.service import AdminService, MemoryService, RegistryService
 from memsvc.application import Application
 from memsvc.auth import Authenticator, load_server_key
 from memsvc.config import Config
@@ -40,6 +40,7 @@ from memsvc.v1 import admin_service_pb2_grpc as admin_grpc
 from memsvc.v1 import memory_service_pb2_grpc as memory_grpc
 from memsvc.workers import Workers
 from memsvc.writes import Writes
+from model_adapter.v1 import registry_pb2, registry_pb2_grpc
 from storage.catalog import Catalog, CatalogError, MemoryRow, MemoryState
 from storage.store import StorageError
 
@@ -49,7 +50,7 @@ log = logging.getLogger(__name__)
 
 SERVICES = tuple(
     service.full_name
-    for module in (memory_service_pb2, admin_service_pb2)
+    for module in (memory_service_pb2, admin_service_pb2, registry_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
 )
 
@@ -202,6 +203,9 @@ def _make_server(application: Application) -> Server:
     )
     memory_grpc.add_MemoryServiceServicer_to_server(MemoryService(application), server)
     admin_grpc.add_AdminServiceServicer_to_server(AdminService(application), server)
+    registry_pb2_grpc.add_WorkerRegistryServiceServicer_to_server(
+        RegistryService(application), server
+    )
     if config.reflection:
         names = (*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)

@@ -19,10 +19,12 @@ from memsvc import errors
 from memsvc.errors import ApiError
 from memsvc.v1 import admin_service_pb2, memory_service_pb2
 from memsvc.validation import MAX_REQUEST_BYTES
+from model_adapter.v1 import registry_pb2
 
 _SERVICES = (
     memory_service_pb2.DESCRIPTOR.services_by_name["MemoryService"],
     admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"],
+    registry_pb2.DESCRIPTOR.services_by_name["WorkerRegistryService"],
 )
 
 #: Every call of the public API by its path, e.g. "/memsvc.v1.MemoryService/GetMemory".

@@ -13,6 +13,8 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,6 +24,7 @@ from model_adapter.allocator import keep_freed_memory
 from model_adapter.engine import Engine
 from model_adapter.engines import UnusableModelError, choose_device, load_engine
 from model_adapter.pager import Budgets
+from model_adapter.registration import Registration, registered
 from model_adapter.worker import ListenError, WorkerConfig, serving
 from storage.paths import DataFolder
 
@@ -65,7 +68,22 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--exit-with-parent", action="store_true", help="drain when standard input ends"
     )
+    made.add_argument("--register", default="", metavar="ADDRESS", help="of a memsvc to work for")
+    made.add_argument("--register-key", type=Path, help="file with the operator's API key")
+    made.add_argument("--register-roots", type=Path, help="PEM roots of memsvc's TLS; else none")
+    made.add_argument("--advertise", default="", help="where memsvc finds this worker")
     return made
+
+
+def _registration(options: argparse.Namespace) -> Registration | None:
+    """Where to register, but for the worker's own address. Raises OSError, ValueError."""
+    if not options.register:
+        return None
+    if options.register_key is None:
+        raise ValueError("--register needs --register-key")
+    roots = options.register_roots.read_bytes() if options.register_roots else None
+    key = options.register_key.read_text().strip()
+    return Registration(options.register, options.advertise, key, roots)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,9 +100,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         drain_grace_s=options.drain_grace,
     )
     try:
+        registration = _registration(options)
+    except (OSError, ValueError) as error:
+        log.error("the worker can't register: %s", error)
+        return EXIT_UNUSABLE
+    try:
         device = choose_device(options.device)
         engine = _load_apart(options.model, config.data, device, options.dtype, options.adapter)
-        sound = asyncio.run(_serve(engine, device, config, options.exit_with_parent))
+        sound = asyncio.run(_serve(engine, device, config, options.exit_with_parent, registration))
     except (UnusableModelError, ListenError) as error:
         log.error("the worker can't start: %s", error)
         return EXIT_UNUSABLE
@@ -103,7 +126,11 @@ def _load_apart(
 
 
 async def _serve(
-    engine: Engine, device: torch.device, config: WorkerConfig, exit_with_parent: bool
+    engine: Engine,
+    device: torch.device,
+    config: WorkerConfig,
+    exit_with_parent: bool,
+    registration: Registration | None,
 ) -> bool:
     """Until asked to end (True), or until the worker can't go on (False)."""
     loop, over, faults = asyncio.get_running_loop(), asyncio.Event(), list[str]()
@@ -124,10 +151,18 @@ async def _serve(
         log.info("serving %s on %s", engine.description.model_id, address)
         sys.stdout.write(json.dumps({"ready": True, "address": address}) + "\n")
         sys.stdout.flush()
-        await over.wait()
+        async with _known(registration, address):
+            await over.wait()
         log.info("draining")
     log.info("drained")
     return not faults
+
+
+def _known(registration: Registration | None, address: str) -> AbstractAsyncContextManager[None]:
+    """Registered with memsvc inside, where that is asked for."""
+    if registration is None:
+        return nullcontext()
+    return registered(replace(registration, address=registration.address or address))
 
 
 def _watch_stdin(end: Callable[[], None]) -> None:

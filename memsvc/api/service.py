@@ -17,12 +17,14 @@ from memsvc.api.models import ModelsHandler
 from memsvc.api.put import PutHandler
 from memsvc.api.query import QueryHandler
 from memsvc.api.quotas import QuotasHandler
+from memsvc.api.registry import RegistryHandler
 from memsvc.api.watch import WatchHandler
 from memsvc.application import Application
 from memsvc.v1 import admin_service_pb2 as admin
 from memsvc.v1 import admin_service_pb2_grpc, memory_service_pb2_grpc
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2 as resources
+from model_adapter.v1 import registry_pb2, registry_pb2_grpc
 
 # Generic for the type checker alone.
 Context: TypeAlias = "aio.ServicerContext[Any, Any]"
@@ -144,11 +146,25 @@ class MemoryService(memory_service_pb2_grpc.MemoryServiceServicer):
         return await self._models.list_models(request)
 
 
+class RegistryService(registry_pb2_grpc.WorkerRegistryServiceServicer):
+    """model_adapter.v1.WorkerRegistryService."""
+
+    def __init__(self, application: Application) -> None:
+        self._registry = RegistryHandler(application)
+
+    async def Register(
+        self, request: registry_pb2.RegisterRequest, context: Context
+    ) -> registry_pb2.RegisterResponse:
+        """A worker is there."""
+        return await self._registry.register(request)
+
+
 class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
     """memsvc.v1.AdminService."""
 
     def __init__(self, application: Application) -> None:
         self._admin = AdminHandler(application)
+        self._registry = RegistryHandler(application)
         self._keys = KeysHandler(application)
         self._quotas = QuotasHandler(application)
 
@@ -204,6 +220,12 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
     ) -> admin.RotateApiKeyResponse:
         """A new key in the place of an old one."""
         return await self._keys.rotate_api_key(request)
+
+    async def ListWorkers(
+        self, request: admin.ListWorkersRequest, context: Context
+    ) -> admin.ListWorkersResponse:
+        """All workers."""
+        return await self._registry.list_workers(request)
 
     async def GetUsage(self, request: admin.GetUsageRequest, context: Context) -> admin.TenantUsage:
         """What a tenant holds and has used."""

@@ -73,6 +73,31 @@ def delete_tenant(session: Session, tenant: TenantArgument) -> None:
     session.output.result({"deleted": tenant}, f"Deleted {tenant}.")
 
 
+@command(admin_group, "workers")
+def list_workers(session: Session) -> None:
+    """Lists the workers that the server knows; operator's key only."""
+    with session.client() as client:
+        workers = client.admin.list_workers()
+    session.output.rows(
+        workers,
+        ("Worker", "State", "Model", "Device", "Resident", "Running", "Waiting", "Identity"),
+        (
+            (
+                worker.address,
+                str(worker.state),
+                worker.model.removeprefix("models/"),
+                f"{worker.device} {worker.compute_dtype}".strip(),
+                str(worker.resident_memories),
+                str(worker.running_queries),
+                str(worker.waiting_queries),
+                worker.identity[:16],
+            )
+            for worker in workers
+        ),
+        empty="No worker is known.",
+    )
+
+
 @command(key_group, "create")
 def create_key(
     session: Session,

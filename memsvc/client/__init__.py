@@ -34,6 +34,7 @@ from memsvc.client.errors import (
 )
 from memsvc.client.handle import AsyncMemoryHandle
 from memsvc.client.retry import NO_RETRIES, RetryPolicy
+from memsvc.client.serving import KVLayout, Model, ModelState, Worker, WorkerState
 from memsvc.client.sync import Client, MemoryHandle
 from memsvc.client.types import (
     Answer,
@@ -49,12 +50,9 @@ from memsvc.client.types import (
     EncodingState,
     Generation,
     Imported,
-    KVLayout,
     LayerScore,
     Memory,
     MemoryState,
-    Model,
-    ModelState,
     Packing,
     PackingMode,
     Page,
@@ -139,5 +137,7 @@ __all__ = [
     "UnauthenticatedError",
     "UnavailableError",
     "Usage",
+    "Worker",
+    "WorkerState",
     "Written",
 ]

@@ -11,6 +11,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from memsvc.client import convert
 from memsvc.client.names import memory_name, model_name, tenant_name
 from memsvc.client.quotas import Quotas, quotas_from_wire, quotas_name, quotas_to_wire
+from memsvc.client.serving import Worker, worker
 from memsvc.client.timeouts import CALL_S
 from memsvc.client.transport import Transport
 from memsvc.client.types import (
@@ -81,6 +82,13 @@ class AsyncAdmin:
         call = self._stub.UpdateTenant
         reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
         return convert.tenant(reply)
+
+    async def list_workers(self, *, timeout_s: float | None = CALL_S) -> tuple[Worker, ...]:
+        """The workers that the server knows. Operator only."""
+        call = self._stub.ListWorkers
+        request = service.ListWorkersRequest()
+        reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
+        return tuple(worker(message) for message in reply.workers)
 
     async def list_tenants(
         self, *, page_size: int = 0, page_token: str = "", timeout_s: float | None = CALL_S

@@ -247,33 +247,6 @@ def query_event(message: service.QueryResponse) -> types.QueryEvent | None:
     return None
 
 
-def model(message: wire.Model) -> types.Model:
-    """A model some worker serves."""
-    states = {
-        wire.Model.SERVING: types.ModelState.SERVING,
-        wire.Model.UNAVAILABLE: types.ModelState.UNAVAILABLE,
-    }
-    layout = message.layout
-    return types.Model(
-        name=message.name,
-        display_name=message.display_name,
-        state=states.get(message.state, types.ModelState.UNKNOWN),
-        identity=message.identity,
-        layout=types.KVLayout(
-            routed_layers=tuple(layout.routed_layers),
-            kv_heads=layout.kv_heads,
-            head_dim=layout.head_dim,
-            pool_tokens=layout.pool_tokens,
-            dtype=layout.dtype,
-            separate_routing_keys=layout.separate_routing_keys,
-        ),
-        max_document_tokens=message.limits.max_document_tokens,
-        max_question_tokens=message.limits.max_question_tokens,
-        max_answer_tokens=message.limits.max_answer_tokens,
-        default_model=message.default_model,
-    )
-
-
 def tenant(message: admin.Tenant) -> types.Tenant:
     """A tenant resource."""
     return types.Tenant(

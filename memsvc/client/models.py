@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
-from memsvc.client import convert
+from memsvc.client import convert, serving
 from memsvc.client.names import memory_name, model_name
+from memsvc.client.serving import Model
 from memsvc.client.timeouts import CALL_S
 from memsvc.client.transport import Transport
-from memsvc.client.types import Memory, Model, Page
+from memsvc.client.types import Memory, Page
 from memsvc.v1 import memory_service_pb2 as service
 from memsvc.v1.memory_service_pb2_grpc import MemoryServiceStub
 
@@ -31,7 +32,7 @@ class AsyncModels:
         request = service.ListModelsRequest(page_size=page_size, page_token=page_token)
         call = self._stub.ListModels
         reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
-        return Page(tuple(convert.model(m) for m in reply.models), reply.next_page_token)
+        return Page(tuple(serving.model(m) for m in reply.models), reply.next_page_token)
 
     async def attach(
         self,

@@ -9,8 +9,9 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from types import ModuleType
 
-from memsvc.client import types
+from memsvc.client import serving, types
 from memsvc.client.admin import AsyncAdmin
 from memsvc.client.aio import AsyncClient
 from memsvc.client.documents import AsyncDocuments
@@ -38,6 +39,9 @@ from typing import Self
 from memsvc.client.connection import TLS
 from memsvc.client.quotas import Quotas
 from memsvc.client.retry import RetryPolicy
+from memsvc.client.serving import (
+{serving}
+)
 from memsvc.client.types import (
 {names}
 )
@@ -100,15 +104,23 @@ def render() -> str:
         + (_EXIT if core is AsyncClient else "")
         for core in _CORES
     )
-    used = [
+    own = _used(types, body) + (["QueryEvent"] if "QueryEvent" in body else [])
+    return _HEAD.format(names=_listed(own), serving=_listed(_used(serving, body))) + body
+
+
+def _used(module: ModuleType, body: str) -> list[str]:
+    """Classes of a module that the stub names."""
+    return [
         name
-        for name in sorted(vars(types))
-        if re.search(rf"\b{name}\b", body)
-        and isinstance(getattr(types, name), type)
-        and getattr(types, name).__module__ == types.__name__
+        for name, member in vars(module).items()
+        if isinstance(member, type)
+        and member.__module__ == module.__name__
+        and re.search(rf"\b{name}\b", body)
     ]
-    used += ["QueryEvent"] if "QueryEvent" in body else []
-    return _HEAD.format(names="\n".join(f"    {name}," for name in sorted(used))) + body
+
+
+def _listed(names: list[str]) -> str:
+    return "\n".join(f"    {name}," for name in sorted(names))
 
 
 if __name__ == "__main__":

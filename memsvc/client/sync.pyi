@@ -9,6 +9,10 @@ from typing import Self
 from memsvc.client.connection import TLS
 from memsvc.client.quotas import Quotas
 from memsvc.client.retry import RetryPolicy
+from memsvc.client.serving import (
+    Model,
+    Worker,
+)
 from memsvc.client.types import (
     Answer,
     ApiKey,
@@ -18,7 +22,6 @@ from memsvc.client.types import (
     Generation,
     Imported,
     Memory,
-    Model,
     Packing,
     Page,
     Progress,
@@ -172,6 +175,7 @@ class Admin:
         default_model: str | None = ...,
         timeout_s: float | None = ...,
     ) -> Tenant: ...
+    def list_workers(self, *, timeout_s: float | None = ...) -> tuple[Worker, ...]: ...
     def list_tenants(
         self, *, page_size: int = ..., page_token: str = ..., timeout_s: float | None = ...
     ) -> Page[Tenant]: ...

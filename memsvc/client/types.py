@@ -51,14 +51,6 @@ class PackingMode(StrEnum):
     SESSION = "session"
 
 
-class ModelState(StrEnum):
-    """Whether a worker serves the model now."""
-
-    UNKNOWN = "unknown"
-    SERVING = "serving"
-    UNAVAILABLE = "unavailable"
-
-
 class Scope(StrEnum):
     """What an API key may do; each includes those before it."""
 
@@ -319,33 +311,6 @@ class Imported:
     memory: Memory
     reused_blocks: int
     documents_to_encode: int
-
-
-@dataclass(frozen=True)
-class KVLayout:
-    """Shape of the stored KV of one model."""
-
-    routed_layers: tuple[int, ...]
-    kv_heads: int
-    head_dim: int
-    pool_tokens: int
-    dtype: str
-    separate_routing_keys: bool
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model some worker serves; limits in tokens."""
-
-    name: str
-    display_name: str
-    state: ModelState
-    identity: str
-    layout: KVLayout
-    max_document_tokens: int
-    max_question_tokens: int
-    max_answer_tokens: int
-    default_model: bool
 
 
 @dataclass(frozen=True)

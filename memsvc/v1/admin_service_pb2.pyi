@@ -497,6 +497,122 @@ class RotateApiKeyResponse(_message.Message):
 Global___RotateApiKeyResponse: _TypeAlias = RotateApiKeyResponse  # noqa: Y015
 
 @_typing.final
+class ListWorkersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListWorkersRequest: _TypeAlias = ListWorkersRequest  # noqa: Y015
+
+@_typing.final
+class ListWorkersResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Worker]:
+        """At most a thousand can register."""
+
+    def __init__(
+        self,
+        *,
+        workers: _abc.Iterable[Global___Worker] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListWorkersResponse: _TypeAlias = ListWorkersResponse  # noqa: Y015
+
+@_typing.final
+class Worker(_message.Message):
+    """A process that holds a model, as it answered last."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Worker._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: Worker._State.ValueType  # 0
+        """Never sent."""
+        SERVING: Worker._State.ValueType  # 1
+        """It gets work."""
+        LEAVING: Worker._State.ValueType  # 2
+        """It finishes what it has."""
+        UNREACHABLE: Worker._State.ValueType  # 3
+        """It does not answer; its memories are with others."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper): ...
+    STATE_UNSPECIFIED: Worker.State.ValueType  # 0
+    """Never sent."""
+    SERVING: Worker.State.ValueType  # 1
+    """It gets work."""
+    LEAVING: Worker.State.ValueType  # 2
+    """It finishes what it has."""
+    UNREACHABLE: Worker.State.ValueType  # 3
+    """It does not answer; its memories are with others."""
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    COMPUTE_DTYPE_FIELD_NUMBER: _builtins.int
+    RESIDENT_MEMORIES_FIELD_NUMBER: _builtins.int
+    RUNNING_QUERIES_FIELD_NUMBER: _builtins.int
+    WAITING_QUERIES_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """Where memsvc reaches it."""
+    state: Global___Worker.State.ValueType
+    """Whether it gets work."""
+    model: _builtins.str
+    """"models/{model}". Empty: it has not answered yet, here and below."""
+    identity: _builtins.str
+    """As Model.identity."""
+    device: _builtins.str
+    """Where it computes, e.g. "cpu"."""
+    compute_dtype: _builtins.str
+    """Precision of the arithmetic."""
+    resident_memories: _builtins.int
+    """Memories with routing keys on its device."""
+    running_queries: _builtins.int
+    """Queries in its running batch."""
+    waiting_queries: _builtins.int
+    """Queries admitted and not yet running."""
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        state: Global___Worker.State.ValueType = ...,
+        model: _builtins.str = ...,
+        identity: _builtins.str = ...,
+        device: _builtins.str = ...,
+        compute_dtype: _builtins.str = ...,
+        resident_memories: _builtins.int = ...,
+        running_queries: _builtins.int = ...,
+        waiting_queries: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "compute_dtype", b"compute_dtype", "device", b"device", "identity", b"identity", "model", b"model", "resident_memories", b"resident_memories", "running_queries", b"running_queries", "state", b"state", "waiting_queries", b"waiting_queries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Worker: _TypeAlias = Worker  # noqa: Y015
+
+@_typing.final
 class GetUsageRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -80,6 +80,11 @@ class AdminServiceStub:
                 request_serializer=memsvc_dot_v1_dot_admin__service__pb2.RotateApiKeyRequest.SerializeToString,
                 response_deserializer=memsvc_dot_v1_dot_admin__service__pb2.RotateApiKeyResponse.FromString,
                 _registered_method=True)
+        self.ListWorkers = channel.unary_unary(
+                '/memsvc.v1.AdminService/ListWorkers',
+                request_serializer=memsvc_dot_v1_dot_admin__service__pb2.ListWorkersRequest.SerializeToString,
+                response_deserializer=memsvc_dot_v1_dot_admin__service__pb2.ListWorkersResponse.FromString,
+                _registered_method=True)
         self.GetUsage = channel.unary_unary(
                 '/memsvc.v1.AdminService/GetUsage',
                 request_serializer=memsvc_dot_v1_dot_admin__service__pb2.GetUsageRequest.SerializeToString,
@@ -166,6 +171,13 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListWorkers(self, request, context):
+        """Lists the workers that memsvc knows, all of them; operator only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetUsage(self, request, context):
         """What a tenant holds and has used.
         """
@@ -234,6 +246,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.RotateApiKey,
                     request_deserializer=memsvc_dot_v1_dot_admin__service__pb2.RotateApiKeyRequest.FromString,
                     response_serializer=memsvc_dot_v1_dot_admin__service__pb2.RotateApiKeyResponse.SerializeToString,
+            ),
+            'ListWorkers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWorkers,
+                    request_deserializer=memsvc_dot_v1_dot_admin__service__pb2.ListWorkersRequest.FromString,
+                    response_serializer=memsvc_dot_v1_dot_admin__service__pb2.ListWorkersResponse.SerializeToString,
             ),
             'GetUsage': grpc.unary_unary_rpc_method_handler(
                     servicer.GetUsage,
@@ -494,6 +511,33 @@ class AdminService:
             '/memsvc.v1.AdminService/RotateApiKey',
             memsvc_dot_v1_dot_admin__service__pb2.RotateApiKeyRequest.SerializeToString,
             memsvc_dot_v1_dot_admin__service__pb2.RotateApiKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWorkers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memsvc.v1.AdminService/ListWorkers',
+            memsvc_dot_v1_dot_admin__service__pb2.ListWorkersRequest.SerializeToString,
+            memsvc_dot_v1_dot_admin__service__pb2.ListWorkersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -58,6 +58,8 @@ class AdminServiceStub:
     a grace time, so that its users can change over. Called again, it makes
     one key more.
     """
+    ListWorkers: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListWorkersRequest, _admin_service_pb2.ListWorkersResponse]
+    """Lists the workers that memsvc knows, all of them; operator only."""
     GetUsage: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetUsageRequest, _admin_service_pb2.TenantUsage]
     """What a tenant holds and has used."""
     GetTenantQuotas: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetTenantQuotasRequest, _admin_service_pb2.TenantQuotas]
@@ -91,6 +93,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     a grace time, so that its users can change over. Called again, it makes
     one key more.
     """
+    ListWorkers: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListWorkersRequest, _admin_service_pb2.ListWorkersResponse]  # type: ignore[assignment]
+    """Lists the workers that memsvc knows, all of them; operator only."""
     GetUsage: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetUsageRequest, _admin_service_pb2.TenantUsage]  # type: ignore[assignment]
     """What a tenant holds and has used."""
     GetTenantQuotas: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetTenantQuotasRequest, _admin_service_pb2.TenantQuotas]  # type: ignore[assignment]
@@ -175,6 +179,14 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         a grace time, so that its users can change over. Called again, it makes
         one key more.
         """
+
+    @_abc_1.abstractmethod
+    def ListWorkers(
+        self,
+        request: _admin_service_pb2.ListWorkersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListWorkersResponse, _abc.Awaitable[_admin_service_pb2.ListWorkersResponse]]:
+        """Lists the workers that memsvc knows, all of them; operator only."""
 
     @_abc_1.abstractmethod
     def GetUsage(

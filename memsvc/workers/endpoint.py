@@ -56,6 +56,20 @@ class Endpoint(ABC):
         self._client: WorkerClient | None = None
         self._owed: set[tuple[str, str]] = set()
         self._suspect = asyncio.Event()
+        #: What the worker said last; None until it has.
+        self.info: pb.GetInfoResponse | None = None
+        #: The worker said that it goes down.
+        self.retired = False
+
+    @property
+    @abstractmethod
+    def address(self) -> str:
+        """Where the worker is, or will be."""
+
+    @property
+    def attached(self) -> bool:
+        """Whether the worker answers now."""
+        return self._client is not None
 
     @abstractmethod
     def _connect(self) -> AbstractAsyncContextManager[WorkerClient]:
@@ -72,6 +86,11 @@ class Endpoint(ABC):
     def suspect(self) -> None:
         """A call failed as if the worker were gone or changed: look now, not at the next probe."""
         self._suspect.set()
+
+    def retire(self) -> None:
+        """The worker goes down: nothing new goes to it, what it has it may finish."""
+        self.retired = True
+        self._withdraw(self)
 
     async def evict(self, tenant: str, memory_uid: str) -> None:
         """When it returns the worker holds nothing of the memory, or can't be asked for it.
@@ -122,8 +141,8 @@ class Endpoint(ABC):
             await asyncio.gather(lost, attached, return_exceptions=True)
 
     async def _attach(self, client: WorkerClient) -> None:
-        info = await client.info(_INFO_TIMEOUT_S)
-        if info.draining:
+        info = self.info = await client.info(_INFO_TIMEOUT_S)
+        if info.draining or self.retired:
             raise WorkerFaultError(f"the worker at {client.address} is going down")
         while self._owed:
             tenant, memory_uid = next(iter(self._owed))
@@ -155,6 +174,7 @@ class Endpoint(ABC):
                 failed += 1
                 continue
             failed = 0
+            self.info = now
             if now.draining:
                 self._withdraw(self)
             if now.identity != info.identity or now.model_id != info.model_id:
@@ -175,6 +195,11 @@ class RemoteEndpoint(Endpoint):
         super().__init__(announce, withdraw)
         self._address = address
         self._detach = asyncio.Event()
+
+    @property
+    def address(self) -> str:
+        """As it was given."""
+        return self._address
 
     @asynccontextmanager
     async def _connect(self) -> AsyncIterator[WorkerClient]:
@@ -205,6 +230,11 @@ class SupervisedEndpoint(Endpoint):
         self._command = command
         self._place = place
         self._process: WorkerProcess | None = None
+
+    @property
+    def address(self) -> str:
+        """Its socket."""
+        return self._place.address
 
     @property
     def pid(self) -> int | None:

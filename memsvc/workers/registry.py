@@ -15,12 +15,16 @@ from memsvc.workers.client import WorkerClient, layout_of
 from memsvc.workers.endpoint import Endpoint, RemoteEndpoint, SupervisedEndpoint
 from memsvc.workers.failures import RETRY_AFTER_S, WorkerFaultError
 from memsvc.workers.placement import place
+from memsvc.workers.registered import Registered
 from memsvc.workers.supervisor import SocketPlace, WorkerCommand
 from model_adapter.v1 import model_adapter_pb2 as pb
 from storage.catalog import Catalog, ModelRow, NotFoundError
 from storage.layout import LayoutError
 
 log = logging.getLogger(__name__)
+
+#: worker_address of a server whose workers all register themselves.
+NO_WORKERS = "none"
 
 
 @dataclass(frozen=True)
@@ -42,14 +46,15 @@ class Workers:
     """Registry of workers. With no worker_address set it supervises one child of its own.
 
     worker_address may name several workers, separated by commas; the first one's
-    model is the default. Workers of one model share its memories among them
-    (`placement`); they must be of one identity.
+    model is the default. Others register themselves. Workers of one model share its
+    memories among them (`placement`); they must be of one identity.
     """
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         self._config = config
         self._catalog = catalog
         self._endpoints: list[Endpoint] = []
+        self._registered = Registered(self._announce, self._withdraw)
         self._tasks: list[asyncio.Task[None]] = []
         self._served: dict[Endpoint, ServedModel] = {}
         self._replaced: set[str] = set()
@@ -60,16 +65,18 @@ class Workers:
 
     async def start(self) -> None:
         """Begins to attach workers; returns at once. Serving starts when they are ready."""
-        addresses = [part.strip() for part in self._config.worker_address.split(",")]
+        named = self._config.worker_address
+        addresses = [part.strip() for part in named.split(",")] if named != NO_WORKERS else []
         for address in filter(None, addresses):
             self._endpoints.append(RemoteEndpoint(address, self._announce, self._withdraw))
-        if not self._endpoints:
+        if not self._endpoints and named != NO_WORKERS:
             self._place = SocketPlace(self._config.folder)
             command = WorkerCommand.from_config(self._config)
             self._endpoints.append(
                 SupervisedEndpoint(command, self._place, self._announce, self._withdraw)
             )
         self._tasks = [asyncio.create_task(endpoint.run()) for endpoint in self._endpoints]
+        self._tasks.append(asyncio.create_task(self._registered.watch()))
 
     async def close(self) -> None:
         """Stops supervised workers (SIGTERM, then SIGKILL) and leaves the others."""
@@ -79,8 +86,27 @@ class Workers:
             with suppress(asyncio.CancelledError):
                 await task
         self._tasks.clear()
+        await self._registered.close()
         if self._place is not None:
             self._place.clear()
+
+    @property
+    def endpoints(self) -> list[Endpoint]:
+        """Of every worker that is there or should be."""
+        return [*self._endpoints, *self._registered.endpoints]
+
+    async def register(self, address: str) -> None:
+        """A worker says that it is there, or still is. Raises TOO_MANY_ITEMS."""
+        if all(endpoint.address != address for endpoint in self._endpoints):
+            await self._registered.renew(address)
+
+    def leave(self, address: str) -> None:
+        """A worker says that it goes down."""
+        self._registered.leave(address)
+        for endpoint in self._endpoints:
+            if endpoint.address == address:
+                # It is awaited again: its address was configured.
+                endpoint.suspect()
 
     @property
     def supervised_pid(self) -> int | None:
@@ -169,7 +195,7 @@ class Workers:
 
     async def evict(self, tenant_uid: str, memory_uid: str) -> None:
         """Drops a memory (with an empty uid: a tenant) from every worker, gone ones included."""
-        await asyncio.gather(*(e.evict(tenant_uid, memory_uid) for e in self._endpoints))
+        await asyncio.gather(*(e.evict(tenant_uid, memory_uid) for e in self.endpoints))
 
     async def _announce(
         self, endpoint: Endpoint, client: WorkerClient, info: pb.GetInfoResponse
@@ -212,11 +238,14 @@ class Workers:
             self._notify()
 
     async def _is_default(self, endpoint: Endpoint, model_id: str) -> bool:
-        """The first worker's model is; further workers of it leave it so."""
-        if endpoint is self._endpoints[0]:
+        """The first configured worker's model is, or without one the first that registers."""
+        first = self._endpoints[0] if self._endpoints else None
+        if endpoint is first:
             return True
         default = await self._catalog.default_model()
-        return default is not None and default.model_id == model_id
+        if default is None:
+            return first is None
+        return default.model_id == model_id
 
     def _row(self, info: pb.GetInfoResponse, *, default: bool) -> ModelRow:
         try:

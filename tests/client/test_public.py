@@ -72,6 +72,8 @@ EXPORTED = {
     "UnauthenticatedError",
     "UnavailableError",
     "Usage",
+    "Worker",
+    "WorkerState",
     "Written",
 }
 

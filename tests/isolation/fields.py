@@ -56,6 +56,7 @@ _BY_NAME = {
     "speaker": Kind.PLAIN,
     "session": Kind.PLAIN,
     "failure": Kind.PLAIN,
+    "address": Kind.PLAIN,
 }
 
 #: By message and field.

@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from memsvc.v1 import admin_service_pb2 as admin
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2 as resources
+from model_adapter.v1 import registry_pb2
 from tests.support.served import turns
 
 
@@ -77,6 +78,8 @@ BASES: Mapping[str, Callable[[Own], list[Message]]] = {
     "ListApiKeys": lambda own: [admin.ListApiKeysRequest(parent=own.tenant, page_size=1)],
     "RevokeApiKey": lambda own: [admin.RevokeApiKeyRequest(name=own.key)],
     "RotateApiKey": lambda own: [admin.RotateApiKeyRequest(name=own.key)],
+    "ListWorkers": lambda _: [admin.ListWorkersRequest()],
+    "Register": lambda _: [registry_pb2.RegisterRequest(address="unix:/nowhere")],
     "GetUsage": lambda own: [admin.GetUsageRequest(name=own.tenant)],
     "GetTenantQuotas": lambda own: [admin.GetTenantQuotasRequest(name=f"{own.tenant}/quotas")],
     "UpdateTenantQuotas": lambda own: [
