@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     # Each of these modules takes an Application or parts of it.
+    from memsvc.audit import AuditTrail
     from memsvc.auth import Authenticator
     from memsvc.config import Config
     from memsvc.encoding import EncodingQueue
@@ -55,6 +56,7 @@ class Application:
     workers: Workers
     limiter: Limiter
     authenticator: Authenticator
+    audit: AuditTrail
     page_tokens: PageTokens
     importing: set[str] = field(default_factory=set)
     draining: asyncio.Event = field(default_factory=asyncio.Event)

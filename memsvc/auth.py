@@ -65,6 +65,7 @@ SCOPES: Mapping[str, Scope] = {
     _A + "GetTenantQuotas": Scope.ADMIN,
     _A + "UpdateTenantQuotas": Scope.ADMIN,
     "/model_adapter.v1.WorkerRegistryService/Register": Scope.ADMIN,
+    _A + "ListAuditEvents": Scope.ADMIN,
 }
 
 #: Calls about the tenant as a whole: not for a key of some memories only.

@@ -12,6 +12,9 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+from memsvc.audit import audit_key
+from memsvc.audit_check import verify_trails
+from memsvc.auth import load_server_key
 from memsvc.config import Config
 from memsvc.keys import load_root_keys
 from storage.catalog import Catalog, EncodingRow, MemoryRow, MemoryState, NotFoundError, TenantRow
@@ -52,12 +55,18 @@ class _Expected:
 
 
 async def check_data(config: Config) -> AsyncIterator[CheckFinding]:
-    """Everything found wrong. Raises CatalogError, RootKeyError, StorageError when it cannot
-    look.
+    """Everything found wrong. Raises CatalogError, RootKeyError, ServerKeyError, StorageError
+    when it cannot look.
     """
     root = load_root_keys(config)
+    key = audit_key(load_server_key(config.folder.server_key))
     catalog = await Catalog.open(config.catalog_url)
     try:
+        async for trail in verify_trails(catalog, key):
+            if trail.problem:
+                yield CheckFinding(
+                    Severity.DAMAGE, trail.tenant_uid, "", "audit-altered", trail.problem
+                )
         for tenant in await _tenants(catalog):
             expected = [
                 await _expected(catalog, memory) for memory in await _memories(catalog, tenant)

@@ -21,6 +21,7 @@ from grpc import aio
 from grpc_status import rpc_status
 
 from memsvc import errors
+from memsvc.audit import AUDITED, AuditTrail
 from memsvc.auth import OPEN_SERVICES, SCOPES, WHOLE_TENANT, Authenticator
 from memsvc.errors import ApiError
 from memsvc.limits import Admission, Limiter
@@ -53,12 +54,15 @@ class Gate(aio.ServerInterceptor):
     def __init__(
         self,
         authenticator: Authenticator,
+        audit: AuditTrail,
         draining: asyncio.Event,
         limiter: Limiter,
+        *,
         max_calls: int,
         idle_s: float,
     ) -> None:
         self._authenticator = authenticator
+        self._audit = audit
         self._draining = draining
         self._limiter = limiter
         self._max_calls = max_calls
@@ -97,6 +101,9 @@ class Gate(aio.ServerInterceptor):
             or handler.stream_unary
             or handler.stream_stream
         )
+        if method in AUDITED:
+            audited = self._audit.streaming if handler.response_streaming else self._audit.unary
+            run = audited(method, run)
 
         def parsed(requests: Any, admission: Admission) -> Any:
             if handler.request_streaming:

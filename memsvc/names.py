@@ -104,6 +104,25 @@ def parse_api_key(field: str, name: str) -> tuple[str, str]:
     return tenant_id, key_id
 
 
+def clean(name: str) -> str:
+    """The name if it is one of these, else nothing: for where no user text belongs."""
+    for pattern, *rules in _KNOWN:
+        given, expected = name.split("/"), pattern.split("/")
+        if len(given) == len(expected) and given[::2] == expected[::2]:
+            return name if all(map(re.Pattern.fullmatch, rules, given[1::2])) else ""
+    return ""
+
+
+_KNOWN: tuple[tuple[str, *tuple[re.Pattern[str], ...]], ...] = (
+    ("memories/{memory}", RESOURCE_ID),
+    ("memories/{memory}/documents/{number}", RESOURCE_ID, DOCUMENT_NUMBER),
+    ("models/{model}", MODEL_ID),
+    ("tenants/{tenant}", RESOURCE_ID),
+    ("tenants/{tenant}/apiKeys/{api_key}", RESOURCE_ID, KEY_ID),
+    ("tenants/{tenant}/quotas", RESOURCE_ID),
+)
+
+
 def _parts(field: str, name: str, pattern: str, *rules: re.Pattern[str]) -> tuple[str, ...]:
     if not name:
         raise errors.field_required(field)

@@ -22,6 +22,7 @@ from grpc_reflection.v1alpha import reflection
 
 from memsvc.api.service import AdminService, MemoryService, RegistryService
 from memsvc.application import Application
+from memsvc.audit import AuditTrail
 from memsvc.auth import Authenticator, load_server_key
 from memsvc.config import Config
 from memsvc.encoding import EncodingQueue
@@ -182,6 +183,7 @@ async def _build(config: Config, stack: AsyncExitStack) -> Application:
         workers=workers,
         limiter=limiter,
         authenticator=Authenticator(catalog, server_key),
+        audit=AuditTrail(catalog, server_key),
         page_tokens=PageTokens(server_key.derive("page tokens")),
     )
 
@@ -190,10 +192,11 @@ def _make_server(application: Application) -> Server:
     config = application.config
     gate = Gate(
         application.authenticator,
+        application.audit,
         application.draining,
         application.limiter,
-        config.max_concurrent_calls,
-        config.stream_idle_s,
+        max_calls=config.max_concurrent_calls,
+        idle_s=config.stream_idle_s,
     )
     server = aio.server(
         interceptors=[gate],

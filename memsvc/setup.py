@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from memsvc import names
+from memsvc.audit import OK, audit_key
 from memsvc.auth import Authenticator, ServerKey, make_server_key
 from memsvc.config import Config
 from memsvc.keys import make_root_key
@@ -65,6 +67,14 @@ async def _first_key(config: Config, server_key: ServerKey, *, lost_key: bool) -
             operator=True,
             digest=minted.digest,
             expires_us=None,
+        )
+        await catalog.add_audit(
+            audit_key(server_key),
+            tenant.uid,
+            "memsvc init",
+            "CreateApiKey",
+            resource=names.api_key_name(tenant.tenant_id, minted.key_id),
+            outcome=OK,
         )
         return Initialised(tenant.tenant_id, minted.credential)
     finally:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 
 from memsvc import errors, names, validation
-from memsvc.api.administering import audit, find_tenant, require_operator
+from memsvc.api.administering import find_tenant, require_operator
 from memsvc.api.memories import cursor
 from memsvc.application import Application
 from memsvc.convert import tenant_to_wire, usage_to_wire
@@ -47,7 +47,6 @@ class AdminHandler:
             row = await self._catalog.create_tenant(tenant_id, display_name)
         except AlreadyExistsError as error:
             raise errors.already_exists("tenant_id") from error
-        await audit(self._app, row, "CreateTenant", names.tenant_name(tenant_id))
         return tenant_to_wire(row)
 
     async def get_tenant(self, request: pb.GetTenantRequest) -> pb.Tenant:
@@ -75,7 +74,6 @@ class AdminHandler:
         except NotFoundError as error:
             raise errors.tenant_not_found("tenant.name") from error
         self._app.encoding.wake()
-        await audit(self._app, row, "UpdateTenant", names.tenant_name(row.tenant_id))
         return tenant_to_wire(row)
 
     async def list_tenants(self, request: pb.ListTenantsRequest) -> pb.ListTenantsResponse:
@@ -106,7 +104,6 @@ class AdminHandler:
         while not await self._delete_contents(tenant):
             log.info("a call in flight made a memory in a tenant being deleted")
         self._app.limiter.forget(tenant.uid)
-        await audit(self._app, tenant, "DeleteTenant", names.tenant_name(tenant.tenant_id))
 
     async def get_usage(self, request: pb.GetUsageRequest) -> pb.TenantUsage:
         """What a tenant holds and has used."""

@@ -1,4 +1,4 @@
-"""What the handlers of the admin service share: whom the caller may manage, and the trail.
+"""What the handlers of the admin service share: whom the caller may manage.
 
 A tenant's admin manages its own tenant, the operator all of them. A tenant that the
 caller may not manage answers as a missing one.
@@ -35,8 +35,3 @@ async def find_tenant(application: Application, field: str, name: str) -> Tenant
     if not caller.operator and tenant.uid != caller.tenant_uid:
         raise errors.tenant_not_found(field)
     return tenant
-
-
-async def audit(application: Application, tenant: TenantRow, action: str, resource: str) -> None:
-    """Writes down what the caller did."""
-    await application.catalog.audit(tenant.uid, current_principal().key_id, action, resource)

@@ -7,7 +7,7 @@ import time
 from google.protobuf.duration_pb2 import Duration
 
 from memsvc import errors, names, validation
-from memsvc.api.administering import audit, find_tenant
+from memsvc.api.administering import find_tenant
 from memsvc.api.memories import cursor
 from memsvc.application import Application
 from memsvc.convert import api_key_to_wire, scope_from_wire
@@ -52,7 +52,6 @@ class KeysHandler:
         except NotFoundError as error:
             raise errors.tenant_not_found("parent") from error
         wire = api_key_to_wire(row)
-        await audit(self._app, tenant, "CreateApiKey", wire.name)
         return pb.CreateApiKeyResponse(api_key=wire, secret=minted.credential)
 
     async def list_api_keys(self, request: pb.ListApiKeysRequest) -> pb.ListApiKeysResponse:
@@ -72,7 +71,6 @@ class KeysHandler:
         tenant, key = await self._find(request.name)
         row = await self._catalog.revoke_api_key(tenant.uid, key.key_id)
         self._app.authenticator.revoked(row)
-        await audit(self._app, tenant, "RevokeApiKey", request.name)
         return api_key_to_wire(row)
 
     async def rotate_api_key(self, request: pb.RotateApiKeyRequest) -> pb.RotateApiKeyResponse:
@@ -95,7 +93,6 @@ class KeysHandler:
         except NotFoundError as error:
             raise errors.api_key_not_found() from error
         self._app.authenticator.revoked(previous)
-        await audit(self._app, tenant, "RotateApiKey", request.name)
         return pb.RotateApiKeyResponse(
             api_key=api_key_to_wire(row),
             secret=minted.credential,

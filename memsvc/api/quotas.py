@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from memsvc import errors, names, validation
-from memsvc.api.administering import audit, find_tenant, require_operator
+from memsvc.api.administering import find_tenant, require_operator
 from memsvc.application import Application
 from memsvc.limits import QUOTAS
 from memsvc.v1 import admin_service_pb2 as pb
@@ -35,7 +35,6 @@ class QuotasHandler:
         except NotFoundError as error:
             raise errors.tenant_not_found("quotas.name") from error
         self._app.limiter.forget(tenant.uid)
-        await audit(self._app, tenant, "UpdateTenantQuotas", names.quotas_name(tenant.tenant_id))
         return await self._wire(tenant)
 
     async def _tenant(self, field: str, name: str) -> TenantRow:

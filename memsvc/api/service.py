@@ -10,6 +10,7 @@ from grpc import aio
 
 from memsvc.api.admin import AdminHandler
 from memsvc.api.archive import ArchiveHandler
+from memsvc.api.audit import AuditHandler
 from memsvc.api.documents import DocumentsHandler
 from memsvc.api.keys import KeysHandler
 from memsvc.api.memories import MemoriesHandler
@@ -167,6 +168,7 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
         self._registry = RegistryHandler(application)
         self._keys = KeysHandler(application)
         self._quotas = QuotasHandler(application)
+        self._audit = AuditHandler(application)
 
     async def CreateTenant(
         self, request: admin.CreateTenantRequest, context: Context
@@ -242,3 +244,9 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
     ) -> admin.TenantQuotas:
         """Changes it."""
         return await self._quotas.update(request)
+
+    async def ListAuditEvents(
+        self, request: admin.ListAuditEventsRequest, context: Context
+    ) -> admin.ListAuditEventsResponse:
+        """A page of the audit trail."""
+        return await self._audit.list_audit_events(request)

@@ -1,8 +1,9 @@
-"""`memsvc admin ...`: tenants, API keys, usage, quotas. Needs an ADMIN key."""
+"""`memsvc admin ...`: tenants, API keys, usage, quotas, audit. Needs an ADMIN key."""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Annotated
 
 import typer
@@ -12,7 +13,9 @@ from memsvc.cli.session import Session, command
 from memsvc.client import Scope
 from memsvc.client.quotas import QUOTA_NAMES
 
-admin_group = typer.Typer(help="Tenants, API keys and usage.", no_args_is_help=True)
+admin_group = typer.Typer(
+    help="Tenants, API keys, usage, quotas and the audit trail.", no_args_is_help=True
+)
 tenant_group = typer.Typer(help="Tenants.", no_args_is_help=True)
 key_group = typer.Typer(help="API keys of a tenant.", no_args_is_help=True)
 admin_group.add_typer(tenant_group, name="tenant")
@@ -228,3 +231,23 @@ def _limit(change: str) -> tuple[str, int]:
             f"name=value with one of {', '.join(QUOTA_NAMES)}", param_hint="--set"
         )
     return name, int(value)
+
+
+@command(admin_group, "audit")
+def audit(
+    session: Session,
+    tenant: TenantOption = "default",
+    limit: Annotated[int, typer.Option(min=1, help="Most entries to show.")] = 50,
+) -> None:
+    """Shows who did what, newest first: administrative and destructive acts."""
+    with session.client() as client:
+        events = list(islice(client.admin.iterate_audit_events(tenant), limit))
+    session.output.rows(
+        events,
+        ("Entry", "Time", "Who", "What", "Of", "Outcome"),
+        (
+            (str(e.sequence), moment(e.time), e.actor, e.action, e.resource, e.outcome)
+            for e in events
+        ),
+        empty="There are no entries.",
+    )

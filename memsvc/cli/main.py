@@ -6,6 +6,7 @@ import typer
 
 from memsvc.cli import content, local, upkeep
 from memsvc.cli.admin import admin_group
+from memsvc.cli.audit import audit_group
 from memsvc.cli.document import document_group
 from memsvc.cli.memory import memory_group
 from memsvc.cli.model import model_group
@@ -24,6 +25,7 @@ app.add_typer(memory_group, name="memory")
 app.add_typer(document_group, name="document")
 app.add_typer(model_group, name="model")
 app.add_typer(admin_group, name="admin")
+app.add_typer(audit_group, name="audit")
 
 #: Importing it adds its commands to memory_group.
 CONTENT = content

@@ -16,6 +16,7 @@ from memsvc.client.timeouts import CALL_S
 from memsvc.client.transport import Transport
 from memsvc.client.types import (
     ApiKey,
+    AuditEvent,
     CreatedApiKey,
     Page,
     RotatedApiKey,
@@ -222,3 +223,35 @@ class AsyncAdmin:
         call = self._stub.UpdateTenantQuotas
         reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
         return quotas_from_wire(reply)
+
+    async def list_audit_events(
+        self,
+        tenant: str,
+        *,
+        page_size: int = 0,
+        page_token: str = "",
+        timeout_s: float | None = CALL_S,
+    ) -> Page[AuditEvent]:
+        """One page of a tenant's audit trail, newest first."""
+        request = service.ListAuditEventsRequest(
+            parent=tenant_name(tenant), page_size=page_size, page_token=page_token
+        )
+        call = self._stub.ListAuditEvents
+        reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
+        return Page(
+            tuple(convert.audit_event(e) for e in reply.audit_events), reply.next_page_token
+        )
+
+    async def iterate_audit_events(
+        self, tenant: str, *, page_size: int = 0
+    ) -> AsyncGenerator[AuditEvent, None]:
+        """All of a tenant's audit trail, newest first."""
+        page = await self.list_audit_events(tenant, page_size=page_size)
+        while True:
+            for event in page.items:
+                yield event
+            if not page.next_page_token:
+                return
+            page = await self.list_audit_events(
+                tenant, page_size=page_size, page_token=page.next_page_token
+            )

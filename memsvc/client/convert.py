@@ -283,6 +283,20 @@ def api_key(message: admin.ApiKey) -> types.ApiKey:
     )
 
 
+def audit_event(message: admin.AuditEvent) -> types.AuditEvent:
+    """One entry of an audit trail."""
+    return types.AuditEvent(
+        name=message.name,
+        sequence=message.sequence,
+        time=_moment(message.time if message.HasField("time") else None),
+        actor=message.actor,
+        action=message.action,
+        resource=message.resource,
+        outcome=message.outcome,
+        digest=message.digest,
+    )
+
+
 def usage(message: admin.TenantUsage) -> types.TenantUsage:
     """What a tenant holds and has used."""
     return types.TenantUsage(

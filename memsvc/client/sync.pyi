@@ -17,6 +17,7 @@ from memsvc.client.types import (
     Answer,
     ApiKey,
     ArchivePart,
+    AuditEvent,
     CreatedApiKey,
     Document,
     Generation,
@@ -214,6 +215,17 @@ class Admin:
     def set_quotas(
         self, tenant: str, limits: Mapping[str, int], *, timeout_s: float | None = ...
     ) -> Quotas: ...
+    def list_audit_events(
+        self,
+        tenant: str,
+        *,
+        page_size: int = ...,
+        page_token: str = ...,
+        timeout_s: float | None = ...,
+    ) -> Page[AuditEvent]: ...
+    def iterate_audit_events(
+        self, tenant: str, *, page_size: int = ...
+    ) -> Generator[AuditEvent]: ...
 
 class Client:
     def __init__(

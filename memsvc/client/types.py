@@ -359,6 +359,20 @@ class RotatedApiKey:
 
 
 @dataclass(frozen=True)
+class AuditEvent:
+    """One entry of an audit trail. outcome: "STARTED", then "OK" or why it failed."""
+
+    name: str
+    sequence: int
+    time: datetime | None
+    actor: str
+    action: str
+    resource: str
+    outcome: str
+    digest: str
+
+
+@dataclass(frozen=True)
 class TenantUsage:
     """What a tenant holds and has used."""
 

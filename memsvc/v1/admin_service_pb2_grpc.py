@@ -100,6 +100,11 @@ class AdminServiceStub:
                 request_serializer=memsvc_dot_v1_dot_admin__service__pb2.UpdateTenantQuotasRequest.SerializeToString,
                 response_deserializer=memsvc_dot_v1_dot_admin__service__pb2.TenantQuotas.FromString,
                 _registered_method=True)
+        self.ListAuditEvents = channel.unary_unary(
+                '/memsvc.v1.AdminService/ListAuditEvents',
+                request_serializer=memsvc_dot_v1_dot_admin__service__pb2.ListAuditEventsRequest.SerializeToString,
+                response_deserializer=memsvc_dot_v1_dot_admin__service__pb2.ListAuditEventsResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -199,6 +204,15 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAuditEvents(self, request, context):
+        """Lists a tenant's audit trail, newest first: administrative and destructive
+        acts, each with an entry before it and one after it. Nothing changes or
+        deletes an entry. Making and deleting tenants is in the operator's trail.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -266,6 +280,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.UpdateTenantQuotas,
                     request_deserializer=memsvc_dot_v1_dot_admin__service__pb2.UpdateTenantQuotasRequest.FromString,
                     response_serializer=memsvc_dot_v1_dot_admin__service__pb2.TenantQuotas.SerializeToString,
+            ),
+            'ListAuditEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAuditEvents,
+                    request_deserializer=memsvc_dot_v1_dot_admin__service__pb2.ListAuditEventsRequest.FromString,
+                    response_serializer=memsvc_dot_v1_dot_admin__service__pb2.ListAuditEventsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -619,6 +638,33 @@ class AdminService:
             '/memsvc.v1.AdminService/UpdateTenantQuotas',
             memsvc_dot_v1_dot_admin__service__pb2.UpdateTenantQuotasRequest.SerializeToString,
             memsvc_dot_v1_dot_admin__service__pb2.TenantQuotas.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAuditEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memsvc.v1.AdminService/ListAuditEvents',
+            memsvc_dot_v1_dot_admin__service__pb2.ListAuditEventsRequest.SerializeToString,
+            memsvc_dot_v1_dot_admin__service__pb2.ListAuditEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -66,6 +66,11 @@ class AdminServiceStub:
     """What a tenant may use."""
     UpdateTenantQuotas: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.UpdateTenantQuotasRequest, _admin_service_pb2.TenantQuotas]
     """Changes what a tenant may use, from the next call on. Operator only."""
+    ListAuditEvents: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListAuditEventsRequest, _admin_service_pb2.ListAuditEventsResponse]
+    """Lists a tenant's audit trail, newest first: administrative and destructive
+    acts, each with an entry before it and one after it. Nothing changes or
+    deletes an entry. Making and deleting tenants is in the operator's trail.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -101,6 +106,11 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """What a tenant may use."""
     UpdateTenantQuotas: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.UpdateTenantQuotasRequest, _admin_service_pb2.TenantQuotas]  # type: ignore[assignment]
     """Changes what a tenant may use, from the next call on. Operator only."""
+    ListAuditEvents: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListAuditEventsRequest, _admin_service_pb2.ListAuditEventsResponse]  # type: ignore[assignment]
+    """Lists a tenant's audit trail, newest first: administrative and destructive
+    acts, each with an entry before it and one after it. Nothing changes or
+    deletes an entry. Making and deleting tenants is in the operator's trail.
+    """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -211,5 +221,16 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.TenantQuotas, _abc.Awaitable[_admin_service_pb2.TenantQuotas]]:
         """Changes what a tenant may use, from the next call on. Operator only."""
+
+    @_abc_1.abstractmethod
+    def ListAuditEvents(
+        self,
+        request: _admin_service_pb2.ListAuditEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListAuditEventsResponse, _abc.Awaitable[_admin_service_pb2.ListAuditEventsResponse]]:
+        """Lists a tenant's audit trail, newest first: administrative and destructive
+        acts, each with an entry before it and one after it. Nothing changes or
+        deletes an entry. Making and deleting tenants is in the operator's trail.
+        """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,5 +1,6 @@
 """The SQL catalog: who owns what, what is visible, how far encoding has come."""
 
+from storage.catalog.audit_chain import BrokenChainError, follow
 from storage.catalog.catalog import Catalog
 from storage.catalog.database import sqlite_url
 from storage.catalog.errors import (
@@ -37,6 +38,7 @@ __all__ = [
     "AlreadyExistsError",
     "ApiKeyRow",
     "AuditRow",
+    "BrokenChainError",
     "Catalog",
     "CatalogError",
     "CatalogFullError",
@@ -61,6 +63,7 @@ __all__ = [
     "TenantRow",
     "UsageRow",
     "current_revision",
+    "follow",
     "migrate",
     "sqlite_url",
 ]

@@ -9,6 +9,7 @@ from sqlalchemy import text
 
 from storage.catalog.api_keys import ApiKeys
 from storage.catalog.attachments import Attachments
+from storage.catalog.audit import Audit
 from storage.catalog.base import CatalogPart, reads, wall_clock_us
 from storage.catalog.connections import Database
 from storage.catalog.database import database_url
@@ -32,6 +33,7 @@ class Catalog(
     Encodings,
     Usage,
     Quotas,
+    Audit,
     CatalogPart,
 ):
     """The SQL catalog, on SQLite or PostgreSQL, for one event loop.

@@ -192,13 +192,19 @@ class UsageRow:
 
 @dataclass(frozen=True)
 class AuditRow:
-    """Who did what, when. `actor` is a key id, or a command's name."""
+    """Who did what, when, and how it ended. actor: a key id, or a command's name.
 
+    sequence: from 1, without gaps, within the tenant. digest: see audit_chain.
+    """
+
+    sequence: int
     at_us: int
     tenant_uid: str
     actor: str
     action: str
     resource: str
+    outcome: str
+    digest: bytes
 
 
 @dataclass(frozen=True)

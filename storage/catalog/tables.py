@@ -285,5 +285,10 @@ audit = Table(
     Column("actor", Text, nullable=False),
     Column("action", Text, nullable=False),
     Column("resource", Text, nullable=False),
+    # Numbers a tenant's entries from 1; NULL for those from before there was a chain.
+    Column("sequence", BigInteger),
+    Column("outcome", Text, nullable=False, server_default=text("''")),
+    Column("digest", LargeBinary),
     Index(None, "tenant_uid", "id"),
+    Index(None, "tenant_uid", "sequence", unique=True),
 )

@@ -1,17 +1,17 @@
-"""What tenants hold and have used, and who did what."""
+"""What tenants hold and have used."""
 
 from __future__ import annotations
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, select
 
-from storage.catalog.base import CatalogPart, page_size, reads, writes
+from storage.catalog.base import CatalogPart, reads, writes
 from storage.catalog.memories import NOT_DELETING
-from storage.catalog.rows import AuditRow, UsageRow
-from storage.catalog.tables import audit, encodings, memories, usage
+from storage.catalog.rows import UsageRow
+from storage.catalog.tables import encodings, memories, usage
 
 
 class Usage(CatalogPart):
-    """Usage counters and the audit trail."""
+    """Usage counters."""
 
     @writes
     async def add_usage(
@@ -61,30 +61,3 @@ class Usage(CatalogPart):
             int(block_bytes),
             *(tuple(counters) if counters is not None else (0, 0, 0, 0)),
         )
-
-    @writes
-    async def audit(self, tenant_uid: str, actor: str, action: str, resource: str) -> None:
-        """Adds to the audit trail; user text has no place in it."""
-        async with self._database.writing() as connection:
-            await connection.execute(
-                insert(audit).values(
-                    at_us=self._clock_us(),
-                    tenant_uid=tenant_uid,
-                    actor=actor,
-                    action=action,
-                    resource=resource,
-                )
-            )
-
-    @reads
-    async def audit_trail(self, tenant_uid: str, limit: int) -> list[AuditRow]:
-        """The newest entries of a tenant, newest first; deleted tenants' too."""
-        columns = (audit.c.at_us, audit.c.tenant_uid, audit.c.actor, audit.c.action)
-        query = (
-            select(*columns, audit.c.resource)
-            .where(audit.c.tenant_uid == tenant_uid)
-            .order_by(audit.c.id.desc())
-            .limit(page_size(limit))
-        )
-        async with self._database.reading() as connection:
-            return [AuditRow(**row._mapping) for row in await connection.execute(query)]

@@ -1,4 +1,4 @@
-"""Models, usage counters and the audit trail."""
+"""Models and usage counters."""
 
 from __future__ import annotations
 
@@ -62,13 +62,3 @@ class TestUsage:
         assert await catalog.usage(tenant.uid) == UsageRow(2, 3, 35, 700, 0, 0, 0, 0)
         await catalog.begin_delete_memory(tenant.uid, "one", None)
         assert await catalog.usage(tenant.uid) == UsageRow(1, 1, 5, 0, 0, 0, 0, 0)
-
-
-class TestAudit:
-    async def test_newest_first_by_tenant(self, catalog: Catalog, tenant: TenantRow) -> None:
-        for number in range(3):
-            await catalog.audit(tenant.uid, "key", "CreateMemory", f"memories/{number}")
-        await catalog.audit("0" * 32, "key", "CreateTenant", "tenants/x")
-        trail = await catalog.audit_trail(tenant.uid, 2)
-        assert [row.resource for row in trail] == ["memories/2", "memories/1"]
-        assert trail[0].at_us > trail[1].at_us

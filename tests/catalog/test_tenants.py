@@ -59,13 +59,15 @@ class TestTenants:
         memory = await make_memory(catalog, tenant, request=request_record("r1"))
         await catalog.begin_delete_memory(tenant.uid, "memory", None)
         await catalog.finish_delete_memory(memory.uid)
-        await catalog.audit(tenant.uid, "k1", "delete", "tenants/acme")
+        await catalog.add_audit(
+            b"key", tenant.uid, "k1", "delete", resource="tenants/acme", outcome="OK"
+        )
         await catalog.delete_tenant(tenant.uid)
         assert await catalog.find_api_key("k1") is None
         assert await catalog.find_request(tenant.uid, "r1") is None
         with pytest.raises(NotFoundError):
             await catalog.get_tenant("acme")
-        assert [row.action for row in await catalog.audit_trail(tenant.uid, 10)] == ["delete"]
+        assert [row.action for row in await catalog.audit_chain(tenant.uid, 0, 10)] == ["delete"]
         assert (await catalog.create_tenant("acme", "")).uid != tenant.uid
 
     async def test_with_a_memory_it_stays(self, catalog: Catalog, tenant: TenantRow) -> None:

@@ -126,3 +126,34 @@ def test_a_memory_being_deleted_is_no_damage(folder: Path) -> None:
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["check", "--data-dir", str(tmp_path / "none"), "--json"])
     assert done.exit_code == ExitCode.CONFIGURATION
+
+
+def verify(folder: Path, code: ExitCode, *heads: str) -> list[str]:
+    """Lines of `memsvc audit verify`."""
+    options = [part for head in heads for part in ("--head", head)]
+    done = CliRunner().invoke(app, ["audit", "verify", *options, "--data-dir", str(folder)])
+    assert done.exit_code == code, done.output
+    return done.stdout.splitlines()
+
+
+def test_an_altered_audit_trail(folder: Path) -> None:
+    (head,) = verify(folder, ExitCode.OK)
+    assert verify(folder, ExitCode.OK, head) == [head]
+    with sqlite3.connect(folder / "catalog.db") as catalog:
+        catalog.execute("DROP TRIGGER audit_no_update")
+        catalog.execute("UPDATE audit SET actor = 'nobody' WHERE sequence = 1")
+    (line,) = verify(folder, ExitCode.FINDINGS)
+    assert line.endswith("=entry 1 is not as it was written")
+    (finding,) = check(folder, ExitCode.FINDINGS)
+    assert finding["problem"] == "audit-altered"
+
+
+def test_an_audit_trail_that_was_cut_off(folder: Path) -> None:
+    (head,) = verify(folder, ExitCode.OK)
+    with sqlite3.connect(folder / "catalog.db") as catalog:
+        catalog.execute("DROP TRIGGER audit_no_delete")
+        catalog.execute("DELETE FROM audit")
+    assert verify(folder, ExitCode.OK) == []
+    (line,) = verify(folder, ExitCode.FINDINGS, head)
+    assert line.endswith("is not the one that was noted")
+    assert verify(folder, ExitCode.USAGE, "nonsense") == []

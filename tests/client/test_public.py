@@ -17,6 +17,7 @@ EXPORTED = {
     "ArchivePart",
     "AsyncClient",
     "AsyncMemoryHandle",
+    "AuditEvent",
     "CallCancelledError",
     "Citation",
     "Client",

@@ -90,6 +90,7 @@ _BY_FIELD = {
     "GetUsageRequest.name": Kind.TENANT,
     "TenantQuotas.name": Kind.QUOTAS,
     "GetTenantQuotasRequest.name": Kind.QUOTAS,
+    "ListAuditEventsRequest.parent": Kind.TENANT,
 }
 
 _UNSIGNED = {FieldDescriptor.CPPTYPE_UINT32, FieldDescriptor.CPPTYPE_UINT64}

@@ -80,6 +80,7 @@ BASES: Mapping[str, Callable[[Own], list[Message]]] = {
     "RotateApiKey": lambda own: [admin.RotateApiKeyRequest(name=own.key)],
     "ListWorkers": lambda _: [admin.ListWorkersRequest()],
     "Register": lambda _: [registry_pb2.RegisterRequest(address="unix:/nowhere")],
+    "ListAuditEvents": lambda own: [admin.ListAuditEventsRequest(parent=own.tenant, page_size=1)],
     "GetUsage": lambda own: [admin.GetUsageRequest(name=own.tenant)],
     "GetTenantQuotas": lambda own: [admin.GetTenantQuotasRequest(name=f"{own.tenant}/quotas")],
     "UpdateTenantQuotas": lambda own: [
