@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from memsvc.api.service import AdminService, MemoryService, RegistryService
 from memsvc.application import Application
 from memsvc.audit import AuditTrail
 from memsvc.auth import Authenticator, load_server_key
+from memsvc.clock import SteadyClock
 from memsvc.config import Config
 from memsvc.encoding import EncodingQueue
 from memsvc.gate import Gate
@@ -237,17 +237,22 @@ def _bind(server: aio.Server, config: Config) -> str:
 
 
 async def _keep_house(application: Application) -> None:
-    """Drops request ids past their time; finishes deletions and imports that failed half way."""
+    clock = SteadyClock()
     while True:
         await asyncio.sleep(_HOUSEKEEPING_S)
-        older_than_us = round((time.time() - application.config.request_memory_s) * 1e6)
         try:
-            await application.catalog.purge_requests(older_than_us)
-            for memory in await application.catalog.memories_in_state(MemoryState.DELETING):
-                await application.writes.purge_memory(memory)
-            await drop_abandoned(application)
+            await keep_house_once(application, clock)
         except (CatalogError, StorageError) as error:
             log.warning("housekeeping failed", extra={"fault": type(error).__name__})
+
+
+async def keep_house_once(application: Application, clock: SteadyClock) -> None:
+    """Drops request ids past their time; finishes deletions and imports that failed half way."""
+    older_than_s = clock.now_s() - application.config.request_memory_s
+    await application.catalog.purge_requests(round(older_than_s * 1e6))
+    for memory in await application.catalog.memories_in_state(MemoryState.DELETING):
+        await application.writes.purge_memory(memory)
+    await drop_abandoned(application)
 
 
 async def run(config: Config, on_serving: Callable[[str], None]) -> None:

@@ -110,6 +110,8 @@ class Environment:
         self._gate = _Gate()
         self._writing = threading.Lock()
         self._reader_check_due = 0.0
+        #: A failed commit closed the environment, and it could not be opened again.
+        self._lost = False
         self._closed = False
         self._writer_lock: int | None = None
         if readonly:
@@ -175,6 +177,7 @@ class Environment:
 
         `work` must not wait for anything. Raises StorageError.
         """
+        self._recover()
         for attempt in range(_MAX_RESIZES):
             try:
                 with self._gate.shared():
@@ -226,6 +229,7 @@ class Environment:
         use the reserve. Raises StorageFullError, StorageError.
         """
         with self._writing:
+            self._recover()
             self._check_readers_now_and_then()
             while True:
                 try:
@@ -279,12 +283,17 @@ class Environment:
         with self._gate.exclusive():
             if not self._closed:
                 self._env.close()
-                try:
+                self._lost = True
+                self._env = self._open()
+                self._lost = False
+
+    def _recover(self) -> None:
+        """Opens again what could not be opened after a failed commit: the disk may be back."""
+        if self._lost:
+            with self._gate.exclusive():
+                if self._lost and not self._closed:
                     self._env = self._open()
-                except StorageError:
-                    self._closed = True
-                    self._unlock()
-                    raise
+                    self._lost = False
 
     def _check_readers_now_and_then(self) -> None:
         now = time.monotonic()
@@ -299,7 +308,7 @@ class Environment:
             return int(self._env.reader_check())
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self._closed or self._lost:
             raise StoreUnavailableError(f"store {self.path.name} is closed")
 
     def close(self) -> None:
@@ -307,7 +316,8 @@ class Environment:
         with self._writing, self._gate.exclusive():
             if not self._closed:
                 self._closed = True
-                self._env.close()
+                if not self._lost:
+                    self._env.close()
                 self._unlock()
 
     def _unlock(self) -> None:

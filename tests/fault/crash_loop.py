@@ -1,6 +1,7 @@
 """Kills processes, or cuts the power, while clients write, delete, ask and move memories.
 
-    python -m tests.fault.crash_loop --kills 200 [--target server|worker|both|points|database|host]
+    python -m tests.fault.crash_loop --kills 200
+        [--target server|worker|both|points|database|disk|host]
         [--database sqlite|postgres] [--engine fake] [--seed N] [--json]
 
     server    kill -9 of the server at random moments, also while it starts
@@ -8,6 +9,7 @@
     both      either, at random
     points    the server dies at each failpoint of storage/failpoints.py in turn
     database  kill -9 of every process of PostgreSQL, mid-transaction
+    disk      the server's system calls fail now and then (EIO, ENOSPC), then kill -9
     host      power cuts: an ext4 disk is shut down without flushing its log, and mounted again
 
 Writers append turns without pause, several to a memory, and repeat an append with its
@@ -33,16 +35,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memsvc.client import AsyncClient, RetryPolicy
-from tests.fault.figures import CrashLoopError, Figures
+from tests.fault.figures import CannotTryError, CrashLoopError, Figures
 from tests.fault.judge import verify
 from tests.fault.killers import Killer, make_killer
 from tests.fault.ledger import Ledger
 from tests.fault.others import Asker, Deleter, Mover
-from tests.fault.power import NoPowerError
 from tests.fault.scene import Scene, build
 from tests.fault.writer import Writer
 
-TARGETS = ("server", "worker", "both", "points", "database", "host")
+TARGETS = ("server", "worker", "both", "points", "database", "disk", "host")
 #: One try a call: the clients repeat by themselves, and must know what was acknowledged.
 _ONE_TRY = RetryPolicy(attempts=1)
 _PATIENT = RetryPolicy(attempts=12, initial_s=0.05, ceiling_s=1.0)
@@ -162,7 +163,7 @@ class CrashLoop:
 async def crash_loop(options: Options, folder: Path) -> Figures:
     """One run in a fresh folder; every process is ended afterwards.
 
-    Raises CrashLoopError, NoPowerError.
+    Raises CrashLoopError, CannotTryError.
     """
     database = options.database or ("postgres" if options.target == "database" else "sqlite")
     with ExitStack() as stack:
@@ -187,7 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="memsvc-crash-") as folder:
         try:
             figures = asyncio.run(crash_loop(options, Path(folder)))
-        except NoPowerError as error:
+        except CannotTryError as error:
             sys.stderr.write(f"SKIPPED: {error}\n")
             return SKIPPED
         except CrashLoopError as error:

@@ -33,6 +33,10 @@ class CrashLoopError(AssertionError):
     """Something was lost, doubled or damaged, or does not work any more."""
 
 
+class CannotTryError(RuntimeError):
+    """This machine cannot do what the loop needs; the message says what is missing."""
+
+
 @dataclass
 class Figures:
     """What a run did. Times in seconds."""
@@ -44,6 +48,7 @@ class Figures:
     kills_while_starting: int = 0
     kills_at: dict[str, int] = field(default_factory=dict)
     points_not_reached: dict[str, int] = field(default_factory=dict)
+    disk_errors: dict[str, int] = field(default_factory=dict)
     drains: int = 0
     appends_acked: int = 0
     appends_repeated: int = 0
@@ -61,7 +66,7 @@ class Figures:
     by_error: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        #: While the power is off a server that is about to die may say that it is broken.
+        #: While the power is off, or the disk fails, a server may say that it is broken or full.
         self.dark = False
 
     def shown(self) -> dict[str, object]:
@@ -96,10 +101,10 @@ async def persist(
         try:
             return await call()
         except ResourceExhaustedError as error:
-            if error.retry_after_s is None:
+            if error.retry_after_s is None and not figures.dark:
                 raise
             figures.appends_held_back += 1
-            await asyncio.sleep(error.retry_after_s)
+            await asyncio.sleep(error.retry_after_s or rng.uniform(0.02, 0.25))
         except MemsvcError as error:
             figures.excuse(error)
             if time.monotonic() > end:

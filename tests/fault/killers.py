@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -12,7 +13,7 @@ from contextlib import suppress
 import psutil
 
 from storage.failpoints import Failpoint
-from tests.fault.figures import CrashLoopError, Figures, count
+from tests.fault.figures import CannotTryError, CrashLoopError, Figures, count
 from tests.fault.scene import Scene
 from tests.fault.spoil import MENDING, spoil
 from tests.support.live import LiveError, run_cli
@@ -27,6 +28,15 @@ _ARMED_S = 8.0
 #: Points of single steps, come by once in a while; the others are come by all the time.
 _FREQUENT = ("store", "catalog", "append", "encode")
 _MIGRATIONS = (Failpoint.MIGRATE_UNCOMMITTED, Failpoint.MIGRATE_COMMITTED)
+#: System calls by which LMDB and SQLite make things durable, and what they can fail with.
+_DISK_ERRORS = (
+    ("fdatasync", "EIO"),
+    ("fsync", "EIO"),
+    ("pwrite64", "EIO"),
+    ("pwrite64", "ENOSPC"),
+    ("pwritev", "ENOSPC"),
+    ("writev", "EIO"),
+)
 #: Not the server's: a backup that dies leaves nothing that a server looks at.
 _BACKUPS = tuple(point for point in Failpoint if point.startswith(("backup", "restore")))
 
@@ -119,7 +129,8 @@ class WorkerKiller(Killer):
 class PointKiller(Killer):
     """Servers that die at a failpoint, one after another through all of them."""
 
-    def __init__(self, scene: Scene, rng: random.Random, figures: Figures) -> None:
+    def __init__(self, scene: Scene, rng: random.Random, figures: Figures, live: Live) -> None:
+        del live  # A server lives until it comes to its point.
         self._scene = scene
         self._rng = rng
         self._figures = figures
@@ -263,6 +274,40 @@ class PowerKiller(Killer):
         scene.server.wait_serving()
 
 
+class DiskKiller(Killer):
+    """Servers whose disk fails now and then, by an error put in for a system call, then killed."""
+
+    def __init__(self, scene: Scene, rng: random.Random, figures: Figures, live: Live) -> None:
+        self._scene = scene
+        self._rng = rng
+        self._figures = figures
+        self._live = live
+        if shutil.which("strace") is None:
+            raise CannotTryError("disk errors need strace")
+
+    async def kill(self) -> None:
+        """See Killer."""
+        server = self._scene.server
+        call, error = self._rng.choice(_DISK_ERRORS)
+        first, step = self._rng.randint(1, 40), self._rng.randint(2, 30)
+        inject = f"inject={call}:error={error}:when={first}+{step}"
+        trace = ("strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", inject)
+        await asyncio.to_thread(server.kill)
+        self._figures.dark = True
+        server.spawn(under=trace)
+        try:
+            await asyncio.to_thread(server.wait_serving)
+        except LiveError:
+            self._figures.kills_while_starting += 1
+        else:
+            await self._live()
+        await asyncio.to_thread(server.kill)
+        count(self._figures.disk_errors, f"{call} {error}")
+        await asyncio.to_thread(server.start)
+        self._figures.dark = False
+        self._figures.kills_server += 1
+
+
 class Alternating(Killer):
     """Several killers in random order."""
 
@@ -288,12 +333,13 @@ def make_killer(
     live: Live,
 ) -> Killer:
     """The killer of a target's name."""
-    made: dict[str, list[Killer]] = {
-        "server": [ServerKiller(scene, rng, figures, live)],
-        "worker": [WorkerKiller(scene, rng, figures, live)],
-        "points": [PointKiller(scene, rng, figures)],
-        "database": [DatabaseKiller(scene, rng, figures, live)],
-        "host": [PowerKiller(scene, rng, figures, live)],
+    kinds: dict[str, list[Callable[[Scene, random.Random, Figures, Live], Killer]]] = {
+        "server": [ServerKiller],
+        "worker": [WorkerKiller],
+        "both": [ServerKiller, WorkerKiller],
+        "points": [PointKiller],
+        "database": [DatabaseKiller],
+        "disk": [DiskKiller],
+        "host": [PowerKiller],
     }
-    made["both"] = made["server"] + made["worker"]
-    return Alternating(made[target], rng)
+    return Alternating([kind(scene, rng, figures, live) for kind in kinds[target]], rng)

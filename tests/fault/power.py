@@ -15,6 +15,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from tests.fault.figures import CannotTryError
+
 #: ioctl(EXT4_IOC_SHUTDOWN): _IOR('X', 125, __u32); and its flag for "do not flush the log".
 _SHUTDOWN = 0x8004587D
 _NO_LOG_FLUSH = 2
@@ -22,19 +24,15 @@ _UNMOUNT_S = 20.0
 _DISK_BYTES = 2 * 2**30
 
 
-class NoPowerError(RuntimeError):
-    """This machine cannot simulate a power cut; the message says what is missing."""
-
-
 class PowerDisk:
-    """A mounted file system at `mount`, to be closed in the end. Raises NoPowerError."""
+    """A mounted file system at `mount`, to be closed in the end. Raises CannotTryError."""
 
     def __init__(self, folder: Path) -> None:
         if os.geteuid() != 0:
-            raise NoPowerError("power cuts need root, to mount a loop device")
+            raise CannotTryError("power cuts need root, to mount a loop device")
         for program in ("losetup", "mkfs.ext4", "mount", "umount"):
             if shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None:
-                raise NoPowerError(f"power cuts need {program}")
+                raise CannotTryError(f"power cuts need {program}")
         self.mount = folder / "disk"
         self._image = folder / "disk.img"
         self._device = ""
@@ -47,7 +45,9 @@ class PowerDisk:
             self.power_on()
         except (OSError, subprocess.CalledProcessError) as error:
             self.close()
-            raise NoPowerError(f"no ext4 on a loop device can be mounted here: {error}") from error
+            raise CannotTryError(
+                f"no ext4 on a loop device can be mounted here: {error}"
+            ) from error
 
     def power_off(self) -> None:
         """From here on nothing reaches the disk, and what has not reached it is lost."""

@@ -36,7 +36,7 @@ class Scene:
 
 
 def build(stack: ExitStack, folder: Path, target: str, engine: str, database: str) -> Scene:
-    """Makes the folder and starts everything but the server. Raises NoPowerError."""
+    """Makes the folder and starts everything but the server. Raises CannotTryError."""
     disk = None
     home = folder
     if target == "host":

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.fault.power import NoPowerError, PowerDisk
+from tests.fault.figures import CannotTryError
+from tests.fault.power import PowerDisk
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[PowerDisk]:
     try:
         made = PowerDisk(tmp_path)
-    except NoPowerError as error:
+    except CannotTryError as error:
         pytest.skip(str(error))
     yield made
     made.close()

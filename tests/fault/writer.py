@@ -54,11 +54,11 @@ class Writer:
         try:
             return await append()
         except ResourceExhaustedError as error:
-            if error.retry_after_s is None:
+            if error.retry_after_s is None and not self._figures.dark:
                 raise
-            # The queue is full while workers die; nothing was written.
+            # The queue is full while workers die, or the disk; nothing was written.
             self._figures.appends_held_back += 1
-            await asyncio.sleep(error.retry_after_s)
+            await asyncio.sleep(error.retry_after_s or 0.1)
         except MemsvcError as error:
             self._figures.excuse(error)
             if self._rng.random() < _GIVEN_UP_SHARE:

@@ -21,6 +21,7 @@ from storage.store import (
     StorageFullError,
     StoreBusyError,
     StoreNotFoundError,
+    StoreUnavailableError,
 )
 from tests.support.blocks import SHARED, make_block, make_document
 from tests.support.store_process import ENCODING, GROUP, MEMORY, Process
@@ -281,6 +282,37 @@ class TestDiskFull:
         store.put_documents(MEMORY, [make_document(2)])
         assert store.document_numbers(MEMORY) == [1, 2]
         store.close()
+
+    def test_a_disk_that_comes_back(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The commit fails, and so does opening the environment anew; later it works again."""
+        store = LmdbStore(path)
+        store.put_documents(MEMORY, [make_document(1)])
+        environment = store._environment
+
+        def fail(transaction: lmdb.Transaction) -> None:
+            raise lmdb.Error("mdb_txn_commit: Input/output error")
+
+        def gone() -> lmdb.Environment:
+            raise StoreUnavailableError("no disk")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(environment, "_open", gone)
+            for work in (fail, lambda _: None):
+                with pytest.raises(StoreUnavailableError, match="no disk"):
+                    environment.write(work)
+            with pytest.raises(StoreUnavailableError):
+                store.document_numbers(MEMORY)
+        assert store.document_numbers(MEMORY) == [1]
+        store.put_documents(MEMORY, [make_document(2)])
+        assert list(store.check()) == []
+        with monkeypatch.context() as patch:
+            patch.setattr(environment, "_open", gone)
+            with pytest.raises(StoreUnavailableError):
+                environment.write(fail)
+        store.close()
+        again = LmdbStore(path)
+        assert again.document_numbers(MEMORY) == [1, 2]
+        again.close()
 
     def test_a_full_filesystem(self, tmp_path: Path) -> None:
         from tests.support.small_disk import small_disk

@@ -67,6 +67,7 @@ class LiveServer:
         if database_url:
             self._environment["MEMSVC_DATABASE_URL"] = database_url
         self._process: subprocess.Popen[str] | None = None
+        self._under = False
         if not folder.exists():
             done = run_cli("init", "--data-dir", folder, "--json", extra=self._environment)
             if done.returncode != 0:
@@ -89,13 +90,17 @@ class LiveServer:
             return True
         return False
 
-    def spawn(self, *more: str) -> None:
-        """Starts the server, with more options, and does not wait until it serves."""
+    def spawn(self, *more: str, under: Sequence[str] = ()) -> None:
+        """Starts the server, with more options, and does not wait until it serves.
+
+        under: a command that runs it as its child, a tracer for one.
+        """
+        self._under = bool(under)
         listen = self.address or "127.0.0.1:0"
         command = [*_MEMSVC, "serve", "--data-dir", str(self.folder), "--listen", listen, "--json"]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*command, *self._options, *more],
+                [*under, *command, *self._options, *more],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
@@ -119,6 +124,10 @@ class LiveServer:
     def kill(self) -> None:
         """SIGKILL to the server alone; a supervised worker sees its parent end."""
         if self._process is not None:
+            if self._under:
+                # A tracer that is killed lets its child go on.
+                for child in psutil.Process(self._process.pid).children():
+                    child.kill()
             self._process.kill()
             self._reap()
 
