@@ -99,6 +99,9 @@ class Config:
     worker_content_budget: int = _setting(
         1024 * MIB, "Bytes of content KV the supervised worker keeps in RAM.", low=MIB
     )
+    worker_lexical_budget: int = _setting(
+        256 * MIB, "Bytes of full-text indexes the supervised worker keeps in RAM.", low=MIB
+    )
     worker_start_timeout_s: float = _setting(
         300.0, "How long a worker may take until it serves.", low=1, high=3600
     )

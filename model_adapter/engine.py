@@ -9,7 +9,7 @@ cancelled one leaves. Two engines exist: `model_adapter.msa` and `model_adapter.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
@@ -51,7 +51,10 @@ class ModelMismatchError(EngineError):
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """What a model is and what it takes. Limits in tokens."""
+    """What a model is and what it takes. Limits in tokens.
+
+    lexical_weight: share of the question's words in a ranking when nobody says otherwise.
+    """
 
     model_id: str
     display_name: str
@@ -62,6 +65,7 @@ class ModelDescription:
     max_answer_tokens: int
     device: str
     compute_dtype: str
+    lexical_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -120,11 +124,28 @@ class LayerScore:
 
 @dataclass(frozen=True)
 class RankedDocument:
-    """A document that routing chose; scores compare within one routing only."""
+    """A document that routing chose; scores compare within one routing only.
+
+    score: what it is ranked by. routing_score: of the routed layers together.
+    lexical_score: BM25, 0 where the words found it not or were not asked.
+    """
 
     number: int
     score: float
     layers: tuple[LayerScore, ...]
+    routing_score: float = 0.0
+    lexical_score: float = 0.0
+
+
+@dataclass(frozen=True)
+class LexicalPrior:
+    """What the question's words say: BM25 by document number, and its share in the ranking.
+
+    weight: above 0, up to 1. At least blending.DEPTH documents, where that many share a word.
+    """
+
+    weight: float
+    scores: Mapping[int, float]
 
 
 @dataclass(frozen=True)
@@ -138,6 +159,7 @@ class Generate:
     top_p: float = 1.0
     seed: int = 0
     max_rounds: int = 0
+    prior: LexicalPrior | None = None
 
 
 class FinishReason(Enum):
@@ -150,10 +172,11 @@ class FinishReason(Enum):
 
 @dataclass(frozen=True)
 class RoutingEvent:
-    """One round's choice, best first."""
+    """One round's choice, best first. lexical_weight: share that the words had in it."""
 
     round: int
     documents: tuple[RankedDocument, ...]
+    lexical_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -234,10 +257,16 @@ class Engine(Protocol):
     def encode(self, documents: Sequence[DocumentText]) -> Encoded:
         """Each document alone (paper section 3.2), batched by length."""
 
-    def route(self, question: str, memory: MemoryView, limit: int) -> list[RankedDocument]:
-        """The best documents over all routed layers; empty for an empty memory.
+    def route(
+        self,
+        question: str,
+        memory: MemoryView,
+        limit: int,
+        prior: LexicalPrior | None = None,
+    ) -> list[RankedDocument]:
+        """The best documents over all routed layers, blended with the prior if there is one.
 
-        Raises QuestionTooLongError.
+        Empty for an empty memory. Raises QuestionTooLongError.
         """
 
     def start(self, request: Generate, memory: MemoryView) -> Generation:

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from model_adapter.blending import DEPTH, blend
 from model_adapter.engine import (
     CitationEvent,
     Counts,
@@ -37,6 +38,7 @@ from model_adapter.engine import (
     Generate,
     Generation,
     LayerScore,
+    LexicalPrior,
     MemoryView,
     ModelDescription,
     QuestionTooLongError,
@@ -78,6 +80,7 @@ class FakeSpec:
     max_answer_tokens: int = 256
     top_k: int = 5
     pool_tokens: int = 16
+    lexical_weight: float = 0.0
 
     @classmethod
     def parse(cls, text: str) -> FakeSpec:
@@ -173,6 +176,7 @@ class FakeEngine:
             max_answer_tokens=self._spec.max_answer_tokens,
             device="cpu",
             compute_dtype="fp32",
+            lexical_weight=self._spec.lexical_weight,
         )
 
     @property
@@ -193,11 +197,17 @@ class FakeEngine:
                 encoded.blocks.append(self._block(document))
         return encoded
 
-    def route(self, question: str, memory: MemoryView, limit: int) -> list[RankedDocument]:
+    def route(
+        self,
+        question: str,
+        memory: MemoryView,
+        limit: int,
+        prior: LexicalPrior | None = None,
+    ) -> list[RankedDocument]:
         """Documents that share a word with the question, best first."""
         time.sleep(self._spec.route_ms / 1000)
         words = self._question_words(question)
-        ranked, _ = self._rank(words, memory, limit, frozenset())
+        ranked, _ = self._rank(words, memory, limit, frozenset(), prior)
         return ranked
 
     def start(self, request: Generate, memory: MemoryView) -> Generation:
@@ -239,7 +249,12 @@ class FakeEngine:
         return KVBlock(document.number, len(words), _bf16(routing), _bf16(key), _bf16(value))
 
     def _rank(
-        self, words: Sequence[str], memory: MemoryView, limit: int, without: frozenset[int]
+        self,
+        words: Sequence[str],
+        memory: MemoryView,
+        limit: int,
+        without: frozenset[int],
+        prior: LexicalPrior | None,
     ) -> tuple[list[RankedDocument], int]:
         """Relevant documents, best first, and how many there were."""
         numbers_N = memory.numbers_N
@@ -253,21 +268,26 @@ class FakeEngine:
         )
         rank_LN = (-scores_LN).argsort(axis=1, kind="stable").argsort(axis=1) + 1
         total_N = scores_LN.sum(axis=0)
-        best = [
-            n
-            for n in (-total_N).argsort(kind="stable")
-            if total_N[n] > _RELEVANT and int(numbers_N[n]) not in without
-        ]
+        left = [n for n in range(len(numbers_N)) if int(numbers_N[n]) not in without]
+        best = sorted((n for n in left if total_N[n] > _RELEVANT), key=lambda n: -total_N[n])
+        order, lexical = [(n, float(total_N[n])) for n in best[:limit]], dict[int, float]()
+        if prior is not None:
+            found = prior.scores
+            lexical = {n: found[int(numbers_N[n])] for n in left if int(numbers_N[n]) in found}
+            routed = {n: float(total_N[n]) for n in best[: max(limit, DEPTH)]}
+            order = blend(routed, lexical, prior.weight, limit)
         ranked = [
             RankedDocument(
                 int(numbers_N[n]),
-                float(total_N[n]),
+                score,
                 tuple(
                     LayerScore(model_layer, int(rank_LN[layer, n]), float(scores_LN[layer, n]))
                     for layer, model_layer in enumerate(self._layout.routed_layers)
                 ),
+                float(total_N[n]),
+                lexical.get(n, 0.0),
             )
-            for n in best[:limit]
+            for n, score in order
         ]
         return ranked, len(best)
 
@@ -308,14 +328,16 @@ class FakeEngine:
         running.round += 1
         words = _words(running.request.question)
         top_k = running.request.top_k or self._spec.top_k
-        ranked, relevant = self._rank(words, memory, top_k, frozenset(running.cited))
+        cited, prior = frozenset(running.cited), running.request.prior
+        ranked, relevant = self._rank(words, memory, top_k, cited, prior)
         self._check_content(memory, [document.number for document in ranked])
         counts.rounds = running.round
         counts.routed_documents = len(memory.numbers_N)
         counts.routed_chunks = int(memory.chunk_offsets_N1[-1])
         counts.routing_s += time.perf_counter() - began
         running.relevant_left = relevant > 1
-        events: list[Event] = [RoutingEvent(running.round, tuple(ranked))]
+        weight = prior.weight if prior else 0.0
+        events: list[Event] = [RoutingEvent(running.round, tuple(ranked), weight)]
         if ranked:
             running.cited.append(ranked[0].number)
             counts.document_tokens += len(_words(memory.text(ranked[0].number)))

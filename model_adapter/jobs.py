@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, TypeVar
 
 from model_adapter.engine import (
@@ -16,6 +16,7 @@ from model_adapter.engine import (
     Event,
     Generate,
     Generation,
+    LexicalPrior,
     MemoryView,
     RankedDocument,
 )
@@ -84,6 +85,10 @@ class QueryJob(Job[Event]):
     queued_at: float = 0.0
     started_at: float = 0.0
 
+    def take_prior(self, prior: LexicalPrior | None) -> None:
+        """Before it is queued."""
+        self.request = replace(self.request, prior=prior)
+
     def end(self, error: EngineError | None) -> None:
         """Lets go of the generation, and with it of what it copied from the memory."""
         self.generation = None
@@ -97,7 +102,12 @@ class RouteJob(Job[list[RankedDocument]]):
 
     question: str = field(kw_only=True)
     limit: int = field(kw_only=True)
+    prior: LexicalPrior | None = None
     view: MemoryView | None = None
+
+    def take_prior(self, prior: LexicalPrior | None) -> None:
+        """Before it is queued."""
+        self.prior = prior
 
     def end(self, error: EngineError | None) -> None:
         """Lets go of the view."""

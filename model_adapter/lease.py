@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -69,6 +69,14 @@ class Lease:
         if number > self._last_number:
             raise KeyError(number)
         return self._pager.source(self._memory.key).text(number)
+
+    def words(
+        self, question: str, limit: int, unwanted: Callable[[], bool] = lambda: False
+    ) -> dict[int, float] | None:
+        """BM25 by number of the best documents of this snapshot that share a word with the
+        question; None when there is no room for an index. See Pager.lease for unwanted."""
+        assert not self._released
+        return self._pager.search(self._memory, self._index, question, limit, unwanted)
 
     def release(self) -> None:
         """Unpins the memory. Tensors it lent may be overwritten from now on."""

@@ -23,6 +23,7 @@ from model_adapter import logs
 from model_adapter.allocator import keep_freed_memory
 from model_adapter.engine import Engine
 from model_adapter.engines import UnusableModelError, choose_device, load_engine
+from model_adapter.lexical import NoFullTextSearchError, check_available
 from model_adapter.pager import Budgets
 from model_adapter.registration import Registration, registered
 from model_adapter.worker import ListenError, WorkerConfig, serving
@@ -63,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--threads", type=int, default=0, help="of torch; 0: one per core")
     made.add_argument("--routing-budget", type=parse_bytes, default=_DEFAULT_BUDGET)
     made.add_argument("--content-budget", type=parse_bytes, default=_DEFAULT_BUDGET)
+    made.add_argument("--lexical-budget", type=parse_bytes, default="256M")
     made.add_argument("--drain-grace", type=float, default=10.0, help="seconds for queries to end")
     made.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     made.add_argument(
@@ -96,7 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = WorkerConfig(
         listen=options.listen,
         data=DataFolder(options.data_dir),
-        budgets=Budgets(options.routing_budget, options.content_budget),
+        budgets=Budgets(
+            options.routing_budget, options.content_budget, lexical_bytes=options.lexical_budget
+        ),
         drain_grace_s=options.drain_grace,
     )
     try:
@@ -105,10 +109,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.error("the worker can't register: %s", error)
         return EXIT_UNUSABLE
     try:
+        check_available()
         device = choose_device(options.device)
         engine = _load_apart(options.model, config.data, device, options.dtype, options.adapter)
         sound = asyncio.run(_serve(engine, device, config, options.exit_with_parent, registration))
-    except (UnusableModelError, ListenError) as error:
+    except (UnusableModelError, ListenError, NoFullTextSearchError) as error:
         log.error("the worker can't start: %s", error)
         return EXIT_UNUSABLE
     return 0 if sound else EXIT_FAULT

@@ -17,21 +17,24 @@ import threading
 import time
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from model_adapter.engine import EngineError
 from model_adapter.errors import InterruptedQueryError, MemoryInUseError
 from model_adapter.keys import HeldKeys
 from model_adapter.lease import Lease
+from model_adapter.lexicons import Lexicons
 from model_adapter.paging import BlockSource, Slab
 from model_adapter.readers import Readers
 from model_adapter.residency import (
     ContentCache,
     HeldContent,
     HeldMemory,
+    Index,
     MemoryKey,
     RoutingTable,
 )
@@ -44,13 +47,15 @@ from storage.store import EncodingId
 class Budgets:
     """Bytes. slab_bytes: routing keys read from the store at a time.
 
-    memories: kept at most, whatever their size; only pinned ones may exceed it.
+    lexical_bytes: of all full-text indexes. memories: kept at most, whatever their
+    size; only pinned ones may exceed it.
     """
 
     routing_bytes: int
     content_bytes: int
     slab_bytes: int = 32 * 1024 * 1024
     memories: int = 4096
+    lexical_bytes: int = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class Residency:
     content_bytes: int
     memories: int
     evictions: int
+    lexical_bytes: int
 
 
 class _UnwantedError(InterruptedQueryError):
@@ -94,6 +100,7 @@ class Pager:
         self._memories: OrderedDict[MemoryKey, HeldMemory] = OrderedDict()
         self._leaving: set[HeldMemory] = set()
         self._content = ContentCache(budgets.content_bytes)
+        self._lexicons = Lexicons(budgets.lexical_bytes)
         self._reserved = 0
         self._evictions = 0
 
@@ -149,14 +156,14 @@ class Pager:
         """
         deadline = time.monotonic() + timeout_s
         with self._changed:
-            before = self._reserved + self._content.bytes
+            before = self._held_bytes()
             for held in list(self._memories.values()):
                 if held.key.within(tenant, memory):
                     self._let_go(held)
             while any(held.key.within(tenant, memory) for held in self._leaving):
                 if not self._changed.wait(deadline - time.monotonic()):
                     raise MemoryInUseError("the memory is still being read")
-            freed = before - self._reserved - self._content.bytes
+            freed = before - self._held_bytes()
         if not memory:
             self._readers.close_tenant(tenant)
         return max(freed, 0)
@@ -165,8 +172,15 @@ class Pager:
         """What is held now."""
         with self._changed:
             return Residency(
-                self._reserved, self._content.bytes, len(self._memories), self._evictions
+                self._reserved,
+                self._content.bytes,
+                len(self._memories),
+                self._evictions,
+                self._lexicons.bytes,
             )
+
+    def _held_bytes(self) -> int:
+        return self._reserved + self._content.bytes + self._lexicons.bytes
 
     def check_integrity(self) -> None:
         """Raises AssertionError when an invariant does not hold. Nobody may be loading."""
@@ -186,6 +200,7 @@ class Pager:
             assert {memory for memory, _ in self._content} <= set(everything)
             assert self._keys.names() == {held.key for held in everything}
             self._content.check_integrity()
+            self._lexicons.check_integrity()
 
     # Loading: by the thread that holds memory.loading, of a pinned memory.
 
@@ -272,6 +287,7 @@ class Pager:
         if memory in self._leaving and not memory.pins:
             memory.table.wipe()
             self._content.drop_memory(memory)
+            self._lexicons.drop(memory)
             self._reserved -= memory.reserved
             memory.reserved = 0
             self._leaving.discard(memory)
@@ -291,6 +307,28 @@ class Pager:
         """Reads the memory afresh next time: something of it was wrong."""
         with self._changed:
             self._let_go(memory)
+
+    def search(
+        self,
+        memory: HeldMemory,
+        index: Index,
+        question: str,
+        limit: int,
+        unwanted: Callable[[], bool],
+    ) -> dict[int, float] | None:
+        """See Lease.words. index: of the lease."""
+        source = self.source(memory.key)
+
+        def texts(first: int) -> Iterable[tuple[int, str]]:
+            return source.texts(index.numbers_N[np.searchsorted(index.numbers_N, first) :])
+
+        def check_wanted() -> None:
+            if unwanted():
+                raise _UnwantedError("the caller went away while words were indexed")
+
+        return self._lexicons.search(
+            memory, question, index.last_number, limit, texts=texts, check_wanted=check_wanted
+        )
 
     def copy_content(
         self, memory: HeldMemory, layer: int, number: int, keys_too: bool

@@ -114,6 +114,29 @@ class BlockSource:
             except store.CorruptRecordError as error:
                 raise _corrupt(number, "text") from error
 
+    def texts(self, numbers: npt.NDArray[np.int64]) -> Iterator[tuple[int, str]]:
+        """(number, rendered source) of these documents, ascending. One whose record fails its
+        checks is left out: it is told of when it is to be read for an answer."""
+        position, wanted = 0, set(numbers.tolist())
+        with self._readers.use(self._tenant) as reader:
+            while reader is not None and position < len(numbers):
+                first, last = int(numbers[position]), int(numbers[-1])
+                try:
+                    for document in reader.iter_documents(self._memory, first, last):
+                        if document.number in wanted:
+                            yield document.number, render(document.source)
+                        position = int(np.searchsorted(numbers, document.number, side="right"))
+                    return
+                except store.CorruptRecordError:
+                    yield from self._sound_text(reader, int(numbers[position]))
+                    position += 1
+
+    def _sound_text(self, reader: BlockReader, number: int) -> Iterator[tuple[int, str]]:
+        try:
+            yield number, render(reader.get_document(self._memory, number).source)
+        except (store.CorruptRecordError, RecordNotFoundError):
+            return
+
     @staticmethod
     def check_same(expected: Sequence[int] | npt.NDArray[np.int64], found: Sequence[int]) -> None:
         """Raises MemoryChangedError when the store no longer holds what the index says."""

@@ -266,7 +266,8 @@ class Scheduler:
                 job.end(job.stopping)
                 return
             if isinstance(job, RouteJob):
-                job.sink.put(self._engine.route(job.question, job.view, job.limit))
+                found = self._engine.route(job.question, job.view, job.limit, job.prior)
+                job.sink.put(found)
                 job.end(None)
                 return
             job.started_at = time.monotonic()

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from grpc import aio
 
 from model_adapter import wire
+from model_adapter.blending import DEPTH
 from model_adapter.engine import (
     EncodeFailure,
     Event,
     FinishEvent,
+    LexicalPrior,
     ModelDescription,
     RankedDocument,
     TextEvent,
@@ -80,8 +83,11 @@ class ModelAdapter(ModelAdapterServiceServicer):
                 resident_memories=held.memories,
                 running_queries=load.running,
                 waiting_queries=load.waiting,
+                lexical_bytes=held.lexical_bytes,
+                lexical_budget_bytes=self._budgets.lexical_bytes,
             ),
             draining=load.draining,
+            lexical_weight=own.lexical_weight,
         )
 
     async def Encode(
@@ -116,15 +122,16 @@ class ModelAdapter(ModelAdapterServiceServicer):
             key = self._memory(request.memory)
             question, limit = wire.route_question(request)
             sink: LoopSink[list[RankedDocument]] = LoopSink(asyncio.get_running_loop())
+            words = self._words(request, question, limit)
             job = RouteJob(key, sink, _deadline(context), question=question, limit=limit)
             self._scheduler.admit(job)
             try:
-                await self._page_in(job, request.memory)
+                await self._page_in(job, request.memory, words)
                 async for ranking in sink.items():
                     found = ranking
             finally:
                 self._abandon(job)
-        return pb.RouteResponse(documents=wire.ranked(found))
+        return pb.RouteResponse(documents=wire.ranked(found), lexical_weight=wire.weight(job.prior))
 
     async def Query(
         self, request: pb.QueryRequest, context: Context
@@ -134,15 +141,18 @@ class ModelAdapter(ModelAdapterServiceServicer):
         async with translated(context):
             key = self._memory(request.memory)
             sink: LoopSink[Event] = LoopSink(asyncio.get_running_loop())
-            job = QueryJob(key, sink, _deadline(context), request=wire.generate(request))
+            generate = wire.generate(request)
+            words = self._words(request, generate.question)
+            job = QueryJob(key, sink, _deadline(context), request=generate)
             self._scheduler.admit(job)
             try:
-                await self._page_in(job, request.memory)
+                await self._page_in(job, request.memory, words)
                 times.page_in = time.monotonic() - received
                 async for event in sink.items():
                     now = time.monotonic()
                     if isinstance(event, FinishEvent):
                         times.queue = job.started_at - job.queued_at
+                        times.lexical = words.seconds
                         times.total = now - received
                         yield wire.finished(event.reason, job.counts, times)
                     else:
@@ -169,22 +179,38 @@ class ModelAdapter(ModelAdapterServiceServicer):
         wire.check_identity(ref.identity, self._description.identity)
         return wire.memory_key(ref.tenant, ref.memory_uid, "memory.")
 
-    async def _page_in(self, job: QueryJob | RouteJob, ref: pb.MemoryRef) -> None:
+    def _words(
+        self, request: pb.QueryRequest | pb.RouteRequest, question: str, limit: int = 0
+    ) -> _Words:
+        own = self._description.lexical_weight
+        return _Words(question, max(limit, DEPTH), wire.lexical_weight(request, own))
+
+    async def _page_in(self, job: QueryJob | RouteJob, ref: pb.MemoryRef, words: _Words) -> None:
         """Leases the memory and queues the job with it. Raises what the pager raises.
 
         A caller that is cancelled leaves the thread to itself: it stops at its next slab,
         or what it brings is given back when the scheduler is offered a job that has ended.
         """
-        lease: Future[Lease] = self._threads.submit(
-            self._pager.lease,
-            job.memory,
-            ref.last_number,
-            ref.deletion_epoch,
-            lambda: job.ended,
-            wire.memory_secret(ref),
-        )
+        lease: Future[Lease] = self._threads.submit(self._lease, job, ref, words)
         queued = self._queue_when_leased(lease, job)
         await asyncio.shield(queued)
+
+    def _lease(self, job: QueryJob | RouteJob, ref: pb.MemoryRef, words: _Words) -> Lease:
+        """Brings the memory in and asks its words; in a thread."""
+
+        def unwanted() -> bool:
+            return job.ended
+
+        lease = self._pager.lease(
+            job.memory, ref.last_number, ref.deletion_epoch, unwanted, wire.memory_secret(ref)
+        )
+        try:
+            if words.weight:
+                job.take_prior(words.ask(lease, unwanted))
+        except BaseException:
+            lease.release()
+            raise
+        return lease
 
     def _queue_when_leased(
         self, lease: Future[Lease], job: QueryJob | RouteJob
@@ -202,6 +228,22 @@ class ModelAdapter(ModelAdapterServiceServicer):
         """The caller is gone or served; what is left of the job ends at its next turn."""
         if not job.ended:
             self._scheduler.stop_job(job, InterruptedQueryError("the caller went away"))
+
+
+@dataclass
+class _Words:
+    """What the words of a question are asked for. seconds: that it took, index included."""
+
+    question: str
+    limit: int
+    weight: float
+    seconds: float = 0.0
+
+    def ask(self, lease: Lease, unwanted: Callable[[], bool]) -> LexicalPrior | None:
+        began = time.monotonic()
+        scores = lease.words(self.question, self.limit, unwanted)
+        self.seconds = time.monotonic() - began
+        return None if scores is None else LexicalPrior(self.weight, scores)
 
 
 def _deadline(context: Context) -> float | None:

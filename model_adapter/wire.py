@@ -20,6 +20,7 @@ from model_adapter.engine import (
     FinishReason,
     Generate,
     LayerScore,
+    LexicalPrior,
     ModelDescription,
     ModelMismatchError,
     RankedDocument,
@@ -139,6 +140,21 @@ def route_question(request: pb.RouteRequest) -> tuple[str, int]:
     return request.question, request.limit
 
 
+def lexical_weight(request: pb.QueryRequest | pb.RouteRequest, own: float) -> float:
+    """As asked, or the model's own. Raises FieldError."""
+    if not request.HasField("lexical_weight"):
+        return own
+    # Written so that NaN is refused too.
+    if not 0 <= request.lexical_weight <= 1:
+        raise FieldError("lexical_weight is not 0 to 1", field="lexical_weight")
+    return request.lexical_weight
+
+
+def weight(prior: LexicalPrior | None) -> float:
+    """Share that the words had; 0 when routing ranked alone."""
+    return prior.weight if prior else 0.0
+
+
 def _question(question: str) -> None:
     if not question.strip():
         raise FieldError("no question", field="question")
@@ -185,6 +201,8 @@ def ranked(documents: Sequence[RankedDocument]) -> list[pb.RankedDocument]:
             number=document.number,
             score=document.score,
             layers=[_layer(layer) for layer in document.layers],
+            routing_score=document.routing_score,
+            lexical_score=document.lexical_score,
         )
         for document in documents
     ]
@@ -197,8 +215,8 @@ def _layer(layer: LayerScore) -> pb.LayerScore:
 def event(event: RoutingEvent | CitationEvent | TextEvent) -> pb.QueryResponse:
     """Any event but the last, which carries times as well."""
     match event:
-        case RoutingEvent(round, found):
-            routing = pb.Routing(round=round, documents=ranked(found))
+        case RoutingEvent(round, found, share):
+            routing = pb.Routing(round=round, documents=ranked(found), lexical_weight=share)
             return pb.QueryResponse(routing=routing)
         case CitationEvent(number, round):
             return pb.QueryResponse(citation=pb.Citation(number=number, round=round))
@@ -212,6 +230,7 @@ class Times:
 
     queue: float = 0.0
     page_in: float = 0.0
+    lexical: float = 0.0
     first_token: float = 0.0
     total: float = 0.0
 
@@ -230,6 +249,7 @@ def finished(reason: FinishReason, counts: Counts, times: Times) -> pb.QueryResp
             queue_ms=times.queue * 1000,
             page_in_ms=times.page_in * 1000,
             routing_ms=counts.routing_s * 1000,
+            lexical_ms=times.lexical * 1000,
             time_to_first_token_ms=times.first_token * 1000,
             total_ms=times.total * 1000,
         )

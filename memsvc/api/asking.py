@@ -268,4 +268,6 @@ def ranked_to_wire(memory: MemoryRow, ranked: worker_pb.RankedDocument) -> pb.Ra
         number=ranked.number,
         score=ranked.score,
         layers=[pb.LayerScore(layer=s.layer, rank=s.rank, score=s.score) for s in ranked.layers],
+        routing_score=ranked.routing_score,
+        lexical_score=ranked.lexical_score,
     )

@@ -42,6 +42,7 @@ _USAGE_FIELDS = (
     "queue_ms",
     "page_in_ms",
     "routing_ms",
+    "lexical_ms",
     "time_to_first_token_ms",
     "total_ms",
 )
@@ -88,12 +89,16 @@ class QueryHandler:
                 "limit", request.limit, low=1, high=_MAX_LIMIT, default=_DEFAULT_LIMIT
             )
         )
+        validation.check_range("lexical_weight", request.lexical_weight, low=0, high=1)
         asked = await ask(self._app, request, context)
 
         async def call(snapshot: Snapshot) -> worker_pb.RouteResponse:
             return await snapshot.served.client.route(
                 worker_pb.RouteRequest(
-                    memory=snapshot.reference, question=request.question, limit=limit
+                    memory=snapshot.reference,
+                    question=request.question,
+                    limit=limit,
+                    lexical_weight=_weight(request),
                 ),
                 asked.deadline.left_s,
             )
@@ -102,7 +107,9 @@ class QueryHandler:
         numbers = [ranked.number for ranked in routed.documents]
         found = await documents(self._app, asked.memory, numbers, view)
         response = pb.RetrieveResponse(
-            revision=asked.revision, model=names.model_name(snapshot.model.model_id)
+            revision=asked.revision,
+            model=names.model_name(snapshot.model.model_id),
+            lexical_weight=routed.lexical_weight,
         )
         for ranked in routed.documents:
             if ranked.number in found:
@@ -120,6 +127,7 @@ class QueryHandler:
                 routing = pb.Routing(
                     round=event.routing.round,
                     documents=[ranked_to_wire(asked.memory, d) for d in event.routing.documents],
+                    lexical_weight=event.routing.lexical_weight,
                 )
                 return pb.QueryResponse(routing=routing)
             case "citation":
@@ -160,6 +168,12 @@ def _check_options(options: pb.GenerationOptions) -> None:
         ("max_rounds", options.max_rounds, 1, _MAX_ROUNDS),
     ):
         validation.check_range(f"options.{name}", value, low=low, high=high, default=0)
+    validation.check_range("options.lexical_weight", options.lexical_weight, low=0, high=1)
+
+
+def _weight(message: pb.RetrieveRequest | pb.GenerationOptions) -> float | None:
+    """None when it is left to the model."""
+    return message.lexical_weight if message.HasField("lexical_weight") else None
 
 
 def _worker_request(snapshot: Snapshot, request: pb.QueryRequest) -> worker_pb.QueryRequest:
@@ -180,6 +194,7 @@ def _worker_request(snapshot: Snapshot, request: pb.QueryRequest) -> worker_pb.Q
         top_p=options.top_p,
         seed=options.seed,
         max_rounds=options.max_rounds,
+        lexical_weight=_weight(options),
     )
 
 

@@ -27,6 +27,15 @@ ModelOption = Annotated[str, typer.Option("--model", help="Model; else the defau
 RevisionOption = Annotated[
     int, typer.Option("--at-least-revision", min=0, help="Revision the answer must see.")
 ]
+LexicalWeightOption = Annotated[
+    float | None,
+    typer.Option(
+        "--lexical-weight",
+        min=0,
+        max=1,
+        help="Share of the question's words in the choice of documents; else the model's own.",
+    ),
+]
 TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait.")]
 
 
@@ -128,11 +137,16 @@ def query(
     top_k: Annotated[int, typer.Option(min=0, help="Documents per routed layer.")] = 0,
     temperature: Annotated[float, typer.Option(min=0, help="0: greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Makes sampling repeatable.")] = 0,
+    lexical_weight: LexicalWeightOption = None,
     timeout_s: TimeoutOption = 300.0,
 ) -> None:
     """Asks the memory; the answer is printed as it comes, then what it cites."""
     options = Generation(
-        max_answer_tokens=max_tokens, top_k=top_k, temperature=temperature, seed=seed
+        max_answer_tokens=max_tokens,
+        top_k=top_k,
+        temperature=temperature,
+        seed=seed,
+        lexical_weight=lexical_weight,
     )
     with session.client() as client:
         events = client.memory(memory).query(
@@ -154,6 +168,7 @@ def retrieve(
     limit: Annotated[int, typer.Option(min=0, max=100, help="Documents to return.")] = 0,
     model: ModelOption = "",
     at_least_revision: RevisionOption = 0,
+    lexical_weight: LexicalWeightOption = None,
     timeout_s: TimeoutOption = 300.0,
 ) -> None:
     """Ranks documents for a question; generates nothing."""
@@ -163,15 +178,18 @@ def retrieve(
             limit=limit,
             model=model,
             at_least_revision=at_least_revision,
+            lexical_weight=lexical_weight,
             timeout_s=timeout_s,
         )
     session.output.rows(
         found.documents,
-        ("Document", "Score", "Layers", "Content"),
+        ("Document", "Score", "Routing", "Words", "Layers", "Content"),
         (
             (
                 str(ranked.number),
                 f"{ranked.score:.3f}",
+                f"{ranked.routing_score:.2f}",
+                f"{ranked.lexical_score:.2f}",
                 " ".join(str(layer.layer) for layer in ranked.layers),
                 "\n".join(document_lines(ranked.content)),
             )

@@ -181,6 +181,8 @@ def ranked(message: service.RankedDocument) -> types.RankedDocument:
             types.LayerScore(layer.layer, layer.rank, layer.score) for layer in message.layers
         ),
         content=document(message.content) if message.HasField("content") else None,
+        routing_score=message.routing_score,
+        lexical_score=message.lexical_score,
     )
 
 
@@ -195,6 +197,7 @@ def generation_to_wire(options: types.Generation | None) -> service.GenerationOp
         top_p=options.top_p,
         seed=options.seed,
         max_rounds=options.max_rounds,
+        lexical_weight=options.lexical_weight,
     )
 
 
@@ -220,6 +223,7 @@ def _usage(message: service.Usage) -> types.Usage:
         routing_ms=message.routing_ms,
         time_to_first_token_ms=message.time_to_first_token_ms,
         total_ms=message.total_ms,
+        lexical_ms=message.lexical_ms,
     )
 
 
@@ -228,7 +232,8 @@ def query_event(message: service.QueryResponse) -> types.QueryEvent | None:
     match message.WhichOneof("event"):
         case "routing":
             documents = tuple(ranked(d) for d in message.routing.documents)
-            return types.Routing(message.routing.round, documents)
+            routing = message.routing
+            return types.Routing(routing.round, documents, routing.lexical_weight)
         case "citation":
             return _citation(message.citation)
         case "text":

@@ -177,9 +177,10 @@ class AsyncMemoryHandle:
         model: str = "",
         at_least_revision: int = 0,
         full: bool = True,
+        lexical_weight: float | None = None,
         timeout_s: float | None = ANSWER_S,
     ) -> Retrieved:
-        """Ranks documents for a question; generates nothing."""
+        """Ranks documents for a question; generates nothing. lexical_weight: as in Generation."""
         request = service.RetrieveRequest(
             memory=self._name,
             question=question,
@@ -187,11 +188,12 @@ class AsyncMemoryHandle:
             at_least_revision=at_least_revision,
             limit=limit,
             view=wire.FULL if full else wire.BASIC,
+            lexical_weight=lexical_weight,
         )
         call = self._stub.Retrieve
         reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
         documents = tuple(convert.ranked(d) for d in reply.documents)
-        return Retrieved(documents, reply.revision, reply.model)
+        return Retrieved(documents, reply.revision, reply.model, reply.lexical_weight)
 
     async def watch(self, *, timeout_s: float | None = None) -> AsyncGenerator[Progress, None]:
         """The memory's progress at once and at each change, until it is deleted.

@@ -99,6 +99,7 @@ class MemoryHandle:
         model: str = ...,
         at_least_revision: int = ...,
         full: bool = ...,
+        lexical_weight: float | None = ...,
         timeout_s: float | None = ...,
     ) -> Retrieved: ...
     def watch(self, *, timeout_s: float | None = ...) -> Generator[Progress]: ...

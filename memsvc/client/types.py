@@ -185,18 +185,28 @@ class LayerScore:
 
 @dataclass(frozen=True)
 class RankedDocument:
-    """A document that routing chose; scores compare within one reply only."""
+    """A document that routing chose; scores compare within one reply only.
+
+    score: what it is ranked by. routing_score, lexical_score: where that comes from, the
+    routed layers and BM25 of the question's words.
+    """
 
     document: str
     number: int
     score: float
     layers: tuple[LayerScore, ...]
     content: Document | None
+    routing_score: float = 0.0
+    lexical_score: float = 0.0
 
 
 @dataclass(frozen=True)
 class Generation:
-    """How to answer; 0 stands for the server's or the model's own value."""
+    """How to answer; 0 stands for the server's or the model's own value.
+
+    lexical_weight: share of the question's words in the choice of documents, 0 (routing
+    alone) to 1; None for the model's own.
+    """
 
     max_answer_tokens: int = 0
     top_k: int = 0
@@ -204,14 +214,16 @@ class Generation:
     top_p: float = 0.0
     seed: int = 0
     max_rounds: int = 0
+    lexical_weight: float | None = None
 
 
 @dataclass(frozen=True)
 class Routing:
-    """What one round's routing chose, best first."""
+    """What one round's routing chose, best first. lexical_weight: share the words had."""
 
     round: int
     documents: tuple[RankedDocument, ...]
+    lexical_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -246,6 +258,7 @@ class Usage:
     routing_ms: float
     time_to_first_token_ms: float
     total_ms: float
+    lexical_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -273,11 +286,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Retrieved:
-    """Documents for a question, best first, and the revision the ranking saw."""
+    """Documents for a question, best first, and the revision the ranking saw.
+
+    lexical_weight: share that the question's words had in the ranking.
+    """
 
     documents: tuple[RankedDocument, ...]
     revision: int
     model: str
+    lexical_weight: float = 0.0
 
 
 @dataclass(frozen=True)

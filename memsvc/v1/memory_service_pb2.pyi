@@ -591,6 +591,7 @@ class GenerationOptions(_message.Message):
     TOP_P_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     MAX_ROUNDS_FIELD_NUMBER: _builtins.int
+    LEXICAL_WEIGHT_FIELD_NUMBER: _builtins.int
     max_answer_tokens: _builtins.int
     """Most tokens of the answer, up to the model's limit. 0: 128."""
     top_k: _builtins.int
@@ -605,6 +606,11 @@ class GenerationOptions(_message.Message):
     """Most rounds in which the model may ask for documents, 1 to 16. 0: the
     model's own.
     """
+    lexical_weight: _builtins.float
+    """Share of the question's words (BM25) in the choice of documents, 0 (routing
+    alone) to 1. Unset: the model's own. No matter to a model that names
+    documents itself.
+    """
     def __init__(
         self,
         *,
@@ -614,12 +620,15 @@ class GenerationOptions(_message.Message):
         top_p: _builtins.float = ...,
         seed: _builtins.int = ...,
         max_rounds: _builtins.int = ...,
+        lexical_weight: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "lexical_weight", b"lexical_weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_answer_tokens", b"max_answer_tokens", "max_rounds", b"max_rounds", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "lexical_weight", b"lexical_weight", "max_answer_tokens", b"max_answer_tokens", "max_rounds", b"max_rounds", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__lexical_weight: _TypeAlias = _typing.Literal["lexical_weight"]  # noqa: Y015
+    _WhichOneofArgType__lexical_weight: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lexical_weight) -> _WhichOneofReturnType__lexical_weight | None: ...
 
 Global___GenerationOptions: _TypeAlias = GenerationOptions  # noqa: Y015
 
@@ -679,8 +688,13 @@ class Routing(_message.Message):
 
     ROUND_FIELD_NUMBER: _builtins.int
     DOCUMENTS_FIELD_NUMBER: _builtins.int
+    LEXICAL_WEIGHT_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     """From 1."""
+    lexical_weight: _builtins.float
+    """Share that the question's words had in the ranking. 0: routing alone, asked
+    for or because their index found no room in the worker.
+    """
     @_builtins.property
     def documents(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankedDocument]:
         """Best first."""
@@ -690,10 +704,11 @@ class Routing(_message.Message):
         *,
         round: _builtins.int = ...,
         documents: _abc.Iterable[Global___RankedDocument] | None = ...,
+        lexical_weight: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "round", b"round"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "lexical_weight", b"lexical_weight", "round", b"round"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -770,6 +785,7 @@ class Usage(_message.Message):
     ROUTING_MS_FIELD_NUMBER: _builtins.int
     TIME_TO_FIRST_TOKEN_MS_FIELD_NUMBER: _builtins.int
     TOTAL_MS_FIELD_NUMBER: _builtins.int
+    LEXICAL_MS_FIELD_NUMBER: _builtins.int
     question_tokens: _builtins.int
     """Tokens of the question alone."""
     answer_tokens: _builtins.int
@@ -792,6 +808,8 @@ class Usage(_message.Message):
     """From arrival at the worker to the first token of the answer."""
     total_ms: _builtins.float
     """From arrival at the worker to the last token."""
+    lexical_ms: _builtins.float
+    """Part of page_in_ms: asking the question's words, and indexing what was new."""
     def __init__(
         self,
         *,
@@ -806,10 +824,11 @@ class Usage(_message.Message):
         routing_ms: _builtins.float = ...,
         time_to_first_token_ms: _builtins.float = ...,
         total_ms: _builtins.float = ...,
+        lexical_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_tokens", b"answer_tokens", "document_tokens", b"document_tokens", "page_in_ms", b"page_in_ms", "question_tokens", b"question_tokens", "queue_ms", b"queue_ms", "rounds", b"rounds", "routed_chunks", b"routed_chunks", "routed_documents", b"routed_documents", "routing_ms", b"routing_ms", "time_to_first_token_ms", b"time_to_first_token_ms", "total_ms", b"total_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_tokens", b"answer_tokens", "document_tokens", b"document_tokens", "lexical_ms", b"lexical_ms", "page_in_ms", b"page_in_ms", "question_tokens", b"question_tokens", "queue_ms", b"queue_ms", "rounds", b"rounds", "routed_chunks", b"routed_chunks", "routed_documents", b"routed_documents", "routing_ms", b"routing_ms", "time_to_first_token_ms", b"time_to_first_token_ms", "total_ms", b"total_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -878,6 +897,7 @@ class RetrieveRequest(_message.Message):
     AT_LEAST_REVISION_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     VIEW_FIELD_NUMBER: _builtins.int
+    LEXICAL_WEIGHT_FIELD_NUMBER: _builtins.int
     memory: _builtins.str
     """"memories/{memory}"."""
     question: _builtins.str
@@ -890,6 +910,8 @@ class RetrieveRequest(_message.Message):
     """Documents to return, 1 to 100. 0: 10."""
     view: _resources_pb2.DocumentView.ValueType
     """How much of each document the reply carries. Unset: FULL."""
+    lexical_weight: _builtins.float
+    """As in GenerationOptions."""
     def __init__(
         self,
         *,
@@ -899,12 +921,15 @@ class RetrieveRequest(_message.Message):
         at_least_revision: _builtins.int = ...,
         limit: _builtins.int = ...,
         view: _resources_pb2.DocumentView.ValueType = ...,
+        lexical_weight: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "lexical_weight", b"lexical_weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_least_revision", b"at_least_revision", "limit", b"limit", "memory", b"memory", "model", b"model", "question", b"question", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "at_least_revision", b"at_least_revision", "lexical_weight", b"lexical_weight", "limit", b"limit", "memory", b"memory", "model", b"model", "question", b"question", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__lexical_weight: _TypeAlias = _typing.Literal["lexical_weight"]  # noqa: Y015
+    _WhichOneofArgType__lexical_weight: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lexical_weight) -> _WhichOneofReturnType__lexical_weight | None: ...
 
 Global___RetrieveRequest: _TypeAlias = RetrieveRequest  # noqa: Y015
 
@@ -915,10 +940,13 @@ class RetrieveResponse(_message.Message):
     DOCUMENTS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    LEXICAL_WEIGHT_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """Revision the ranking saw."""
     model: _builtins.str
     """"models/{model}"."""
+    lexical_weight: _builtins.float
+    """As in Routing."""
     @_builtins.property
     def documents(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankedDocument]:
         """Best first."""
@@ -929,10 +957,11 @@ class RetrieveResponse(_message.Message):
         documents: _abc.Iterable[Global___RankedDocument] | None = ...,
         revision: _builtins.int = ...,
         model: _builtins.str = ...,
+        lexical_weight: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "model", b"model", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "lexical_weight", b"lexical_weight", "model", b"model", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -947,12 +976,22 @@ class RankedDocument(_message.Message):
     SCORE_FIELD_NUMBER: _builtins.int
     LAYERS_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
+    ROUTING_SCORE_FIELD_NUMBER: _builtins.int
+    LEXICAL_SCORE_FIELD_NUMBER: _builtins.int
     document: _builtins.str
     """"memories/{memory}/documents/{number}"."""
     number: _builtins.int
     """The document's number."""
     score: _builtins.float
     """Comparable within one reply only: larger is better."""
+    routing_score: _builtins.float
+    """Of the routed layers together, before words were added: the mean of their
+    scores, each layer's standardised over the memory.
+    """
+    lexical_score: _builtins.float
+    """BM25 of the question's words in the document. 0: none of them, or it is not
+    among the best by words, or the words had no share.
+    """
     @_builtins.property
     def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerScore]:
         """Routed layers whose own top k held it."""
@@ -969,10 +1008,12 @@ class RankedDocument(_message.Message):
         score: _builtins.float = ...,
         layers: _abc.Iterable[Global___LayerScore] | None = ...,
         content: _resources_pb2.Document | None = ...,
+        routing_score: _builtins.float = ...,
+        lexical_score: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "document", b"document", "layers", b"layers", "number", b"number", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "document", b"document", "layers", b"layers", "lexical_score", b"lexical_score", "number", b"number", "routing_score", b"routing_score", "score", b"score"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

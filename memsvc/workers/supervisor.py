@@ -62,6 +62,7 @@ class WorkerCommand:
             f"--dtype={config.worker_dtype}",
             f"--routing-budget={config.worker_routing_budget}",
             f"--content-budget={config.worker_content_budget}",
+            f"--lexical-budget={config.worker_lexical_budget}",
             f"--drain-grace={_DRAIN_GRACE_S:g}",
             f"--log-level={config.log_level}",
         ]

@@ -22,6 +22,9 @@ RETRIEVAL_END = "<End-of-Retrieve>"
 _TURN_STARTS = (TURN_START, "<|begin_of_text|>", "<s>", "<|endoftext|>")
 _TURN_ENDS = (TURN_END, "<|eot_id|>", "<|end_of_text|>", "</s>", "<|endoftext|>")
 _REFERENCE_ENDS = (REFERENCE_END, "<file_sep>", "<|reserved_special_token_0|>", "<unk>")
+#: Share of the question's words in the ranking of a base without trained routers: what found
+#: most on conversations (docs/default-model.md).
+UNTRAINED_LEXICAL_WEIGHT = 0.6
 _RETRIEVAL_ENDS = ("<issue_closed>", "<|reserved_special_token_1|>")
 
 
@@ -90,6 +93,7 @@ def base_template(tokenizer: Tokenizer) -> Template:
         return_documents="",
         system="You answer questions about the given text. Answer with a few words of it.",
         documents_after="\nQuestion: ",
+        lexical_weight=UNTRAINED_LEXICAL_WEIGHT,
     )
 
 

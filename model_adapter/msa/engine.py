@@ -16,6 +16,7 @@ from model_adapter.engine import (
     Event,
     Generate,
     Generation,
+    LexicalPrior,
     MemoryView,
     ModelDescription,
     QuestionTooLongError,
@@ -94,6 +95,7 @@ class MsaEngine:
             max_answer_tokens=limits.answer_tokens,
             device=device,
             compute_dtype=model.compute_dtype,
+            lexical_weight=model.template.lexical_weight,
         )
 
     @property
@@ -122,7 +124,13 @@ class MsaEngine:
                 result.blocks.extend(encode_batch(self._model.decoder, batch))
         return result
 
-    def route(self, question: str, memory: MemoryView, limit: int) -> list[RankedDocument]:
+    def route(
+        self,
+        question: str,
+        memory: MemoryView,
+        limit: int,
+        prior: LexicalPrior | None = None,
+    ) -> list[RankedDocument]:
         """The best documents over all routed layers. Raises QuestionTooLongError."""
         self._check_question(question)
         k = self._model.decoder.config.msa.top_k
@@ -130,7 +138,7 @@ class MsaEngine:
             segment = routing_segment(self._model, question, memory, k)
             found = run(self._model.decoder, [segment], only_routing=True).routings[0]
         assert found is not None
-        return list(ranking.rank(found, memory.numbers_N, limit))
+        return list(ranking.rank(found, memory.numbers_N, limit, prior))
 
     def start(self, request: Generate, memory: MemoryView) -> Generation:
         """Raises QuestionTooLongError."""

@@ -106,18 +106,18 @@ class Session(ABC):
         return [*events, FinishEvent(reason)]
 
     def _take_routing(self, routing: RowRouting, *, by_rank: bool) -> RoutingEvent:
-        """Counts a round's routing. by_rank: the k best over all layers, instead of
-        all that some layer chose."""
+        """Counts a round's routing. by_rank: the k best over all layers and the question's
+        words, instead of all that some layer chose."""
         self.counts.rounds += 1
         self.counts.routing_s += routing.seconds
         numbers_N = self._memory.numbers_N
         self.counts.routed_documents = len(numbers_N)
         self.counts.routed_chunks = int(self._memory.chunk_offsets_N1[-1]) if len(numbers_N) else 0
-        if by_rank:
-            documents = ranking.rank(routing, numbers_N, self._k)
-        else:
-            documents = ranking.chosen(routing, numbers_N)
-        return RoutingEvent(self.counts.rounds, documents)
+        if not by_rank:
+            return RoutingEvent(self.counts.rounds, ranking.chosen(routing, numbers_N))
+        prior = self._request.prior
+        documents = ranking.rank(routing, numbers_N, self._k, prior)
+        return RoutingEvent(self.counts.rounds, documents, prior.weight if prior else 0.0)
 
     def _room(self, used: int) -> int:
         """Tokens of documents that still fit a row of `used` tokens and an answer."""

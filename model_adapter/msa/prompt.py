@@ -38,7 +38,8 @@ class Template:
     retrieval_end is matched in the generated text. The sentences default to the
     published model's. ROUTED_TEXT only: `system` opens the chat (none when empty),
     `documents_before` and `documents_after` surround the routed documents' texts, of
-    which at most document_tokens are put in (INTERLEAVE: per round).
+    which at most document_tokens are put in (INTERLEAVE: per round). lexical_weight: share
+    of the question's words in a ranking, 0 for routing alone.
     """
 
     answering: Answering
@@ -56,6 +57,7 @@ class Template:
     documents_before: str = ""
     documents_after: str = ""
     document_tokens: int = 1024
+    lexical_weight: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One ranking out of the routed layers' own.
+"""One ranking out of the routed layers' own, and out of the question's words if asked.
 
 Layers that choose for themselves score on scales of their own, so each layer's scores are
 standardised over all documents of the memory and then averaged: every layer counts alike.
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from model_adapter.engine import LayerScore, RankedDocument
+from model_adapter.blending import DEPTH, blend
+from model_adapter.engine import LayerScore, LexicalPrior, RankedDocument
 from model_adapter.msa.forward import RowRouting
 from model_adapter.msa.routing import Positions, Scores, select
 
@@ -29,13 +30,31 @@ def combine(routing: RowRouting) -> Scores:
     return (total_N / len(routing.scores_N)).astype(np.float32)
 
 
-def rank(routing: RowRouting, numbers_N: Positions, limit: int) -> tuple[RankedDocument, ...]:
-    """The best `limit` documents over all layers, each with the layers that chose it."""
+def rank(
+    routing: RowRouting, numbers_N: Positions, limit: int, prior: LexicalPrior | None = None
+) -> tuple[RankedDocument, ...]:
+    """The best `limit` documents over all layers, each with the layers that chose it.
+
+    With a prior, by the blend of both; a document may then come from the words alone.
+    """
     combined_N = combine(routing)
     layers = _layer_scores(routing)
+    depth = limit if prior is None else max(limit, DEPTH)
+    best = {int(n): float(combined_N[n]) for n in select(combined_N, depth)}
+    words: dict[int, float] = {}
+    order = list(best.items())
+    if prior is not None:
+        words = _by_position(prior, numbers_N)
+        order = blend(best, words, prior.weight, limit)
     return tuple(
-        RankedDocument(int(numbers_N[n]), float(combined_N[n]), tuple(layers.get(int(n), ())))
-        for n in select(combined_N, limit)
+        RankedDocument(
+            int(numbers_N[n]),
+            score,
+            tuple(layers.get(n, ())),
+            float(combined_N[n]),
+            words.get(n, 0.0),
+        )
+        for n, score in order
     )
 
 
@@ -45,8 +64,22 @@ def chosen(routing: RowRouting, numbers_N: Positions) -> tuple[RankedDocument, .
     layers = _layer_scores(routing)
     order = sorted(layers, key=lambda n: (-combined_N[n], n))
     return tuple(
-        RankedDocument(int(numbers_N[n]), float(combined_N[n]), tuple(layers[n])) for n in order
+        RankedDocument(
+            int(numbers_N[n]), float(combined_N[n]), tuple(layers[n]), float(combined_N[n])
+        )
+        for n in order
     )
+
+
+def _by_position(prior: LexicalPrior, numbers_N: Positions) -> dict[int, float]:
+    """The prior's scores by position in numbers_N; documents that are not there are left out."""
+    numbers = np.fromiter(prior.scores, np.int64, len(prior.scores))
+    places = np.searchsorted(numbers_N, numbers)
+    return {
+        int(place): prior.scores[int(number)]
+        for place, number in zip(places, numbers, strict=True)
+        if place < len(numbers_N) and numbers_N[place] == number
+    }
 
 
 def _layer_scores(routing: RowRouting) -> dict[int, list[LayerScore]]:

@@ -56,6 +56,7 @@ class GetInfoResponse(_message.Message):
     COMPUTE_DTYPE_FIELD_NUMBER: _builtins.int
     RESIDENCY_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    LEXICAL_WEIGHT_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """Last part of the model's resource name."""
     display_name: _builtins.str
@@ -74,6 +75,10 @@ class GetInfoResponse(_message.Message):
     """Precision of the arithmetic."""
     draining: _builtins.bool
     """True: it finishes what runs, takes nothing new, and will end."""
+    lexical_weight: _builtins.float
+    """Share of a question's words in a ranking when a request names none; 0:
+    routing alone.
+    """
     @_builtins.property
     def layout(self) -> Global___KVLayout:
         """Shape of the blocks it makes."""
@@ -96,10 +101,11 @@ class GetInfoResponse(_message.Message):
         compute_dtype: _builtins.str = ...,
         residency: Global___ResidencyInfo | None = ...,
         draining: _builtins.bool = ...,
+        lexical_weight: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout", "residency", b"residency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_dtype", b"compute_dtype", "device", b"device", "display_name", b"display_name", "draining", b"draining", "identity", b"identity", "layout", b"layout", "max_answer_tokens", b"max_answer_tokens", "max_document_tokens", b"max_document_tokens", "max_question_tokens", b"max_question_tokens", "model_id", b"model_id", "residency", b"residency"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_dtype", b"compute_dtype", "device", b"device", "display_name", b"display_name", "draining", b"draining", "identity", b"identity", "layout", b"layout", "lexical_weight", b"lexical_weight", "max_answer_tokens", b"max_answer_tokens", "max_document_tokens", b"max_document_tokens", "max_question_tokens", b"max_question_tokens", "model_id", b"model_id", "residency", b"residency"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -116,6 +122,8 @@ class ResidencyInfo(_message.Message):
     RESIDENT_MEMORIES_FIELD_NUMBER: _builtins.int
     RUNNING_QUERIES_FIELD_NUMBER: _builtins.int
     WAITING_QUERIES_FIELD_NUMBER: _builtins.int
+    LEXICAL_BYTES_FIELD_NUMBER: _builtins.int
+    LEXICAL_BUDGET_BYTES_FIELD_NUMBER: _builtins.int
     routing_bytes: _builtins.int
     """Routing keys held on the device."""
     routing_budget_bytes: _builtins.int
@@ -130,6 +138,10 @@ class ResidencyInfo(_message.Message):
     """Queries in the running batch."""
     waiting_queries: _builtins.int
     """Queries admitted and not yet running."""
+    lexical_bytes: _builtins.int
+    """Full-text indexes of memories in use."""
+    lexical_budget_bytes: _builtins.int
+    """Most they may take."""
     def __init__(
         self,
         *,
@@ -140,10 +152,12 @@ class ResidencyInfo(_message.Message):
         resident_memories: _builtins.int = ...,
         running_queries: _builtins.int = ...,
         waiting_queries: _builtins.int = ...,
+        lexical_bytes: _builtins.int = ...,
+        lexical_budget_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_budget_bytes", b"content_budget_bytes", "content_bytes", b"content_bytes", "resident_memories", b"resident_memories", "routing_budget_bytes", b"routing_budget_bytes", "routing_bytes", b"routing_bytes", "running_queries", b"running_queries", "waiting_queries", b"waiting_queries"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_budget_bytes", b"content_budget_bytes", "content_bytes", b"content_bytes", "lexical_budget_bytes", b"lexical_budget_bytes", "lexical_bytes", b"lexical_bytes", "resident_memories", b"resident_memories", "routing_budget_bytes", b"routing_budget_bytes", "routing_bytes", b"routing_bytes", "running_queries", b"running_queries", "waiting_queries", b"waiting_queries"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -433,10 +447,15 @@ class RouteRequest(_message.Message):
     MEMORY_FIELD_NUMBER: _builtins.int
     QUESTION_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
+    LEXICAL_WEIGHT_FIELD_NUMBER: _builtins.int
     question: _builtins.str
     """1 to max_question_tokens tokens."""
     limit: _builtins.int
     """1 to 100."""
+    lexical_weight: _builtins.float
+    """Share of the question's words in the ranking, 0 (routing alone) to 1.
+    Unset: the model's own.
+    """
     @_builtins.property
     def memory(self) -> Global___MemoryRef:
         """The memory to read."""
@@ -447,12 +466,15 @@ class RouteRequest(_message.Message):
         memory: Global___MemoryRef | None = ...,
         question: _builtins.str = ...,
         limit: _builtins.int = ...,
+        lexical_weight: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "lexical_weight", b"lexical_weight", "memory", b"memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "memory", b"memory", "question", b"question"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "lexical_weight", b"lexical_weight", "limit", b"limit", "memory", b"memory", "question", b"question"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__lexical_weight: _TypeAlias = _typing.Literal["lexical_weight"]  # noqa: Y015
+    _WhichOneofArgType__lexical_weight: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lexical_weight) -> _WhichOneofReturnType__lexical_weight | None: ...
 
 Global___RouteRequest: _TypeAlias = RouteRequest  # noqa: Y015
 
@@ -461,6 +483,11 @@ class RouteResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DOCUMENTS_FIELD_NUMBER: _builtins.int
+    LEXICAL_WEIGHT_FIELD_NUMBER: _builtins.int
+    lexical_weight: _builtins.float
+    """Share that the words had; 0: routing alone, asked for or because their
+    index found no room.
+    """
     @_builtins.property
     def documents(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankedDocument]:
         """Best first."""
@@ -469,10 +496,11 @@ class RouteResponse(_message.Message):
         self,
         *,
         documents: _abc.Iterable[Global___RankedDocument] | None = ...,
+        lexical_weight: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "lexical_weight", b"lexical_weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -485,10 +513,16 @@ class RankedDocument(_message.Message):
     NUMBER_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
     LAYERS_FIELD_NUMBER: _builtins.int
+    ROUTING_SCORE_FIELD_NUMBER: _builtins.int
+    LEXICAL_SCORE_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Number of the document."""
     score: _builtins.float
     """Comparable within one reply only: larger is better."""
+    routing_score: _builtins.float
+    """As in memsvc.v1.RankedDocument."""
+    lexical_score: _builtins.float
+    """As in memsvc.v1.RankedDocument."""
     @_builtins.property
     def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerScore]:
         """Routed layers whose own top k held it."""
@@ -499,10 +533,12 @@ class RankedDocument(_message.Message):
         number: _builtins.int = ...,
         score: _builtins.float = ...,
         layers: _abc.Iterable[Global___LayerScore] | None = ...,
+        routing_score: _builtins.float = ...,
+        lexical_score: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["layers", b"layers", "number", b"number", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["layers", b"layers", "lexical_score", b"lexical_score", "number", b"number", "routing_score", b"routing_score", "score", b"score"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -548,6 +584,7 @@ class QueryRequest(_message.Message):
     TOP_P_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     MAX_ROUNDS_FIELD_NUMBER: _builtins.int
+    LEXICAL_WEIGHT_FIELD_NUMBER: _builtins.int
     question: _builtins.str
     """1 to max_question_tokens tokens."""
     max_answer_tokens: _builtins.int
@@ -562,6 +599,8 @@ class QueryRequest(_message.Message):
     """0: not seeded."""
     max_rounds: _builtins.int
     """0: the model's own."""
+    lexical_weight: _builtins.float
+    """As in RouteRequest; no matter to a model that names documents itself."""
     @_builtins.property
     def memory(self) -> Global___MemoryRef:
         """The memory to read."""
@@ -577,12 +616,15 @@ class QueryRequest(_message.Message):
         top_p: _builtins.float = ...,
         seed: _builtins.int = ...,
         max_rounds: _builtins.int = ...,
+        lexical_weight: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "lexical_weight", b"lexical_weight", "memory", b"memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_answer_tokens", b"max_answer_tokens", "max_rounds", b"max_rounds", "memory", b"memory", "question", b"question", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "lexical_weight", b"lexical_weight", "max_answer_tokens", b"max_answer_tokens", "max_rounds", b"max_rounds", "memory", b"memory", "question", b"question", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__lexical_weight: _TypeAlias = _typing.Literal["lexical_weight"]  # noqa: Y015
+    _WhichOneofArgType__lexical_weight: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lexical_weight) -> _WhichOneofReturnType__lexical_weight | None: ...
 
 Global___QueryRequest: _TypeAlias = QueryRequest  # noqa: Y015
 
@@ -634,8 +676,11 @@ class Routing(_message.Message):
 
     ROUND_FIELD_NUMBER: _builtins.int
     DOCUMENTS_FIELD_NUMBER: _builtins.int
+    LEXICAL_WEIGHT_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     """From 1."""
+    lexical_weight: _builtins.float
+    """As in RouteResponse."""
     @_builtins.property
     def documents(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankedDocument]:
         """Best first."""
@@ -645,10 +690,11 @@ class Routing(_message.Message):
         *,
         round: _builtins.int = ...,
         documents: _abc.Iterable[Global___RankedDocument] | None = ...,
+        lexical_weight: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "round", b"round"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "lexical_weight", b"lexical_weight", "round", b"round"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -739,6 +785,7 @@ class Finished(_message.Message):
     ROUTING_MS_FIELD_NUMBER: _builtins.int
     TIME_TO_FIRST_TOKEN_MS_FIELD_NUMBER: _builtins.int
     TOTAL_MS_FIELD_NUMBER: _builtins.int
+    LEXICAL_MS_FIELD_NUMBER: _builtins.int
     reason: Global___Finished.Reason.ValueType
     """Why it ended."""
     question_tokens: _builtins.int
@@ -763,6 +810,8 @@ class Finished(_message.Message):
     """From arrival to the first token of the answer."""
     total_ms: _builtins.float
     """From arrival to the last token."""
+    lexical_ms: _builtins.float
+    """Part of page_in_ms: asking the question's words, and indexing what was new."""
     def __init__(
         self,
         *,
@@ -778,10 +827,11 @@ class Finished(_message.Message):
         routing_ms: _builtins.float = ...,
         time_to_first_token_ms: _builtins.float = ...,
         total_ms: _builtins.float = ...,
+        lexical_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_tokens", b"answer_tokens", "document_tokens", b"document_tokens", "page_in_ms", b"page_in_ms", "question_tokens", b"question_tokens", "queue_ms", b"queue_ms", "reason", b"reason", "rounds", b"rounds", "routed_chunks", b"routed_chunks", "routed_documents", b"routed_documents", "routing_ms", b"routing_ms", "time_to_first_token_ms", b"time_to_first_token_ms", "total_ms", b"total_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_tokens", b"answer_tokens", "document_tokens", b"document_tokens", "lexical_ms", b"lexical_ms", "page_in_ms", b"page_in_ms", "question_tokens", b"question_tokens", "queue_ms", b"queue_ms", "reason", b"reason", "rounds", b"rounds", "routed_chunks", b"routed_chunks", "routed_documents", b"routed_documents", "routing_ms", b"routing_ms", "time_to_first_token_ms", b"time_to_first_token_ms", "total_ms", b"total_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks import needle, sizes
 from benchmarks.needle import FORMS, FREE, Haystack, Plan, measure, needles, number_of
-from model_adapter.engine import MemoryView, RankedDocument
+from model_adapter.engine import LexicalPrior, MemoryView, RankedDocument
 from model_adapter.fake import FakeEngine
 
 
@@ -72,7 +72,13 @@ def test_one_document_holds_a_quarter_of_four_needles(haystack: Haystack) -> Non
 class Blind(FakeEngine):
     """Routes to the first documents of a memory, whatever is asked."""
 
-    def route(self, question: str, memory: MemoryView, limit: int) -> list[RankedDocument]:
+    def route(
+        self,
+        question: str,
+        memory: MemoryView,
+        limit: int,
+        prior: LexicalPrior | None = None,
+    ) -> list[RankedDocument]:
         return [RankedDocument(int(number), 0.0, ()) for number in memory.numbers_N[:limit]]
 
 

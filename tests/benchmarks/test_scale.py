@@ -11,7 +11,7 @@ from benchmarks import plot, scale
 from benchmarks.quality import banks
 from benchmarks.quality.banks import BankError
 from benchmarks.scale import Dilution, fall, passages
-from model_adapter.engine import MemoryView, RankedDocument
+from model_adapter.engine import LexicalPrior, MemoryView, RankedDocument
 from model_adapter.fake import FakeEngine
 from tests.support.tiny_banks import asked, write_bank
 
@@ -73,10 +73,16 @@ def test_a_group_fills_half_of_the_smallest_size(tmp_path: Path) -> None:
 class Early(FakeEngine):
     """Finds the right document in a memory of few documents only."""
 
-    def route(self, question: str, memory: MemoryView, limit: int) -> list[RankedDocument]:
+    def route(
+        self,
+        question: str,
+        memory: MemoryView,
+        limit: int,
+        prior: LexicalPrior | None = None,
+    ) -> list[RankedDocument]:
         if len(memory.numbers_N) > 20:
             return []
-        return super().route(question, memory, limit)
+        return super().route(question, memory, limit, prior)
 
 
 def test_known_figures_and_their_fall(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from model_adapter.engine import (
     FinishEvent,
     FinishReason,
     Generate,
+    LexicalPrior,
     QuestionTooLongError,
     RoutingEvent,
     TextEvent,
@@ -217,6 +218,26 @@ def test_a_combined_choice_is_the_mean_of_all_layers(answering: Answering) -> No
     read = {int(memory.numbers_N[n]) for n in memory.content_read}
     attached = {d.number for d in ranked[:2]} if answering is Answering.INTERLEAVE else set()
     assert read == attached
+
+
+def test_a_prior_moves_documents_up_and_is_told_of() -> None:
+    engine = tiny_engine(Answering.ROUTED_TEXT)
+    memory = remember(engine)
+    alone = engine.route(QUESTION, memory, 50)
+    last = alone[-1]
+    prior = LexicalPrior(0.9, {last.number: 7.5, 999: 9.0})
+    blended = engine.route(QUESTION, memory, 50, prior)
+    assert sorted(d.number for d in blended) == sorted(TEXTS), "unknown numbers are passed over"
+    assert blended[0].number == last.number
+    assert blended[0].lexical_score == 7.5
+    assert blended[0].routing_score == last.routing_score == last.score
+    assert [d.number for d in blended[1:]] == [d.number for d in alone[:-1]]
+    assert len(engine.route(QUESTION, memory, 1, prior)) == 1
+    routing, citation, *_ = finish(
+        engine, engine.start(Generate(QUESTION, 5, prior=prior), memory)
+    )[0]
+    assert isinstance(routing, RoutingEvent) and routing.lexical_weight == 0.9
+    assert citation == CitationEvent(last.number, 1)
 
 
 def test_routed_text_puts_in_what_fits_best_first() -> None:

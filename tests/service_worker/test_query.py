@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -41,6 +42,49 @@ async def test_an_answer_is_streamed_with_its_citation(shared: Asking) -> None:
     assert answer.done == pb.Done(
         reason=pb.Done.STOP, revision=written.revision, model="models/fake"
     )
+
+
+async def test_words_can_be_given_a_share(shared: Asking) -> None:
+    memory = await shared.create()
+    written = await shared.append(memory.name, CAT, BOILER, "The boiler is in the cellar")
+    question = "Who repaired the boiler?"
+
+    async def retrieve(share: float | None) -> pb.RetrieveResponse:
+        request = pb.RetrieveRequest(memory=memory.name, question=question, lexical_weight=share)
+        return cast(
+            pb.RetrieveResponse,
+            await shared.as_operator(shared.memories.Retrieve, request),
+        )
+
+    alone, half = await retrieve(None), await retrieve(0.5)
+    assert alone.lexical_weight == 0 and half.lexical_weight == 0.5
+    assert [d.lexical_score for d in alone.documents] == [0] * len(alone.documents)
+    assert [d.number for d in half.documents] == [2, 3]
+    assert half.documents[0].lexical_score > half.documents[1].lexical_score > 0
+    assert half.documents[0].routing_score == alone.documents[0].routing_score
+    options = pb.GenerationOptions(lexical_weight=0.5)
+    answer = await shared.ask(memory.name, question, options=options)
+    assert answer.routings[0].lexical_weight == 0.5
+    assert answer.cited == [2]
+    assert answer.usage is not None and answer.usage.lexical_ms > 0
+    await shared.as_operator(
+        shared.memories.DeleteDocuments,
+        pb.DeleteDocumentsRequest(parent=memory.name, names=[written.documents[1]]),
+    )
+    assert [d.number for d in (await retrieve(1)).documents] == [3]
+
+
+async def test_a_share_out_of_range_is_refused(shared: Asking) -> None:
+    memory = await shared.create()
+    for share in (-0.1, 1.1, math.nan):
+        request: dict[str, Any] = {"memory": memory.name, "question": "Which cat?"}
+        options = pb.GenerationOptions(lexical_weight=share)
+        asked = pb.QueryRequest(**request, options=options)
+        found = await refused(shared.as_operator(shared.memories.Query, asked))
+        assert (found.reason, found.field) == ("FIELD_INVALID", "options.lexical_weight")
+        ranked = pb.RetrieveRequest(**request, lexical_weight=share)
+        found = await refused(shared.as_operator(shared.memories.Retrieve, ranked))
+        assert (found.reason, found.field) == ("FIELD_INVALID", "lexical_weight")
 
 
 async def test_an_empty_memory_answers(shared: Asking) -> None:

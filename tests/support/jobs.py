@@ -17,6 +17,7 @@ from model_adapter.engine import (
     FinishEvent,
     Generate,
     Generation,
+    LexicalPrior,
     MemoryView,
     ModelDescription,
     RankedDocument,
@@ -114,9 +115,15 @@ class WatchedEngine:
         self.now_s += sum(map(text_bytes, documents)) * self.seconds_per_byte
         return self.inner.encode(documents)
 
-    def route(self, question: str, memory: MemoryView, limit: int) -> list[RankedDocument]:
+    def route(
+        self,
+        question: str,
+        memory: MemoryView,
+        limit: int,
+        prior: LexicalPrior | None = None,
+    ) -> list[RankedDocument]:
         self._called("route", 1)
-        return self.inner.route(question, memory, limit)
+        return self.inner.route(question, memory, limit, prior)
 
     def start(self, request: Generate, memory: MemoryView) -> Generation:
         return self.inner.start(request, memory)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import cast
 
+import lmdb
 import numpy as np
 import torch
 
@@ -15,6 +17,7 @@ from model_adapter.readers import Readers
 from model_adapter.residency import MemoryKey, as_tensor
 from storage.documents import render
 from storage.layout import Bits, KVBlock, KVLayout
+from storage.lmdb_store import LmdbStore
 from storage.memory_store import MemoryStore
 from storage.store import BlockReader, EncodingId, MemoryUid, StoreNotFoundError, TenantStore
 from tests.support.blocks import SEPARATE, encoding_id, make_block, make_document
@@ -105,6 +108,18 @@ class World:
 def text(number: int) -> str:
     """Of a written document."""
     return f"this is document {number}"
+
+
+def flip(world: World, folder: Path, record: bytes) -> None:
+    """Changes one byte in the middle of a stored value of TENANT's LMDB store in a folder."""
+    world.stores[TENANT].close()
+    with lmdb.open(str(folder)) as environment, environment.begin(write=True) as transaction:
+        value = bytearray(transaction.get(record) or b"")
+        value[len(value) // 2] ^= 0x10
+        transaction.put(record, bytes(value))
+    world.stores[TENANT] = LmdbStore(folder)
+    # The pager's handle was the closed one.
+    world.pager._readers.close()
 
 
 def bits(tensor: torch.Tensor) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,9 +39,9 @@ def view_of(texts: Sequence[str], engine: FakeEngine | None = None) -> InMemoryV
     return InMemoryView(engine.description.layout, blocks, dict(enumerate(texts, 1)))
 
 
-def events(question: str, texts: Sequence[str] = TEXTS, **request: int) -> list[Event]:
+def events(question: str, texts: Sequence[str] = TEXTS, **request: Any) -> list[Event]:
     engine = FakeEngine()
-    asked = Generate(question, **{"max_answer_tokens": 0, **request})
+    asked = replace(Generate(question, max_answer_tokens=0), **request)
     return events_alone(engine, asked, view_of(texts))
 
 

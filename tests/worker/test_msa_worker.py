@@ -10,15 +10,19 @@ import pytest
 import torch
 
 from model_adapter import wire
+from model_adapter.blending import DEPTH
 from model_adapter.engine import (
     CitationEvent,
+    Engine,
     Event,
     FinishEvent,
     Generate,
+    LexicalPrior,
     RoutingEvent,
     TextEvent,
 )
 from model_adapter.engines import load_engine
+from model_adapter.lexical import LexicalIndex
 from model_adapter.msa.memory import InMemoryView
 from model_adapter.v1 import model_adapter_pb2 as pb
 from storage.layout import KVBlock
@@ -92,7 +96,8 @@ async def test_answers_are_the_engines(served: tuple[WorkerProcess, Path]) -> No
 
         together = await asyncio.gather(*(ask(question) for question in QUESTIONS))
         for question, events in zip(QUESTIONS, together, strict=True):
-            generation = engine.start(Generate(question, 12, top_k=3), view)
+            prior = prior_of(engine, question)
+            generation = engine.start(Generate(question, 12, top_k=3, prior=prior), view)
             expected: list[Event] = []
             while not generation.done:
                 (result,) = engine.step([generation])
@@ -102,8 +107,16 @@ async def test_answers_are_the_engines(served: tuple[WorkerProcess, Path]) -> No
             assert events[-1].finished.routed_documents == generation.counts.routed_documents
         request = pb.RouteRequest(memory=ref, question=QUESTIONS[1], limit=4)
         ranked = (await client.stub.Route(request)).documents
-        own = engine.route(QUESTIONS[1], view, 4)
+        own = engine.route(QUESTIONS[1], view, 4, prior_of(engine, QUESTIONS[1]))
         assert [document.number for document in ranked] == [document.number for document in own]
+
+
+def prior_of(engine: Engine, question: str) -> LexicalPrior | None:
+    """As the worker makes it when a request says nothing of it."""
+    weight = engine.description.lexical_weight
+    index = LexicalIndex()
+    index.add(enumerate(TEXTS, 1))
+    return LexicalPrior(weight, index.search(question, len(TEXTS), DEPTH)) if weight else None
 
 
 def brief(event: pb.QueryResponse) -> tuple[object, ...]:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import lmdb
 import pytest
 import torch
 
@@ -29,6 +28,7 @@ from tests.support.pages import (
     TENANT,
     World,
     document_bytes,
+    flip,
     key,
     uid,
 )
@@ -285,18 +285,6 @@ def on_disk(tmp_path: Path) -> Iterator[World]:
     world.stores[TENANT] = LmdbStore(tmp_path / "tenant")
     yield world
     world.stores[TENANT].close()
-
-
-def flip(world: World, folder: Path, record: bytes) -> None:
-    """Changes one byte in the middle of a stored value."""
-    world.stores[TENANT].close()
-    with lmdb.open(str(folder)) as environment, environment.begin(write=True) as transaction:
-        value = bytearray(transaction.get(record) or b"")
-        value[len(value) // 2] ^= 0x10
-        transaction.put(record, bytes(value))
-    world.stores[TENANT] = LmdbStore(folder)
-    # The pager's handle was the closed one.
-    world.pager._readers.close()
 
 
 def test_views_over_lmdb(on_disk: World) -> None:

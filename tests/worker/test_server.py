@@ -112,6 +112,45 @@ async def test_ranking(client: Client, tenant: str) -> None:
     assert not (await client.stub.Route(empty)).documents
 
 
+async def test_a_ranking_says_where_its_scores_come_from(client: Client, tenant: str) -> None:
+    await client.fill(tenant, MEMORY, TEXTS)
+
+    async def route(**more: float) -> pb.RouteResponse:
+        ref = client.ref(tenant, MEMORY, 3)
+        return await client.stub.Route(pb.RouteRequest(memory=ref, question=CHESS, limit=3, **more))
+
+    alone, words, both = (
+        await route(),
+        await route(lexical_weight=1),
+        await route(lexical_weight=0.5),
+    )
+    assert alone.lexical_weight == 0 and words.lexical_weight == 1 and both.lexical_weight == 0.5
+    (routed,) = alone.documents
+    assert routed.score == routed.routing_score > 1
+    assert routed.lexical_score == 0
+    for blended in (words, both):
+        best = blended.documents[0]
+        assert best.number == routed.number
+        assert best.score == 1, "the best of both lists"
+        assert best.routing_score == routed.routing_score
+        assert best.lexical_score > 0
+    assert (await route(lexical_weight=0)) == alone
+
+
+async def test_words_are_forgotten_with_their_memory(client: Client, tenant: str) -> None:
+    await client.fill(tenant, MEMORY, TEXTS)
+    ref = client.ref(tenant, MEMORY, 3)
+    call = client.stub.Query(pb.QueryRequest(memory=ref, question=CHESS, lexical_weight=0.5))
+    events = [event async for event in call]
+    assert events[0].routing.lexical_weight == 0.5
+    assert events[-1].finished.lexical_ms > 0
+    before = (await client.stub.GetInfo(pb.GetInfoRequest())).residency
+    assert 0 < before.lexical_bytes < before.lexical_budget_bytes
+    await client.stub.Evict(pb.EvictRequest(tenant=tenant, memory_uid=MEMORY))
+    after = (await client.stub.GetInfo(pb.GetInfoRequest())).residency
+    assert after.lexical_bytes < before.lexical_bytes
+
+
 async def test_tenants_with_the_same_memory_uid(client: Client, tenant: str) -> None:
     other = tenant[::-1]
     await client.fill(tenant, MEMORY, TEXTS[:1])
@@ -161,6 +200,8 @@ async def test_another_models_identity_is_refused(client: Client, tenant: str) -
         ("max_rounds", {"max_rounds": -5}),
         ("temperature", {"temperature": math.nan}),
         ("top_p", {"top_p": 1.5}),
+        ("lexical_weight", {"lexical_weight": 1.5}),
+        ("lexical_weight", {"lexical_weight": math.nan}),
     ],
 )
 async def test_a_malformed_query_names_the_field(

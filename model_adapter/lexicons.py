@@ -1,0 +1,151 @@
+"""The lexical indexes of memories in use, within a budget of bytes.
+
+An index is derived from the texts, as a block is, and lives shorter: it is made for the
+first question that asks for it, follows appends, and goes with its memory or when room
+is needed. It is never written anywhere.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from model_adapter.lexical import LexicalIndex
+from model_adapter.residency import HeldMemory
+
+#: Documents added between two looks at the budget and at whether the caller still waits.
+_BATCH_DOCUMENTS = 512
+
+#: (number, text) of the documents from a number on, ascending.
+Texts = Callable[[int], Iterable[tuple[int, str]]]
+
+
+@dataclass(eq=False)
+class _Entry:
+    """One memory's index. busy: held by whoever builds, searches or wipes it.
+
+    size: bytes, as last accounted. needed: bytes it had when it did not fit; 0 when it did.
+    """
+
+    index: LexicalIndex | None = None
+    busy: threading.Lock = field(default_factory=threading.Lock)
+    size: int = 0
+    needed: int = 0
+    gone: bool = False
+
+
+class Lexicons:
+    """Thread-safe; different memories are built and searched side by side."""
+
+    def __init__(self, budget_bytes: int) -> None:
+        self._budget = budget_bytes
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[HeldMemory, _Entry] = OrderedDict()
+        self._bytes = 0
+
+    @property
+    def bytes(self) -> int:
+        """Of all indexes now."""
+        with self._lock:
+            return self._bytes
+
+    def search(
+        self,
+        memory: HeldMemory,
+        question: str,
+        last_number: int,
+        limit: int,
+        *,
+        texts: Texts,
+        check_wanted: Callable[[], None],
+    ) -> dict[int, float] | None:
+        """BM25 of the best documents up to last_number; None when the index has no room.
+
+        Brings the index up to last_number first. check_wanted: called between batches;
+        what it raises ends the work, and what was added stays. The memory must be pinned.
+        """
+        entry = self._take(memory)
+        try:
+            if entry.index is None and not self._worth_trying(entry):
+                return None
+            if entry.index is None:
+                entry.index = LexicalIndex()
+            for batch in _batches(texts(entry.index.last_number + 1)):
+                check_wanted()
+                entry.index.add(batch)
+                if not self._account(entry):
+                    return None
+            return entry.index.search(question, last_number, limit)
+        finally:
+            entry.busy.release()
+
+    def drop(self, memory: HeldMemory) -> None:
+        """Wipes a memory's index. Nobody may be searching it, nor come to."""
+        with self._lock:
+            entry = self._entries.pop(memory, None)
+            if entry is not None:
+                self._wipe(entry)
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError when the count of bytes is wrong or over the budget."""
+        with self._lock:
+            assert self._bytes == sum(entry.size for entry in self._entries.values())
+            assert self._bytes <= self._budget
+
+    def _take(self, memory: HeldMemory) -> _Entry:
+        """The memory's entry, held by the caller and the most recently used."""
+        while True:
+            with self._lock:
+                entry = self._entries.setdefault(memory, _Entry())
+                self._entries.move_to_end(memory)
+            entry.busy.acquire()
+            if not entry.gone:
+                return entry
+            entry.busy.release()  # it made room for another in between
+
+    def _worth_trying(self, entry: _Entry) -> bool:
+        """Whether an index that did not fit would now."""
+        with self._lock:
+            others = sum(e.size for e in self._entries.values() if e.busy.locked())
+            return entry.needed + others <= self._budget
+
+    def _account(self, entry: _Entry) -> bool:
+        """Counts the entry's growth, dropping idle indexes for it; False: it is dropped itself."""
+        assert entry.index is not None
+        size = entry.index.bytes
+        with self._lock:
+            self._bytes += size - entry.size
+            entry.size = size
+            for memory, other in list(self._entries.items()):
+                if self._bytes <= self._budget:
+                    return True
+                if other is not entry and other.busy.acquire(blocking=False):
+                    del self._entries[memory]
+                    self._wipe(other)
+                    other.busy.release()
+            if self._bytes <= self._budget:
+                return True
+            self._wipe(entry)
+            entry.gone, entry.needed = False, size
+            return False
+
+    def _wipe(self, entry: _Entry) -> None:
+        """Under the lock, and with the entry in nobody else's hands."""
+        if entry.index is not None:
+            entry.index.wipe()
+        self._bytes -= entry.size
+        entry.index, entry.size, entry.gone = None, 0, True
+
+
+def _batches(documents: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    """In lists of some hundred."""
+    batch: list[tuple[int, str]] = []
+    for document in documents:
+        batch.append(document)
+        if len(batch) == _BATCH_DOCUMENTS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
