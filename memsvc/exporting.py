@@ -8,6 +8,7 @@ export is then made anew, of the newer revision.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -26,9 +27,11 @@ from storage.archive import (
     stage_archive,
 )
 from storage.catalog import MemoryRow, MemoryState, NotFoundError
-from storage.store import TenantStore
+from storage.store import CorruptRecordError, TenantStore
 
 _TRIES = 3
+
+log = logging.getLogger(__name__)
 
 
 class _StoppedError(Exception):
@@ -64,8 +67,9 @@ async def stage_export(
 ) -> int:
     """Writes the archive to path; returns its bytes.
 
-    Raises MEMORY_NOT_FOUND when it is deleted meanwhile, OVERLOADED when documents
-    keep being deleted under it, STORAGE_FULL.
+    A memory that has a damaged block is exported without blocks. Raises MEMORY_NOT_FOUND
+    when it is deleted meanwhile, OVERLOADED when documents keep being deleted under it,
+    STORAGE_FULL, CorruptRecordError for a damaged text.
     """
     stop = threading.Event()
     try:
@@ -75,6 +79,12 @@ async def stage_export(
                 return await application.stores.read(memory.tenant_uid, _stage, view, path, stop)
             except ArchiveSourceError:
                 continue
+            except CorruptRecordError:
+                if not view.encodings:
+                    raise
+                # A block can be made again: it costs the archive its blocks, not its texts.
+                log.error("a block of memory %s is damaged; exported without", memory.uid)
+                with_blocks = False
     finally:
         # The thread outlives a cancelled caller by one piece.
         stop.set()

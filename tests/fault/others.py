@@ -149,14 +149,7 @@ class Mover:
         async def export() -> bytes:
             return b"".join([part.data async for part in memory.export(timeout_s=_CALL_S)])
 
-        try:
-            archive = await self._do(export)
-        except DataLossError:
-            # A block was spoiled on purpose, and no question has come by it yet.
-            if not self._spoiled:
-                raise
-            await self._delete(client, name)
-            return
+        archive = await self._do(export)
         imported = await self._do(
             lambda: client.memories.import_archive(
                 archive, memory_id=copy, request_id=copy, timeout_s=_CALL_S

@@ -6,10 +6,11 @@ import asyncio
 import io
 import random
 import tarfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import lmdb
 import pytest
 
 from memsvc.packing import policy
@@ -17,6 +18,9 @@ from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2 as resources
 from storage.archive import open_archive
 from storage.catalog import MemoryState, PackingMode
+from storage.keys import Kind
+from storage.lmdb_store import LmdbStore
+from storage.store import TenantStore
 from tests.service_worker.conftest import Serve
 from tests.support.answers import Asking, eventually
 from tests.support.archives import EMPTY, pack, sample
@@ -291,3 +295,30 @@ async def test_an_import_that_could_not_be_undone_does_not_hold_its_name(shared:
     assert (await _import(shared, data, memory_id="left")).memory.name == "memories/left"
     assert await shared.app.catalog.memories_in_state(MemoryState.IMPORTING) == []
     assert shared.app.importing == set()
+
+
+async def test_a_damaged_block_costs_an_export_its_blocks_and_no_text(shared: Asking) -> None:
+    memory = await shared.create()
+    await shared.append(memory.name, "the kettle sings", "the cat sleeps")
+    await shared.ready(memory.name)
+    row = await shared.row(memory.name)
+
+    def spoil(kind: Kind) -> Callable[[TenantStore], None]:
+        def change(transaction: lmdb.Transaction) -> None:
+            for key, value in list(transaction.cursor()):
+                if bytes(key).hex().startswith(row.uid) and bytes(key)[16] == kind:
+                    transaction.put(bytes(key), bytes(value)[:-1] + bytes([bytes(value)[-1] ^ 1]))
+
+        def work(store: TenantStore) -> None:
+            assert isinstance(store, LmdbStore)
+            store._environment.write(change)
+
+        return work
+
+    await shared.app.stores.run(row.tenant_uid, spoil(Kind.CONTENT))
+    reply = await _import(shared, await _exported(shared, memory.name))
+    assert (reply.reused_blocks, reply.documents_to_encode) == (0, 2)
+    assert await shared.texts(reply.memory.name) == ["the kettle sings", "the cat sleeps"]
+    await shared.app.stores.run(row.tenant_uid, spoil(Kind.DOCUMENT))
+    assert (await refused(_export(shared, memory.name))).reason == "RECORD_CORRUPT"
+    await shared.delete(memory.name)
