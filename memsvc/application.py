@@ -5,6 +5,7 @@
     Catalog                SQL: what exists
     Stores                 LMDB: texts and blocks, one environment per tenant
     Writes                 the write path: locks, order of commits, idempotency
+    Deletions              destroy what was deleted, and sign for it
     Progress               wakes whoever watches or waits for a memory
     EncodingQueue          turns stored documents into blocks in the background
     Workers                clients of the model workers
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from memsvc.audit import AuditTrail
     from memsvc.auth import Authenticator
     from memsvc.config import Config
+    from memsvc.deletion import Deletions
     from memsvc.encoding import EncodingQueue
     from memsvc.keys import Keys
     from memsvc.limits import Limiter
@@ -51,6 +53,7 @@ class Application:
     catalog: Catalog
     stores: Stores
     writes: Writes
+    deletions: Deletions
     progress: Progress
     encoding: EncodingQueue
     workers: Workers

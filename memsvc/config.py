@@ -72,6 +72,12 @@ class Config:
         secret=True,
     )
 
+    wipe_freed_memory: bool = _setting(
+        False,
+        "Overwrite memory as soon as it is freed, in the server and the worker that it starts; "
+        "slower (docs/operations/deletion.md).",
+    )
+
     worker_address: str = _setting(
         "",
         "Addresses of workers that run apart, separated by commas; the first one's model is the "

@@ -98,3 +98,45 @@ class Keys:
         keys = await asyncio.to_thread(self.tenant, tenant_uid)
         assert keys is not None
         return keys.find(memory)
+
+
+def rotate_root(config: Config) -> int:
+    """Makes a new root key, wraps every tenant's key with it, and destroys the earlier ones.
+
+    A crash on the way leaves both, and the call to be repeated. Returns the tenants. Raises
+    RootKeyError, StorageError. Blocks; nobody else may hold the data folder.
+    """
+    if config.root_key:
+        raise RootKeyError(
+            "root_key is a setting: put the new key before the old one in it and run "
+            "`memsvc keys rewrap`"
+        )
+    path = config.root_key_path
+    read_root_keys(path)
+    new = new_root_key()
+    write_root_keys(path, [new, *path.read_text().split()])
+    count = rewrap(config)
+    write_root_keys(path, [new])
+    return count
+
+
+def rewrap(config: Config) -> int:
+    """Wraps every tenant's key with the root key that is first now. As `rotate_root`."""
+    for keys in (found := _all_keys(config)):
+        keys.rewrap()
+    return len(found)
+
+
+def renew_tenants(config: Config) -> int:
+    """Gives every tenant a new key and wraps its memories' keys with that. As `rotate_root`."""
+    for keys in (found := _all_keys(config)):
+        keys.renew()
+    return len(found)
+
+
+def _all_keys(config: Config) -> list[TenantKeys]:
+    root = load_root_keys(config)
+    if root is None:
+        raise RootKeyError("nothing is encrypted")
+    paths = sorted(config.folder.keys("any").parent.glob("*.keys"))
+    return [TenantKeys(path, path.stem, root) for path in paths]

@@ -107,7 +107,7 @@ async def _finish_deletions(application: Application, report: Report) -> None:
 async def _purge(application: Application, memory: MemoryRow) -> bool:
     """False when its store is damaged: it stays marked, and nobody sees it."""
     try:
-        await application.writes.purge_memory(memory)
+        await application.deletions.purge_memory(memory)
     except StoreDamagedError:
         return False
     return True

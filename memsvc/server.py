@@ -25,6 +25,7 @@ from memsvc.audit import AuditTrail
 from memsvc.auth import Authenticator, load_server_key
 from memsvc.clock import SteadyClock
 from memsvc.config import Config
+from memsvc.deletion import Deletions
 from memsvc.encoding import EncodingQueue
 from memsvc.gate import Gate
 from memsvc.importing import drop_abandoned
@@ -32,6 +33,7 @@ from memsvc.keys import Keys, load_root_keys
 from memsvc.limits import Limiter
 from memsvc.paging import PageTokens
 from memsvc.progress import Progress
+from memsvc.receipts import Receipts
 from memsvc.reconcile import reconcile
 from memsvc.setup import Initialised, hold, initialise, make_folders
 from memsvc.stores import Stores, lmdb_opener
@@ -171,13 +173,17 @@ async def _build(config: Config, stack: AsyncExitStack) -> Application:
         progress.publish(memory.uid)
         encoding.wake()
 
+    receipts = Receipts(config.folder, server_key.derive("deletion receipts"))
+    receipts.publish()
+    deletions = Deletions(catalog, stores, keys, receipts, workers.evict)
     return Application(
         config=config,
         data=config.folder,
         keys=keys,
         catalog=catalog,
         stores=stores,
-        writes=Writes(catalog, stores, notify, workers.evict, limiter.quotas),
+        writes=Writes(catalog, stores, notify, deletions, limiter.quotas),
+        deletions=deletions,
         progress=progress,
         encoding=encoding,
         workers=workers,
@@ -251,7 +257,7 @@ async def keep_house_once(application: Application, clock: SteadyClock) -> None:
     older_than_s = clock.now_s() - application.config.request_memory_s
     await application.catalog.purge_requests(round(older_than_s * 1e6))
     for memory in await application.catalog.memories_in_state(MemoryState.DELETING):
-        await application.writes.purge_memory(memory)
+        await application.deletions.purge_memory(memory)
     await drop_abandoned(application)
 
 

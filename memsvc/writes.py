@@ -28,12 +28,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from memsvc import errors
+from memsvc.deletion import Deletions
 from memsvc.limits import Quotas
 from memsvc.locks import MemoryKey, MemoryLocks
 from memsvc.stores import Stores
 from storage.catalog import (
     Catalog,
-    CatalogError,
     DocumentRow,
     MemoryRow,
     MemoryState,
@@ -44,7 +44,7 @@ from storage.catalog import (
 )
 from storage.documents import Source, text_bytes
 from storage.failpoints import Failpoint, reach
-from storage.store import MemoryUid, StorageError, StoredDocument
+from storage.store import MemoryUid, StoredDocument
 
 log = logging.getLogger(__name__)
 
@@ -87,18 +87,11 @@ def memory_uid(row: MemoryRow) -> MemoryUid:
     return MemoryUid(bytes.fromhex(row.uid))
 
 
-def _left_behind(memory: MemoryRow, error: Exception) -> None:
-    log.warning(
-        "texts left for reconcile",
-        extra={"memory_uid": memory.uid, "fault": type(error).__name__},
-    )
-
-
 class Writes:
     """All changes of what is in a memory.
 
     notify: told of a memory after each visible change.
-    evict: makes the workers drop a memory; raises ApiError when one cannot be reached.
+    deletions: destroy what was deleted.
     quotas: what a tenant may use.
     """
 
@@ -107,14 +100,14 @@ class Writes:
         catalog: Catalog,
         stores: Stores,
         notify: Callable[[MemoryRow], None],
-        evict: Callable[[str, str], Awaitable[None]],
+        deletions: Deletions,
         quotas: Callable[[str], Awaitable[Quotas]],
     ) -> None:
         self._quotas = quotas
         self._catalog = catalog
         self._stores = stores
         self._notify = notify
-        self._evict = evict
+        self._deletions = deletions
         self.locks = MemoryLocks()
         # Rows as this process, the only writer, last committed them. One is used and
         # changed under its memory's lock alone, and dropped when a write fails.
@@ -196,7 +189,7 @@ class Writes:
                 raise errors.document_not_found(f"names[{missing}]") from error
             self._committed(memory)
             reach(Failpoint.DELETE_COMMITTED)
-            await self._purge_documents(memory, numbers)
+            await self._deletions.purge_documents(memory, numbers)
             return answer
 
         return await self.once(request, lambda: self._run(request, memory_id, work))
@@ -211,20 +204,9 @@ class Writes:
             )
             self._notify(memory)
             reach(Failpoint.DROP_MARKED)
-            await self.purge_memory(memory)
+            await self._deletions.purge_memory(memory)
 
         await self.locks.run_whole(row.tenant_uid, row.memory_id, work)
-
-    async def purge_memory(self, memory: MemoryRow) -> None:
-        """Second half of deleting a memory, also after a crash: LMDB, workers, rows."""
-        await self._stores.run(
-            memory.tenant_uid, lambda store: store.delete_memory(memory_uid(memory))
-        )
-        reach(Failpoint.DROP_PURGED)
-        await self._evict_quietly(memory)
-        reach(Failpoint.DROP_EVICTED)
-        await self._catalog.finish_delete_memory(memory.uid)
-        reach(Failpoint.DROP_FINISHED)
 
     async def drain(self) -> None:
         """Returns when every write that began has ended."""
@@ -278,7 +260,7 @@ class Writes:
         reach(Failpoint.APPEND_STORED)
         numbers = [row.number for row in rows]
         if self.locks.caller_left():
-            await self._purge_texts(memory, numbers)
+            await self._deletions.purge_texts(memory, numbers)
             raise asyncio.CancelledError
         answer = reply(Written(revision, numbers))
         try:
@@ -286,7 +268,7 @@ class Writes:
                 memory.uid, memory.revision, rows, request.record(answer)
             )
         except (RequestRepeatedError, RequestIdReusedError):
-            await self._purge_texts(memory, numbers)
+            await self._deletions.purge_texts(memory, numbers)
             raise
         self._committed(memory)
         reach(Failpoint.APPEND_COMMITTED)
@@ -307,41 +289,3 @@ class Writes:
             memory.document_count + len(rows),
             memory.text_bytes + sum(row.text_bytes for row in rows),
         )
-
-    async def _purge_documents(self, memory: MemoryRow, numbers: Sequence[int]) -> None:
-        """The deletion is committed: what fails here, reconcile finishes."""
-        purged = await self._purge_texts(memory, numbers)
-        reach(Failpoint.DELETE_PURGED)
-        await self._evict_quietly(memory)
-        reach(Failpoint.DELETE_EVICTED)
-        if purged:
-            try:
-                await self._catalog.forget_removed(memory.uid, numbers)
-            except CatalogError as error:
-                _left_behind(memory, error)
-        reach(Failpoint.DELETE_FORGOTTEN)
-
-    async def _purge_texts(self, memory: MemoryRow, numbers: Sequence[int]) -> bool:
-        """Removes documents that nobody can see from the store. False: left for reconcile."""
-        try:
-            await self._stores.run(
-                memory.tenant_uid,
-                lambda store: store.delete_documents(memory_uid(memory), numbers),
-            )
-        except StorageError as error:
-            _left_behind(memory, error)
-            return False
-        return True
-
-    async def _evict_quietly(self, memory: MemoryRow) -> None:
-        """Makes the workers drop the memory, after the store has: a question that came in
-        between may have read what was being deleted, under the new deletion epoch.
-
-        Workers that cannot be reached are the registry's to deal with."""
-        try:
-            await self._evict(memory.tenant_uid, memory.uid)
-        except errors.ApiError as error:
-            log.warning(
-                "worker not told of a deletion",
-                extra={"memory_uid": memory.uid, "fault": repr(error)},
-            )

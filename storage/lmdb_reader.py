@@ -81,7 +81,11 @@ class LmdbReader:
     def _tree_of(self, memory: MemoryUid, own: MemorySecret) -> KeyTree:
         def load(key: MemorySecret) -> KeyTree:
             place = keys_key(memory, key.generation)
-            return self._get(place, lambda value: read_keys(place, value, key.key))
+            try:
+                return self._get(place, lambda value: read_keys(place, value, key.key))
+            except RecordNotFoundError:
+                text = f"the record of memory {memory.hex()}'s keys is not there"
+                raise KeyMissingError(text) from None
 
         return own.tree(load)
 
@@ -215,12 +219,7 @@ class LmdbReader:
     def _found_keys(self, memory: MemoryUid) -> tuple[int, KeyTree | None]:
         """Generation and tree of a memory's key. Raises KeyMissingError, CorruptRecordError."""
         own = None if self._keys is None else self._keys.of(memory)
-        if own is None:
-            return 0, None
-        try:
-            return own.generation, self._tree_of(memory, own)
-        except RecordNotFoundError:
-            raise KeyMissingError(f"the record of {memory.hex()}'s keys is not there") from None
+        return (0, None) if own is None else (own.generation, self._tree_of(memory, own))
 
     def iter_raw(self) -> Iterator[Record]:
         """Every key and value as stored, unverified, in key order."""

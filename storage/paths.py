@@ -52,6 +52,11 @@ class DataFolder:
         """The operator's API key, for commands on this machine; mode 0600."""
         return self.root / "operator.key"
 
+    @property
+    def receipts(self) -> Path:
+        """Signed receipts of deletions, a folder for each tenant."""
+        return self.root / "receipts"
+
     def keys(self, tenant: str) -> Path:
         """Key file of one tenant; lasts as long as its environment."""
         return self.root / "keys" / f"{tenant}.keys"

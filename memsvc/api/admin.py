@@ -113,8 +113,7 @@ class AdminHandler:
     async def _delete_contents(self, tenant: TenantRow) -> bool:
         """False when a call that was in flight has added a memory meanwhile."""
         await self._delete_memories(tenant)
-        await self._app.workers.evict(tenant.uid, "")
-        await self._app.stores.remove(tenant.uid)
+        await self._app.deletions.purge_tenant(tenant.uid)
         try:
             await self._catalog.delete_tenant(tenant.uid)
         except ConflictError:
@@ -127,7 +126,7 @@ class AdminHandler:
         """Also those whose deletion a crash cut short."""
         for row in await self._catalog.memories_in_state(MemoryState.DELETING):
             if row.tenant_uid == tenant.uid:
-                await self._app.writes.purge_memory(row)
+                await self._app.deletions.purge_memory(row)
         while True:
             rows, _ = await self._catalog.list_memories(tenant.uid, validation.MAX_PAGE, None)
             if not rows:

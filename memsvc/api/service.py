@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 from google.protobuf import empty_pb2
@@ -21,6 +22,8 @@ from memsvc.api.quotas import QuotasHandler
 from memsvc.api.registry import RegistryHandler
 from memsvc.api.watch import WatchHandler
 from memsvc.application import Application
+from memsvc.deletion import issued
+from memsvc.receipts import METADATA_KEY
 from memsvc.v1 import admin_service_pb2 as admin
 from memsvc.v1 import admin_service_pb2_grpc, memory_service_pb2_grpc
 from memsvc.v1 import memory_service_pb2 as pb
@@ -29,6 +32,19 @@ from model_adapter.v1 import registry_pb2, registry_pb2_grpc
 
 # Generic for the type checker alone.
 Context: TypeAlias = "aio.ServicerContext[Any, Any]"
+
+
+@contextmanager
+def receipts_in(context: Context) -> Iterator[None]:
+    """Puts the newest receipt that the call inside issued into its trailing metadata."""
+    receipts: list[bytes] = []
+    token = issued.set(receipts)
+    try:
+        yield
+    finally:
+        issued.reset(token)
+    if receipts:
+        context.set_trailing_metadata(((METADATA_KEY, receipts[-1]),))
 
 
 class MemoryService(memory_service_pb2_grpc.MemoryServiceServicer):
@@ -69,7 +85,8 @@ class MemoryService(memory_service_pb2_grpc.MemoryServiceServicer):
         self, request: pb.DeleteMemoryRequest, context: Context
     ) -> empty_pb2.Empty:
         """All of a memory."""
-        await self._memories.delete_memory(request)
+        with receipts_in(context):
+            await self._memories.delete_memory(request)
         return empty_pb2.Empty()
 
     async def AppendTurns(
@@ -100,7 +117,8 @@ class MemoryService(memory_service_pb2_grpc.MemoryServiceServicer):
         self, request: pb.DeleteDocumentsRequest, context: Context
     ) -> pb.DeleteDocumentsResponse:
         """Some documents."""
-        return await self._documents.delete_documents(request)
+        with receipts_in(context):
+            return await self._documents.delete_documents(request)
 
     def Query(self, request: pb.QueryRequest, context: Context) -> AsyncIterator[pb.QueryResponse]:
         """An answer."""
@@ -196,7 +214,8 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
         self, request: admin.DeleteTenantRequest, context: Context
     ) -> empty_pb2.Empty:
         """All of a tenant."""
-        await self._admin.delete_tenant(request)
+        with receipts_in(context):
+            await self._admin.delete_tenant(request)
         return empty_pb2.Empty()
 
     async def CreateApiKey(

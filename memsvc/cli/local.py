@@ -143,6 +143,8 @@ def _serve(
         "worker_address": worker_address,
     }
     loaded = configured(session, config, settings, **options)
+    if loaded.wipe_freed_memory:
+        _restart_wiping(session)
     configure_logging(loaded.log_level, loaded.log_format)
     address_file = session.folder / ADDRESS_FILE
 
@@ -156,6 +158,25 @@ def _serve(
             asyncio.run(run(loaded, on_serving))
         finally:
             address_file.unlink(missing_ok=True)
+
+
+#: Read by the C library and by Python when a process begins, and by the processes it starts:
+#: every free goes to the C library at once, which puts 0xff in the place of what was there.
+_WIPING = {
+    "PYTHONMALLOC": "malloc",
+    "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.perturb=255",
+}
+
+
+def _restart_wiping(session: Session) -> None:
+    """Begins this process anew, once, so that it overwrites memory that it frees."""
+    if _WIPING.items() <= session.environment.items():
+        return
+    os.execve(  # noqa: S606  # this very command again, no shell
+        sys.executable,
+        [sys.executable, "-m", "memsvc.cli", *sys.argv[1:]],
+        {**os.environ, **_WIPING},
+    )
 
 
 def _worker(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from memsvc.cli import content, local, upkeep
+from memsvc.cli import content, local, privacy, upkeep
 from memsvc.cli.admin import admin_group
 from memsvc.cli.audit import audit_group
 from memsvc.cli.document import document_group
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 local.register(app)
 upkeep.register(app)
+privacy.register(app)
 app.add_typer(memory_group, name="memory")
 app.add_typer(document_group, name="document")
 app.add_typer(model_group, name="model")

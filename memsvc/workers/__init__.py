@@ -3,12 +3,13 @@
 from memsvc.workers.client import DocumentText, EncodeFailure, WorkerClient
 from memsvc.workers.endpoint import Endpoint
 from memsvc.workers.failures import WorkerFaultError
-from memsvc.workers.registry import ServedModel, Workers
+from memsvc.workers.registry import Evicted, ServedModel, Workers
 
 __all__ = [
     "DocumentText",
     "EncodeFailure",
     "Endpoint",
+    "Evicted",
     "ServedModel",
     "WorkerClient",
     "WorkerFaultError",

@@ -92,8 +92,9 @@ class Endpoint(ABC):
         self.retired = True
         self._withdraw(self)
 
-    async def evict(self, tenant: str, memory_uid: str) -> None:
+    async def evict(self, tenant: str, memory_uid: str) -> bool:
         """When it returns the worker holds nothing of the memory, or can't be asked for it.
+        Whether the worker has said so.
 
         A worker that doesn't answer is handled by the kind of endpoint: a
         supervised one is killed, a remote one evicts before it is used again.
@@ -101,12 +102,14 @@ class Endpoint(ABC):
         client = self._client
         if client is None:
             self._owe(tenant, memory_uid)
-            return
+            return False
         try:
             await client.evict(tenant, memory_uid, _EVICT_TIMEOUT_S)
         except (ApiError, WorkerFaultError) as error:
             log.warning("evict failed: %s", error)
             self._after_failed_evict(tenant, memory_uid)
+            return False
+        return True
 
     async def run(self) -> None:
         """Loops until cancelled."""

@@ -28,6 +28,14 @@ NO_WORKERS = "none"
 
 
 @dataclass(frozen=True)
+class Evicted:
+    """Workers that dropped a memory, and workers that still have to."""
+
+    wiped: int = 0
+    owed: int = 0
+
+
+@dataclass(frozen=True)
 class ServedModel:
     """A model as one worker serves it now. replaces: it came with another identity than before."""
 
@@ -193,9 +201,10 @@ class Workers:
                 return default
         raise errors.worker_unavailable("", RETRY_AFTER_S)
 
-    async def evict(self, tenant_uid: str, memory_uid: str) -> None:
+    async def evict(self, tenant_uid: str, memory_uid: str) -> Evicted:
         """Drops a memory (with an empty uid: a tenant) from every worker, gone ones included."""
-        await asyncio.gather(*(e.evict(tenant_uid, memory_uid) for e in self.endpoints))
+        said = await asyncio.gather(*(e.evict(tenant_uid, memory_uid) for e in self.endpoints))
+        return Evicted(sum(said), len(said) - sum(said))
 
     async def _announce(
         self, endpoint: Endpoint, client: WorkerClient, info: pb.GetInfoResponse

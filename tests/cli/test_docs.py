@@ -23,7 +23,7 @@ def commands(group: typer.Typer, prefix: str) -> Iterator[str]:
 
 
 def test_every_command_is_documented() -> None:
-    documented = re.findall(r"^\| `(memsvc [a-z ]+)` \|", PAGE, re.MULTILINE)
+    documented = re.findall(r"^\| `(memsvc [a-z -]+)` \|", PAGE, re.MULTILINE)
     assert sorted(documented) == sorted(commands(app, "memsvc"))
 
 

@@ -1,0 +1,162 @@
+"""What a deletion does once it is committed: keys, records, workers, receipt, rows.
+
+The order is that of what matters. SQL has made it invisible already. Then the keys are
+destroyed, with which nothing that is left anywhere can be read; the records go; the workers
+overwrite what they hold; a receipt is signed; the rows go last, so that a crash on the way
+leaves what reconcile finishes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
+
+from memsvc.keys import Keys
+from memsvc.receipts import Destroyed, Receipts
+from memsvc.stores import Stores
+from memsvc.workers import Evicted
+from storage.catalog import Catalog, CatalogError, MemoryRow
+from storage.failpoints import Failpoint, reach
+from storage.store import KeyMissingError, MemoryUid, StorageError, TenantStore
+
+log = logging.getLogger(__name__)
+
+_KEY_PERSON = b"memsvc receipt"
+
+
+#: Receipts of the call being served, for its reply.
+issued: ContextVar[list[bytes]] = ContextVar("issued")
+
+
+class Deletions:
+    """Second half of deletions, also of those that a crash cut short.
+
+    evict: makes the workers drop a memory; with an empty uid a tenant.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        stores: Stores,
+        keys: Keys,
+        receipts: Receipts,
+        evict: Callable[[str, str], Awaitable[Evicted]],
+    ) -> None:
+        self._catalog = catalog
+        self._stores = stores
+        self._keys = keys
+        self._receipts = receipts
+        self._evict = evict
+
+    async def purge_memory(self, memory: MemoryRow) -> None:
+        """Everything of a memory whose deletion is committed. Raises StorageError, CatalogError."""
+        key = await self._fingerprint(memory)
+        texts, blocks = await self._stores.run(memory.tenant_uid, _destroy, _uid(memory))
+        reach(Failpoint.DROP_PURGED)
+        evicted = await self._evict(memory.tenant_uid, memory.uid)
+        reach(Failpoint.DROP_EVICTED)
+        await self._certify(
+            Destroyed(memory.tenant_uid, memory.uid, None, texts, blocks, key, *_counts(evicted))
+        )
+        await self._catalog.finish_delete_memory(memory.uid)
+        reach(Failpoint.DROP_FINISHED)
+
+    async def purge_documents(self, memory: MemoryRow, numbers: Sequence[int]) -> None:
+        """The deletion is committed: what fails here, reconcile finishes."""
+        key = await self._fingerprint(memory)
+        blocks = await self._purge(memory, numbers)
+        reach(Failpoint.DELETE_PURGED)
+        evicted = await self._evict(memory.tenant_uid, memory.uid)
+        reach(Failpoint.DELETE_EVICTED)
+        if blocks is not None:
+            await self._certify(
+                Destroyed(
+                    memory.tenant_uid,
+                    memory.uid,
+                    numbers,
+                    len(numbers),
+                    blocks,
+                    key,
+                    *_counts(evicted),
+                )
+            )
+            try:
+                await self._catalog.forget_removed(memory.uid, numbers)
+            except CatalogError as error:
+                _left_behind(memory, error)
+        reach(Failpoint.DELETE_FORGOTTEN)
+
+    async def purge_texts(self, memory: MemoryRow, numbers: Sequence[int]) -> None:
+        """Removes documents that nobody was told of from the store, or leaves them to reconcile."""
+        await self._purge(memory, numbers)
+
+    async def purge_tenant(self, tenant_uid: str) -> None:
+        """A tenant whose memories are gone: its keys, workers and files. Its rows are left."""
+        evicted = await self._evict(tenant_uid, "")
+        await self._stores.remove(tenant_uid)
+        await asyncio.to_thread(self._keys.destroy_tenant, tenant_uid)
+        await self._certify(Destroyed(tenant_uid, wiped=evicted.wiped, owed=evicted.owed))
+
+    async def _purge(self, memory: MemoryRow, numbers: Sequence[int]) -> int | None:
+        """Returns the blocks that went; None when it is left to reconcile."""
+        try:
+            return await self._stores.run(memory.tenant_uid, _remove, _uid(memory), numbers)
+        except StorageError as error:
+            _left_behind(memory, error)
+            return None
+
+    async def _fingerprint(self, memory: MemoryRow) -> str:
+        """Of the key that is about to be destroyed: shows later that a found key was this one."""
+        try:
+            secret = await self._keys.secret(memory.tenant_uid, _uid(memory))
+        except KeyMissingError:
+            return ""
+        if secret is None:
+            return ""
+        return hashlib.blake2b(secret.key, digest_size=16, person=_KEY_PERSON).hexdigest()
+
+    async def _certify(self, destroyed: Destroyed) -> None:
+        try:
+            receipt = await asyncio.to_thread(self._receipts.issue, destroyed)
+        except OSError as error:
+            # What is destroyed is destroyed; a full disk must not keep it from being so.
+            log.error("no receipt could be written", extra={"fault": type(error).__name__})
+            return
+        if (mine := issued.get(None)) is not None:
+            mine.append(receipt)
+
+
+def _uid(memory: MemoryRow) -> MemoryUid:
+    return MemoryUid(bytes.fromhex(memory.uid))
+
+
+def _counts(evicted: Evicted) -> tuple[int, int]:
+    return evicted.wiped, evicted.owed
+
+
+def _destroy(store: TenantStore, memory: MemoryUid) -> tuple[int, int]:
+    """Deletes a memory; how many texts and blocks there were."""
+    texts = len(store.document_numbers(memory))
+    blocks = sum(len(store.block_numbers(memory, one)) for one in store.encodings(memory))
+    store.delete_memory(memory)
+    return texts, blocks
+
+
+def _remove(store: TenantStore, memory: MemoryUid, numbers: Sequence[int]) -> int:
+    """Deletes documents; how many blocks they had."""
+    wanted = frozenset(numbers)
+    blocks = 0
+    for encoding in store.encodings(memory):
+        held = store.block_numbers(memory, encoding, min(wanted), max(wanted))
+        blocks += len(wanted.intersection(held))
+    store.delete_documents(memory, numbers)
+    return blocks
+
+
+def _left_behind(memory: MemoryRow, error: Exception) -> None:
+    log.warning(
+        "left for reconcile", extra={"memory_uid": memory.uid, "fault": type(error).__name__}
+    )

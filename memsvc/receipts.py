@@ -1,0 +1,150 @@
+"""Signed statements of what a deletion destroyed.
+
+A receipt is JSON: the statement, and an Ed25519 signature of the statement's bytes by a key that is
+derived from the server's. Who has the public key (`receipts/public.key` of the data folder) can
+verify it without the server. It says what the server did; that nothing is left, `memsvc
+verify-deletion` looks for. There is no user text in it: numbers, counts and uids.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from storage.document_json import dump_json
+from storage.paths import DataFolder
+
+VERSION = 1
+PUBLIC_KEY_FILE = "public.key"
+#: Metadata under which a deletion's reply carries its receipt.
+METADATA_KEY = "memsvc-receipt-bin"
+_KEY_BYTES = 32
+_MAX_RUNS = 200
+
+
+class ReceiptError(Exception):
+    """Not a receipt, altered, or signed by another server."""
+
+
+@dataclass(frozen=True)
+class Destroyed:
+    """What a deletion destroyed.
+
+    documents: numbers; None for a whole memory or tenant. texts, blocks: records that were
+    removed. key: fingerprint of the key that was destroyed; empty when there was none, as in a
+    store without encryption. wiped, owed: workers that overwrote what they held, and workers
+    that could not be reached and do so before they are used again.
+    """
+
+    tenant_uid: str
+    memory_uid: str = ""
+    documents: Sequence[int] | None = None
+    texts: int = 0
+    blocks: int = 0
+    key: str = ""
+    wiped: int = 0
+    owed: int = 0
+
+
+class Receipts:
+    """Signs receipts and keeps them, one file each, in the data folder."""
+
+    def __init__(self, folder: DataFolder, seed: bytes) -> None:
+        self._folder = folder.receipts
+        self._key = Ed25519PrivateKey.from_private_bytes(seed)
+
+    @property
+    def public_key(self) -> str:
+        """64 hex digits."""
+        return self._key.public_key().public_bytes_raw().hex()
+
+    def publish(self) -> None:
+        """Writes the public key where it can be fetched."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (self._folder / PUBLIC_KEY_FILE).write_text(self.public_key + "\n")
+
+    def issue(self, destroyed: Destroyed) -> bytes:
+        """The receipt, on disk when this returns. Blocks."""
+        statement = dump_json(
+            {
+                "blocks": destroyed.blocks,
+                "documents": _numbers(destroyed.documents),
+                "id": secrets.token_hex(16),
+                "issued_at_us": time.time_ns() // 1000,
+                "key": destroyed.key,
+                "memory": destroyed.memory_uid,
+                "public_key": self.public_key,
+                "tenant": destroyed.tenant_uid,
+                "texts": destroyed.texts,
+                "version": VERSION,
+                "workers_owed": destroyed.owed,
+                "workers_wiped": destroyed.wiped,
+            }
+        ).decode()
+        signature = self._key.sign(statement.encode()).hex()
+        receipt = dump_json({"signature": signature, "statement": statement}) + b"\n"
+        self._keep(destroyed.tenant_uid, receipt)
+        return receipt
+
+    def _keep(self, tenant_uid: str, receipt: bytes) -> None:
+        folder = self._folder / tenant_uid
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        name = f"{time.time_ns() // 1000:016d}-{secrets.token_hex(4)}.json"
+        handle = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(receipt)
+            file.flush()
+            os.fsync(handle)
+
+
+def _numbers(numbers: Iterable[int] | None) -> str | None:
+    """Runs of numbers, "1-3,7"; what has too many runs is counted only."""
+    if numbers is None:
+        return None
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    if len(runs) > _MAX_RUNS:
+        return f"{sum(last - first + 1 for first, last in runs)} documents"
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def verify_receipt(receipt: bytes, public_key: str) -> Mapping[str, object]:
+    """The statement. public_key: 64 hex digits, of the server that is trusted.
+
+    Raises ReceiptError.
+    """
+    try:
+        parsed = json.loads(receipt)
+        statement, signature = parsed["statement"], bytes.fromhex(parsed["signature"])
+        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key.strip()))
+        key.verify(signature, statement.encode())
+        found = json.loads(statement)
+    except InvalidSignature:
+        raise ReceiptError(
+            "the signature is not of this server, or the receipt was altered"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ReceiptError("not a receipt, or not a public key") from error
+    if not isinstance(found, dict) or found.get("version") != VERSION:
+        raise ReceiptError("a receipt of another version")
+    return found
+
+
+def read_public_key(path: Path) -> str:
+    """Raises ReceiptError."""
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ReceiptError(f"no public key at {path}") from error
