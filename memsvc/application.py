@@ -2,6 +2,7 @@
 
     Config, DataFolder     settings and where files lie
     Keys                   what is stored is encrypted with
+    Fields                 user text in the catalog, sealed and opened
     Catalog                SQL: what exists
     Stores                 LMDB: texts and blocks, one environment per tenant
     Writes                 the write path: locks, order of commits, idempotency
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from memsvc.config import Config
     from memsvc.deletion import Deletions
     from memsvc.encoding import EncodingQueue
+    from memsvc.fields import Fields
     from memsvc.keys import Keys
     from memsvc.limits import Limiter
     from memsvc.paging import PageTokens
@@ -50,6 +52,7 @@ class Application:
     config: Config
     data: DataFolder
     keys: Keys
+    fields: Fields
     catalog: Catalog
     stores: Stores
     writes: Writes

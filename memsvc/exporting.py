@@ -102,7 +102,7 @@ async def take_view(application: Application, memory: MemoryRow, *, with_blocks:
         model = await catalog.get_model(encoding.model_id)
         if model.identity == encoding.identity:
             encodings.append(ArchivedEncoding(model.model_id, model.identity, model.layout))
-    return View(row, numbers, tuple(encodings))
+    return View(await application.fields.opened(row), numbers, tuple(encodings))
 
 
 async def current(application: Application, memory: MemoryRow) -> MemoryRow:

@@ -120,6 +120,7 @@ async def _import(
 
 
 async def _create(application: Application, new: MemoryRow) -> MemoryRow:
+    new = await application.fields.sealed(new)
     return await application.catalog.create_memory(
         new.tenant_uid,
         new.memory_id,

@@ -27,6 +27,7 @@ from memsvc.clock import SteadyClock
 from memsvc.config import Config
 from memsvc.deletion import Deletions
 from memsvc.encoding import EncodingQueue
+from memsvc.fields import Fields
 from memsvc.gate import Gate
 from memsvc.importing import drop_abandoned
 from memsvc.keys import Keys, load_root_keys
@@ -180,6 +181,7 @@ async def _build(config: Config, stack: AsyncExitStack) -> Application:
         config=config,
         data=config.folder,
         keys=keys,
+        fields=Fields(keys),
         catalog=catalog,
         stores=stores,
         writes=Writes(catalog, stores, notify, deletions, limiter.quotas),

@@ -42,6 +42,7 @@ from storage.catalog import (
     RequestRepeatedError,
 )
 from storage.failpoints import Failpoint, reach
+from storage.store import KeyMissingError
 
 _PIECE_BYTES = 1024 * 1024
 _MAX_DATA_BYTES = 2 * 1024 * 1024
@@ -87,12 +88,11 @@ class ArchiveHandler:
             fingerprint = StreamFingerprint()
             for part in (header.memory_id.encode(), header.display_name.encode(), digest):
                 fingerprint.add(part)
-            call = Request(
-                tenant_uid, "ImportMemory", header.request_id, fingerprint.digest(), "memory_id"
-            )
+            digest = await self._app.fields.fingerprint(tenant_uid, fingerprint.digest())
+            call = Request(tenant_uid, "ImportMemory", header.request_id, digest, "memory_id")
             before = await self._app.writes.first_reply(call)
             if before is not None:
-                return pb.ImportMemoryResponse.FromString(before)
+                return await self._opened(call, before)
             try:
                 archive = await asyncio.to_thread(open_archive, path)
             except ArchiveError as error:
@@ -124,12 +124,22 @@ class ArchiveHandler:
         try:
             imported = await import_archive(self._app, archive, new, record)
         except RequestRepeatedError as repeated:
-            return pb.ImportMemoryResponse.FromString(repeated.record.reply)
+            return await self._opened(call, repeated.record.reply)
         except RequestIdReusedError as error:
             raise errors.request_id_reused() from error
         response = reply(imported)
         encodings = await self._app.catalog.list_encodings(imported.memory.uid)
-        response.memory.CopyFrom(memory_to_wire(imported.memory, encodings))
+        opened = await self._app.fields.opened(imported.memory)
+        response.memory.CopyFrom(memory_to_wire(opened, encodings))
+        return response
+
+    async def _opened(self, call: Request, reply: bytes) -> pb.ImportMemoryResponse:
+        """A recorded reply as it was sent; its text was kept sealed."""
+        response = pb.ImportMemoryResponse.FromString(reply)
+        try:
+            await self._app.fields.opened_reply(call.tenant_uid, response.memory)
+        except KeyMissingError as error:
+            raise errors.memory_not_found(call.field) from error
         return response
 
     async def _check_quota(self, tenant_uid: str) -> None:

@@ -32,6 +32,7 @@ from storage.catalog import (
     PackingMode,
     RequestRecord,
 )
+from storage.store import KeyMissingError
 
 _UPDATABLE = ("display_name", "labels")
 
@@ -46,27 +47,44 @@ class MemoriesHandler:
     async def create_memory(self, request: pb.CreateMemoryRequest) -> resources_pb2.Memory:
         """The reply is recorded with the row, so a retry gets the same memory."""
         tenant = current_principal().tenant_uid
+        fields = self._app.fields
         call = Request(
             tenant_uid=tenant,
             method="CreateMemory",
             request_id=validation.check_request_id(request.request_id),
-            fingerprint=message_fingerprint(request),
+            fingerprint=await fields.fingerprint(tenant, message_fingerprint(request)),
             field="memory",
         )
         memory_id = request.memory_id or names.new_memory_id()
         row = self._new_row(tenant, names.check_id("memory_id", memory_id), request.memory)
         model = await self._catalog.default_model_of(tenant)
         row = replace(row, default_model_id=model.model_id if model is not None else "")
-        reply = memory_to_wire(row, _empty_encodings(row, model)).SerializeToString()
+        # What is recorded is the reply with its text sealed: it must not outlive the memory.
+        kept = await fields.sealed(row)
+        reply = memory_to_wire(kept, _empty_encodings(row, model)).SerializeToString()
 
         async def attempt() -> bytes:
             await self._check_quota(tenant)
-            await self._insert(row, call.record(reply))
+            await self._insert(kept, call.record(reply))
             return reply
 
-        answer = await self._app.writes.once(call, attempt)
+        try:
+            answer = await self._app.writes.once(call, attempt)
+        except BaseException:
+            await fields.forget(row)
+            raise
         self._app.encoding.wake()
-        return resources_pb2.Memory.FromString(answer)
+        memory = resources_pb2.Memory.FromString(answer)
+        if memory.uid != row.uid:
+            await fields.forget(row)
+        return await self._opened(tenant, memory)
+
+    async def _opened(self, tenant: str, memory: resources_pb2.Memory) -> resources_pb2.Memory:
+        """A recorded reply as it was sent."""
+        try:
+            return await self._app.fields.opened_reply(tenant, memory)
+        except KeyMissingError as error:
+            raise errors.memory_not_found("memory") from error
 
     async def _insert(self, row: MemoryRow, record: RequestRecord | None) -> None:
         try:
@@ -87,7 +105,7 @@ class MemoriesHandler:
     async def get_memory(self, request: pb.GetMemoryRequest) -> resources_pb2.Memory:
         """One memory with how far it is encoded."""
         row = await self._find("name", request.name)
-        return memory_to_wire(row, await self._catalog.list_encodings(row.uid))
+        return await shown(self._app, row)
 
     async def list_memories(self, request: pb.ListMemoriesRequest) -> pb.ListMemoriesResponse:
         """Newest first. A page may be shorter than asked, for its bytes."""
@@ -101,7 +119,8 @@ class MemoriesHandler:
         encodings: Mapping[str, list[EncodingRow]] = await self._catalog.list_encodings_for(
             [row.uid for row in rows]
         )
-        memories = [memory_to_wire(row, encodings.get(row.uid, ())) for row in rows]
+        opened = await self._app.fields.all_opened(rows)
+        memories = [memory_to_wire(row, encodings.get(row.uid, ())) for row in opened]
         kept = fitting(memory.ByteSize() for memory in memories)
         if kept < len(memories):
             after = (rows[kept - 1].created_us, rows[kept - 1].uid)
@@ -113,7 +132,7 @@ class MemoriesHandler:
     async def update_memory(self, request: pb.UpdateMemoryRequest) -> resources_pb2.Memory:
         """Field masks after AIP-134: without one, every field that is set."""
         wanted = request.memory
-        memory_id = names.parse_memory("memory.name", wanted.name)
+        names.parse_memory("memory.name", wanted.name)
         validation.check_string("memory.etag", wanted.etag, validation.MAX_ETAG)
         display_name, labels = self._changes(request)
         row = await self._find("memory.name", wanted.name)
@@ -122,15 +141,41 @@ class MemoriesHandler:
         version = expected_version(row, wanted.etag, "memory.etag")
         if display_name is not None or labels is not None:
             try:
-                row = await self._catalog.update_memory(
-                    row.tenant_uid, memory_id, display_name, labels, version
-                )
+                row = await self._update(row, display_name, labels, version)
             except NotFoundError as error:
                 raise errors.memory_not_found("memory.name") from error
             except ConflictError as error:
                 raise errors.etag_mismatch("memory.etag") from error
             self._app.progress.publish(row.uid)
-        return memory_to_wire(row, await self._catalog.list_encodings(row.uid))
+        return await shown(self._app, row)
+
+    async def _update(
+        self,
+        row: MemoryRow,
+        display_name: str | None,
+        labels: dict[str, str] | None,
+        version: int | None,
+    ) -> MemoryRow:
+        """Both are sealed together, so what is not changed is read first. Raises
+        NotFoundError, ConflictError.
+        """
+        while True:
+            old = await self._app.fields.opened(row)
+            new = await self._app.fields.sealed(
+                replace(
+                    old,
+                    display_name=old.display_name if display_name is None else display_name,
+                    labels=old.labels if labels is None else labels,
+                )
+            )
+            try:
+                return await self._catalog.update_memory(
+                    row.tenant_uid, row.memory_id, new.display_name, new.labels, row.version
+                )
+            except ConflictError:
+                if version is not None:
+                    raise
+                row = await self._catalog.get_memory(row.tenant_uid, row.memory_id)
 
     async def delete_memory(self, request: pb.DeleteMemoryRequest) -> None:
         """When it returns, no worker, file or row holds any of the memory."""
@@ -218,6 +263,12 @@ def _empty_encodings(row: MemoryRow, model: ModelRow | None) -> list[EncodingRow
     ]
 
 
+async def shown(application: Application, row: MemoryRow) -> resources_pb2.Memory:
+    """A memory with how far it is encoded, as users see it."""
+    opened = await application.fields.opened(row)
+    return memory_to_wire(opened, await application.catalog.list_encodings(row.uid))
+
+
 async def find_memory(application: Application, field: str, name: str) -> MemoryRow:
     """The caller's memory of that name, in whatever state but DELETING.
 
@@ -252,7 +303,10 @@ async def write_request(
     if caller.memories is not None:
         memory = await find_memory(application, field, name)
         request_id = f"{memory.uid}/{request_id}" if request_id else ""
-    return Request(caller.tenant_uid, method, request_id, fingerprint, field, caller.memories)
+    tenant = caller.tenant_uid
+    if request_id:
+        fingerprint = await application.fields.fingerprint(tenant, fingerprint)
+    return Request(tenant, method, request_id, fingerprint, field, caller.memories)
 
 
 async def find_active_memory(application: Application, field: str, name: str) -> MemoryRow:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from memsvc import errors, names, validation
-from memsvc.api.memories import cursor, find_active_memory
+from memsvc.api.memories import cursor, find_active_memory, shown
 from memsvc.application import Application
 from memsvc.attaching import attach_model, detach_model
-from memsvc.convert import memory_to_wire, model_to_wire
+from memsvc.convert import model_to_wire
 from memsvc.principal import current_principal
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2
@@ -58,4 +58,4 @@ class ModelsHandler:
         return await self._shown(row)
 
     async def _shown(self, row: MemoryRow) -> resources_pb2.Memory:
-        return memory_to_wire(row, await self._app.catalog.list_encodings(row.uid))
+        return await shown(self._app, row)
