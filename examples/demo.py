@@ -18,7 +18,7 @@ from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from examples.demo_server import DemoError, DemoServer, pull_default_model
-from examples.demo_story import CONVERSATION, QUESTIONS, read_conversation
+from examples.demo_story import CONVERSATION, QUESTIONS, Question, read_conversation
 from memsvc.client import (
     Citation,
     Client,
@@ -33,8 +33,8 @@ from memsvc.client import (
     Usage,
 )
 
-#: Few documents a question and short answers: the default model is a small one.
-OPTIONS = Generation(top_k=3, max_answer_tokens=32)
+#: Short answers: the default model is a small one.
+OPTIONS = Generation(max_answer_tokens=32)
 console = Console(highlight=False)
 
 
@@ -110,16 +110,19 @@ def encode(memory: MemoryHandle) -> None:
             )
 
 
-def ask(memory: MemoryHandle, question: str) -> None:
-    """Streams one answer, then shows what it was drawn from and what it took."""
-    console.print(f"\n   [bold cyan]{question}[/bold cyan]")
+def ask(memory: MemoryHandle, question: Question) -> bool:
+    """Streams one answer, then shows what it was drawn from and what it took. Says whether it is
+    right and the turn that says so is cited."""
+    console.print(f"\n   [bold cyan]{question.text}[/bold cyan]")
     console.print("   ", end="")
+    answer = ""
     citations: list[Citation] = []
     usage: Usage | None = None
     done: Done | None = None
-    for event in memory.query(question, options=OPTIONS):
+    for event in memory.query(question.text, options=OPTIONS):
         match event:
             case TextDelta(text=text):
+                answer += text
                 console.print(text.replace("\n", " "), end="", markup=False, soft_wrap=True)
             case Citation():
                 citations.append(event)
@@ -137,6 +140,11 @@ def ask(memory: MemoryHandle, question: str) -> None:
         f"first word after {usage.time_to_first_token_ms:.0f} ms, {usage.answer_tokens} tokens "
         f"in {usage.total_ms / 1000:.1f} s[/dim]"
     )
+    right = question.answered_by(answer)
+    cited = question.turn in {citation.number for citation in citations}
+    if not (right and cited):
+        console.print(f"   [dim]not right: turn {question.turn} says it[/dim]")
+    return right and cited
 
 
 def show(citation: Citation) -> None:
@@ -152,7 +160,7 @@ def show(citation: Citation) -> None:
         console.print(Padding(line, (0, 0, 0, 6), expand=False), style="green")
 
 
-def move(client: Client, memory: MemoryHandle, folder: Path, question: str) -> MemoryHandle:
+def move(client: Client, memory: MemoryHandle, folder: Path, question: Question) -> MemoryHandle:
     """Exports the memory, and imports it under another name."""
     archive = folder / "marta.memsvc"
     with Step("Export the memory as one file, and import it under another name") as step:
@@ -199,12 +207,16 @@ def tell(model: str, cache: Path, folder: Path, patience_s: float) -> None:
             encode(memory)
             with Step("Ask") as step:
                 step.say(
-                    "[dim]Each answer is drawn from the documents that the model's attention "
-                    "chose; they stand below it, by date and speaker. The default model is a small "
-                    "one that was never trained to choose: expect wrong words now and then.[/dim]"
+                    "[dim]Each answer is drawn from the documents that the model's attention and "
+                    "the question's words chose; they stand below it, by date and speaker. The "
+                    "default model is a small one: expect wrong words now and then.[/dim]"
                 )
-                for question in QUESTIONS:
-                    ask(memory, question)
+                right = sum([ask(memory, question) for question in QUESTIONS])
+                console.print()
+                step.say(
+                    f"{right} of {len(QUESTIONS)} answers are right, "
+                    "with the turn that says so among those cited."
+                )
             copy = move(client, memory, folder, QUESTIONS[-1])
             delete(client, [memory, copy])
     except BaseException:

@@ -14,6 +14,8 @@ from memsvc.client import Client, ModelState
 
 _MEMSVC = (sys.executable, "-m", "memsvc.cli")
 _STOP_S = 60.0
+#: What a worker logs before it ends because starting it again is pointless.
+_REFUSAL = "the worker can't start: "
 
 
 class DemoError(Exception):
@@ -84,8 +86,17 @@ class DemoServer:
                     return f"{model.display_name}: {layers} layers route, {chunk} tokens to a chunk"
             if self._process is None or self._process.poll() is not None:
                 break
+            if refusal := self._refusal():
+                raise DemoError(f"the worker cannot serve {self._model}: {refusal}")
             time.sleep(0.1)
         raise DemoError("no worker with the model came up")
+
+    def _refusal(self) -> str:
+        """Why the worker will not serve whenever it is started; empty while it may."""
+        for line in self._log.read_text(errors="replace").splitlines(keepends=True):
+            if _REFUSAL in line and line.endswith("\n"):
+                return str(json.loads(line)["message"]).removeprefix(_REFUSAL)
+        return ""
 
     def stop(self) -> None:
         """Lets the server finish and waits for its end. Raises DemoError."""

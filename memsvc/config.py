@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from storage import failpoints
-from storage.catalog.database import sqlite_url
 from storage.paths import DataFolder
 
 ENV_PREFIX = "MEMSVC_"
@@ -239,6 +238,9 @@ class Config:
     @property
     def catalog_url(self) -> str:
         """database_url, or SQLite in the data folder."""
+        # Late: SQLAlchemy takes longer to load than a client's whole command takes.
+        from storage.catalog.database import sqlite_url  # noqa: PLC0415
+
         return self.database_url or sqlite_url(self.folder.catalog.absolute())
 
     @property

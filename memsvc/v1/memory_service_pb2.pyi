@@ -595,7 +595,9 @@ class GenerationOptions(_message.Message):
     max_answer_tokens: _builtins.int
     """Most tokens of the answer, up to the model's limit. 0: 128."""
     top_k: _builtins.int
-    """Documents chosen per routed layer, 1 to 64. 0: the model's own."""
+    """Documents chosen per routed layer, 1 to 64; of a model that answers from
+    routed documents' text, also the most that are put in. 0: the model's own.
+    """
     temperature: _builtins.float
     """0: greedy. At most 2."""
     top_p: _builtins.float

@@ -93,6 +93,7 @@ def base_template(tokenizer: Tokenizer) -> Template:
         return_documents="",
         system="You answer questions about the given text. Answer with a few words of it.",
         documents_after="\nQuestion: ",
+        documents=3,
         lexical_weight=UNTRAINED_LEXICAL_WEIGHT,
     )
 

@@ -38,7 +38,8 @@ class Template:
     retrieval_end is matched in the generated text. The sentences default to the
     published model's. ROUTED_TEXT only: `system` opens the chat (none when empty),
     `documents_before` and `documents_after` surround the routed documents' texts, of
-    which at most document_tokens are put in (INTERLEAVE: per round). lexical_weight: share
+    which at most document_tokens are put in (INTERLEAVE: per round), of the best `documents`
+    unless a request's top_k says otherwise (0: of the model's top k). lexical_weight: share
     of the question's words in a ranking, 0 for routing alone.
     """
 
@@ -57,6 +58,7 @@ class Template:
     documents_before: str = ""
     documents_after: str = ""
     document_tokens: int = 1024
+    documents: int = 0
     lexical_weight: float = 0.0
 
 

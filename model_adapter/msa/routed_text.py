@@ -66,7 +66,8 @@ class RoutedTextSession(Session):
         chosen = self._take_routing(routing, by_rank=True)
         prompts = self._model.prompts
         bare = prompts.chat([[]], self._request.question)
-        best_first = (document.number for document in chosen.documents)
+        count = self._request.top_k or self._model.template.documents or self._k
+        best_first = (document.number for document in chosen.documents[:count])
         kept = self._fitting(best_first, self._room(len(bare)))
         self._pending = prompts.chat([ids for _, ids in kept], self._request.question)
         self._row = new_row(self._model.decoder)

@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from memsvc.cli.exits import ExitCode
-from memsvc.cli.main import app
+from memsvc.cli.main import build
 from memsvc.client import Turn
 from storage.lmdb_store import LmdbStore
 from storage.paths import DataFolder
@@ -55,7 +55,7 @@ def opened(folder: Path) -> Iterator[tuple[LmdbStore, MemoryUid]]:
 
 def check(folder: Path, code: ExitCode) -> list[Any]:
     """The findings."""
-    done = CliRunner().invoke(app, ["check", "--data-dir", str(folder), "--json"])
+    done = CliRunner().invoke(build(), ["check", "--data-dir", str(folder), "--json"])
     assert done.exit_code == code, done.output
     *findings, counts = map(json.loads, done.stdout.splitlines())
     assert counts["damage"] + counts["leftovers"] == len(findings)
@@ -124,14 +124,14 @@ def test_a_memory_being_deleted_is_no_damage(folder: Path) -> None:
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["check", "--data-dir", str(tmp_path / "none"), "--json"])
+    done = CliRunner().invoke(build(), ["check", "--data-dir", str(tmp_path / "none"), "--json"])
     assert done.exit_code == ExitCode.CONFIGURATION
 
 
 def verify(folder: Path, code: ExitCode, *heads: str) -> list[str]:
     """Lines of `memsvc audit verify`."""
     options = [part for head in heads for part in ("--head", head)]
-    done = CliRunner().invoke(app, ["audit", "verify", *options, "--data-dir", str(folder)])
+    done = CliRunner().invoke(build(), ["audit", "verify", *options, "--data-dir", str(folder)])
     assert done.exit_code == code, done.output
     return done.stdout.splitlines()
 

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from memsvc.cli.exits import ExitCode
-from memsvc.cli.main import app
+from memsvc.cli.main import build
 from tests.support.live import LiveServer, live_server, run_cli
 
 pytestmark = pytest.mark.xdist_group("cli")
@@ -29,7 +29,7 @@ class Shell:
     def invoke(self, *arguments: str | Path, stdin: str | bytes = b"") -> Result:
         """In this process: starting one for every command would take most of the time."""
         words = [*map(str, arguments), "--data-dir", str(self.server.folder)]
-        return CliRunner().invoke(app, words, input=stdin)
+        return CliRunner().invoke(build(words[0]), words, input=stdin)
 
     def run(
         self, *arguments: str | Path, stdin: str | bytes = b"", code: ExitCode = ExitCode.OK

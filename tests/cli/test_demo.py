@@ -31,7 +31,8 @@ def test_it_tells_the_whole_story(tmp_path: Path) -> None:
     done = demo("--model", "fake", cache=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     for question in QUESTIONS:
-        assert question in done.stdout
+        assert question.text in done.stdout
+    assert "10 of 10 answers are right" in done.stdout, "the fake engine quotes what it finds"
     assert "[43] 18 Jan 2026, Jun: Better. My mentor is Mr Hayashi" in done.stdout
     assert "68 blocks taken over, 0 to encode" in done.stdout
     assert done.stdout.count("is gone: MEMORY_NOT_FOUND") == 2
@@ -40,9 +41,19 @@ def test_it_tells_the_whole_story(tmp_path: Path) -> None:
 
 
 def test_a_step_that_fails_fails_the_demo(tmp_path: Path) -> None:
-    done = demo("--model", str(tmp_path / "none"), "--patience", "3", cache=tmp_path)
+    done = demo("--model", str(tmp_path / "none"), cache=tmp_path)  # its patience is ten minutes
     assert done.returncode == 1
-    assert "The demo failed: no worker with the model came up" in done.stdout
+    assert "The demo failed: the worker cannot serve" in done.stdout
+    assert "nor a model directory" in done.stdout
+
+
+def test_the_questions_are_answered_by_their_turns() -> None:
+    turns = [turn for said in read_conversation().values() for turn in said]
+    assert len(QUESTIONS) == 10
+    for question in QUESTIONS:
+        assert question.answered_by(turns[question.turn - 1].text)
+        assert not question.answered_by(question.text)
+        assert not question.answered_by("I don't know.")
 
 
 def test_the_sample_conversation_is_long_and_dated() -> None:

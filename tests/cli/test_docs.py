@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 
 from memsvc.cli.exits import ExitCode
-from memsvc.cli.main import app
+from memsvc.cli.main import build
 
 PAGE = (Path(__file__).parents[2] / "docs/cli.md").read_text()
 
@@ -24,7 +24,7 @@ def commands(group: typer.Typer, prefix: str) -> Iterator[str]:
 
 def test_every_command_is_documented() -> None:
     documented = re.findall(r"^\| `(memsvc [a-z -]+)` \|", PAGE, re.MULTILINE)
-    assert sorted(documented) == sorted(commands(app, "memsvc"))
+    assert sorted(documented) == sorted(commands(build(), "memsvc"))
 
 
 def test_every_exit_code_is_documented() -> None:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from memsvc.canaries import Search, forms, processes_of
 from memsvc.cli.exits import ExitCode
-from memsvc.cli.main import app
+from memsvc.cli.main import build
 from memsvc.client import Turn
 from tests.support.live import LiveServer, live_server
 
@@ -23,7 +23,7 @@ def run(folder: Path, *arguments: str) -> tuple[int, list[Any]]:
     """Exit code, and the lines of JSON that a command prints."""
     command, *rest = arguments
     words = command.split()
-    done = CliRunner().invoke(app, [*words, "--data-dir", str(folder), "--json", *rest])
+    done = CliRunner().invoke(build(), [*words, "--data-dir", str(folder), "--json", *rest])
     return done.exit_code, [json.loads(line) for line in done.stdout.splitlines()]
 
 

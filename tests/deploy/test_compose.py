@@ -20,7 +20,7 @@ import typer
 import yaml  # type: ignore[import-untyped]  # ships no types
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from memsvc.cli.main import app
+from memsvc.cli.main import build
 from memsvc.config import load_config
 
 ROOT = Path(__file__).parents[2]
@@ -74,7 +74,7 @@ def test_the_compose_command_accepts_it(password: str, accepted: bool, tmp_path:
 
 
 def test_commands_exist_with_these_options(services: dict[str, Any]) -> None:
-    root = typer.main.get_command(app)
+    root = typer.main.get_command(build())
     for name in OWN:
         subcommand, *arguments = (substituted(word, {}) for word in services[name]["command"])
         with root.make_context("memsvc", [subcommand, *arguments]) as context:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,11 @@ from model_adapter.engine import (
     TextEvent,
 )
 from model_adapter.msa.config import LayerChoice
+from model_adapter.msa.engine import MsaEngine
 from model_adapter.msa.memory import InMemoryView
 from model_adapter.msa.prompt import Answering
 from storage.layout import KVBlock
-from tests.support.tiny_msa import TEXTS, answer, finish, remember, tiny_engine
+from tests.support.tiny_msa import TEXTS, answer, finish, remember, tiny_engine, tiny_model
 
 QUESTION = "who was born in the old city?"
 BOTH = pytest.mark.parametrize("answering", list(Answering))
@@ -319,3 +321,18 @@ def test_sampling_follows_its_seed() -> None:
     assert len({sampled(seed) for seed in (1, 2, 3, 4)}) > 1
     greedy = text_of(answer(engine, Generate(QUESTION, 12), memory))
     assert sampled(9, top_p=1e-6) == greedy
+
+
+def test_the_template_says_how_many_documents_are_put_in_unless_asked() -> None:
+    model = tiny_model(Answering.ROUTED_TEXT)
+    engine = MsaEngine(replace(model, template=replace(model.template, documents=1)))
+    memory = remember(engine)
+
+    def cited(top_k: int) -> int:
+        events = answer(engine, Generate(QUESTION, 3, top_k=top_k), memory)
+        assert isinstance(events[0], RoutingEvent)
+        assert len(events[0].documents) == (top_k or 3), "the ranking is shown whole"
+        return sum(isinstance(event, CitationEvent) for event in events)
+
+    assert cited(0) == 1
+    assert cited(2) == 2
