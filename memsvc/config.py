@@ -207,6 +207,10 @@ class Config:
     keepalive_s: float = _setting(
         60.0, "Idle time after which the server probes a client's connection.", low=1, high=7200
     )
+    metrics_listen: str = _setting(
+        "", "host:port to serve Prometheus metrics on, over HTTP without TLS. Empty: none."
+    )
+    metrics_tenants: bool = _setting(False, "Count calls by tenant in the metrics, too.")
     log_level: str = _setting("info", "Log level.", choices=("debug", "info", "warning", "error"))
     log_format: str = _setting(
         "text", "Log lines as key=value text or as JSON.", choices=("text", "json")

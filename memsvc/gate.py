@@ -43,12 +43,16 @@ Context: TypeAlias = "aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
+Observe: TypeAlias = Callable[[str, str, float, str], None]
+
+
 class Gate(aio.ServerInterceptor):
     """Guards all calls of one server.
 
     draining: once set, new calls are refused; those inside go on.
-    limiter: which calls are let in. max_calls: calls inside at once, those that are
-    only being authenticated included. idle_s: how long a stream's client may do nothing.
+    limiter: which calls are let in. max_calls: calls that are being authenticated at once.
+    idle_s: how long a stream's client may do nothing.
+    observe: told of every call that ended: its path, outcome, seconds and tenant id.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class Gate(aio.ServerInterceptor):
         *,
         max_calls: int,
         idle_s: float,
+        observe: Observe | None = None,
     ) -> None:
         self._authenticator = authenticator
         self._audit = audit
@@ -67,7 +72,9 @@ class Gate(aio.ServerInterceptor):
         self._limiter = limiter
         self._max_calls = max_calls
         self._idle_s = idle_s
+        self._observe = observe
         self._calls = 0
+        self._authenticating = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -156,9 +163,10 @@ class Gate(aio.ServerInterceptor):
         self._calls += 1
         self._idle.clear()
         started = time.perf_counter()
-        outcome = "LEFT"
+        outcome, tenant_id = "LEFT", ""
         try:
             principal = await self._admit(method, context)
+            tenant_id = principal.tenant_id
             set_principal(principal)
             with self._authenticator.calls.watch(principal, ends=_ends(method)):
                 async with self._limiter.enter(principal.tenant_uid, method) as admission:
@@ -174,14 +182,21 @@ class Gate(aio.ServerInterceptor):
             self._calls -= 1
             if not self._calls:
                 self._idle.set()
-            _log_call(method, outcome, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            _log_call(method, outcome, seconds)
+            if self._observe is not None:
+                self._observe(method, outcome, seconds, tenant_id)
 
     async def _admit(self, method: str, context: Context) -> Principal:
         if self._draining.is_set():
             raise errors.draining()
-        if self._calls > self._max_calls:
+        if self._authenticating >= self._max_calls:
             raise errors.overloaded()
-        principal = await self._authenticator.authenticate(context.invocation_metadata())
+        self._authenticating += 1
+        try:
+            principal = await self._authenticator.authenticate(context.invocation_metadata())
+        finally:
+            self._authenticating -= 1
         scope = SCOPES[method]
         if not principal.allows(scope):
             raise errors.scope_insufficient(scope.name)

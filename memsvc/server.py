@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import grpc
@@ -32,6 +32,7 @@ from memsvc.gate import Gate
 from memsvc.importing import drop_abandoned
 from memsvc.keys import Keys, load_root_keys
 from memsvc.limits import Limiter
+from memsvc.metrics import Metrics
 from memsvc.paging import PageTokens
 from memsvc.progress import Progress
 from memsvc.receipts import Receipts
@@ -74,6 +75,7 @@ class Server:
     def __init__(self, application: Application, server: aio.Server, gate: Gate) -> None:
         self.application = application
         self.address = ""
+        self.metrics_port = 0
         self._hurry = asyncio.Event()
         self._server = server
         self._gate = gate
@@ -87,6 +89,11 @@ class Server:
         for service in ("", *SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         log.info("serving", extra={"address": self.address})
+
+    @property
+    def calls(self) -> int:
+        """Calls inside now."""
+        return self._gate.calls
 
     def hurry(self) -> None:
         """Ends the grace of a drain at once."""
@@ -139,7 +146,11 @@ async def open_server(config: Config) -> AsyncIterator[Server]:
         stack.push_async_callback(application.encoding.drain)
         housekeeping = asyncio.create_task(_keep_house(application))
         stack.callback(housekeeping.cancel)
-        server = _make_server(application)
+        metrics = Metrics(by_tenant=config.metrics_tenants) if config.metrics_listen else None
+        server = _make_server(application, metrics)
+        if metrics is not None:
+            metrics.watch(lambda: (server.calls, application.encoding.waiting()))
+            server.metrics_port = stack.enter_context(_serve_metrics(metrics, config))
         await server.start()
         try:
             yield server
@@ -196,7 +207,17 @@ async def _build(config: Config, stack: AsyncExitStack) -> Application:
     )
 
 
-def _make_server(application: Application) -> Server:
+@contextmanager
+def _serve_metrics(metrics: Metrics, config: Config) -> Iterator[int]:
+    with ExitStack() as stack:
+        try:
+            port = stack.enter_context(metrics.served(config.metrics_listen))
+        except (OSError, ValueError) as error:
+            raise ServerStartError(f"no metrics on {config.metrics_listen}: {error}") from error
+        yield port
+
+
+def _make_server(application: Application, metrics: Metrics | None) -> Server:
     config = application.config
     gate = Gate(
         application.authenticator,
@@ -205,6 +226,7 @@ def _make_server(application: Application) -> Server:
         application.limiter,
         max_calls=config.max_concurrent_calls,
         idle_s=config.stream_idle_s,
+        observe=metrics.call if metrics is not None else None,
     )
     server = aio.server(
         interceptors=[gate],

@@ -72,6 +72,11 @@ class EncodingQueue:
             asyncio.create_task(self._keep_counting()),
         ]
 
+    def waiting(self) -> dict[str, int]:
+        """Documents that wait, by model, as last counted. Any thread may ask."""
+        states = {model_id: self._states.get(model_id) for model_id in self._bounding}
+        return {name: one.backlog.total.documents for name, one in states.items() if one}
+
     def wake(self) -> None:
         """Documents were written."""
         for pipeline, _ in self._pipelines.values():

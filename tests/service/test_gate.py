@@ -196,7 +196,7 @@ async def test_draining_ends_with_its_grace(start: Serve, hurry: bool) -> None:
 async def test_a_fault_is_internal_with_an_incident_and_leaks_nothing(
     served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def fail(*_: object) -> None:
+    async def fail(*_: object, **__: object) -> None:
         raise RuntimeError("what the user wrote")
 
     monkeypatch.setattr(served.server.application.catalog, "get_memory", fail)

@@ -31,7 +31,7 @@ def locked() -> dict[str, str]:
 
 def asked() -> list[Requirement]:
     extras = PROJECT["optional-dependencies"]
-    lines = [*PROJECT["dependencies"], *extras["dev"], *extras.get("metrics", ())]
+    lines = [*PROJECT["dependencies"], *extras["dev"]]
     return [Requirement(line) for line in lines]
 
 
