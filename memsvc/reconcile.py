@@ -5,7 +5,9 @@ different from a first run. The order is that of trust. The catalog says what
 exists; LMDB is made to agree with it; watermarks are made to agree with LMDB.
 
     memories being deleted            deleted to the end
+    tenants being deleted             deleted to the end
     memories being imported           deleted: nobody was told of them
+    keys: of unknown memories         destroyed
     store: unknown memories           removed
     store: numbers above last_number  removed: an append that was never acknowledged
     store: removed documents          removed, then forgotten by the catalog
@@ -19,6 +21,7 @@ Staging files are gone by then: the server empties their folder when it takes ho
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -42,6 +45,8 @@ class Report:
     """
 
     memories_deleted: int = 0
+    tenants_deleted: int = 0
+    orphan_keys: int = 0
     imports_undone: int = 0
     orphan_memories: int = 0
     orphan_documents: int = 0
@@ -82,6 +87,7 @@ async def reconcile(application: Application) -> Report:
     """Runs every step. Call it before serving and before encoding starts."""
     report = Report()
     await _finish_deletions(application, report)
+    await _finish_tenants(application, report)
     async for tenant in iterate_tenants(application):
         try:
             await _reconcile_tenant(application, tenant, report)
@@ -102,6 +108,30 @@ async def _finish_deletions(application: Application, report: Report) -> None:
         row = await catalog.begin_delete_memory(memory.tenant_uid, memory.memory_id, None)
         report.imports_undone += await _purge(application, row)
     reach(Failpoint.RECONCILE_DROPPED)
+
+
+async def _finish_tenants(application: Application, report: Report) -> None:
+    """Tenants whose deletion a crash cut short. Nothing serves yet, so nothing is added."""
+    catalog = application.catalog
+    for tenant in await catalog.tenants_being_deleted():
+        purged = [
+            await _purge(
+                application,
+                await catalog.begin_delete_memory(tenant.uid, memory.memory_id, None),
+            )
+            async for memory in _memories(application, tenant)
+        ]
+        report.memories_deleted += sum(purged)
+        if all(purged) and not await _leaving(application, tenant):
+            await application.deletions.purge_tenant(tenant.uid)
+            await catalog.delete_tenant(tenant.uid)
+            report.tenants_deleted += 1
+
+
+async def _leaving(application: Application, tenant: TenantRow) -> bool:
+    """Whether a memory of the tenant is still marked: its store is damaged."""
+    marked = await application.catalog.memories_in_state(MemoryState.DELETING)
+    return any(memory.tenant_uid == tenant.uid for memory in marked)
 
 
 async def _purge(application: Application, memory: MemoryRow) -> bool:
@@ -136,14 +166,29 @@ async def _memories(application: Application, tenant: TenantRow) -> AsyncIterato
 
 
 async def _reconcile_tenant(application: Application, tenant: TenantRow, report: Report) -> None:
-    if not application.data.tenant(tenant.uid).exists():
-        # Nothing was ever written; opening the store would make it.
-        return
+    # Where nothing was ever written, opening the store would make it.
+    written = application.data.tenant(tenant.uid).exists()
     known: set[MemoryUid] = set()
     async for memory in _memories(application, tenant):
         known.add(memory_uid(memory))
-        await _reconcile_memory(application, memory, report)
-    report.orphan_memories += await application.stores.run(tenant.uid, _drop_unknown, known)
+        if written:
+            await _reconcile_memory(application, memory, report)
+    if written:
+        report.orphan_memories += await application.stores.run(tenant.uid, _drop_unknown, known)
+    report.orphan_keys += await asyncio.to_thread(_drop_keys, application, tenant, known)
+
+
+def _drop_keys(application: Application, tenant: TenantRow, known: set[MemoryUid]) -> int:
+    """Keys of memories that a crash kept from being made, or that are gone."""
+    if not application.data.keys(tenant.uid).exists():
+        return 0
+    keys = application.keys.tenant(tenant.uid)
+    if keys is None:
+        return 0
+    unknown = [uid for uid in keys.memories() if uid not in known]
+    for uid in unknown:
+        keys.destroy(uid)
+    return len(unknown)
 
 
 def _drop_unknown(store: TenantStore, known: set[MemoryUid]) -> int:

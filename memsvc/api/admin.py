@@ -94,13 +94,14 @@ class AdminHandler:
     async def delete_tenant(self, request: pb.DeleteTenantRequest) -> None:
         """Operator only. Keys stop first, then memories go, then the tenant.
 
-        Repeating the call after a failure goes on where it stopped.
+        After a failure the call may be repeated; after a crash the next start finishes it.
         """
         caller = require_operator()
         tenant = await find_tenant(self._app, "name", request.name)
         if tenant.uid == caller.tenant_uid:
             raise errors.field_invalid("name", "must not be the tenant of the calling key")
         self._app.authenticator.close_tenant(tenant.uid)
+        await self._catalog.begin_delete_tenant(tenant.uid)
         while not await self._delete_contents(tenant):
             log.info("a call in flight made a memory in a tenant being deleted")
         self._app.limiter.forget(tenant.uid)

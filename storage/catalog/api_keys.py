@@ -75,8 +75,11 @@ class ApiKeys(CatalogPart):
 
     @reads
     async def find_api_key(self, key_id: str, tenant_uid: str | None = None) -> ApiKeyRow | None:
-        """The key (with tenant_uid: of that tenant), revoked and expired ones included, or None."""
-        query = _keys().where(api_keys.c.key_id == key_id)
+        """The key (with tenant_uid: of that tenant), revoked and expired ones included, or None.
+
+        A tenant that is being deleted has none.
+        """
+        query = _keys().where(api_keys.c.key_id == key_id, tenants.c.deleting_us.is_(None))
         if tenant_uid is not None:
             query = query.where(api_keys.c.tenant_uid == tenant_uid)
         async with self._database.reading() as connection:

@@ -50,6 +50,7 @@ class TenantRow:
     """A unit of isolation. uid: 32 hex digits, never reused; tenant_id: its name.
 
     default_model_id: of its memories that have none of their own; empty: the server's default.
+    deleting_us: when its deletion began; None for a tenant that stays.
     """
 
     uid: str
@@ -57,6 +58,7 @@ class TenantRow:
     display_name: str
     created_us: int
     default_model_id: str = ""
+    deleting_us: int | None = None
 
 
 @dataclass(frozen=True)

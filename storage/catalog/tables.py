@@ -64,6 +64,8 @@ tenants = Table(
     Column("created_us", BigInteger, nullable=False),
     # Model of its memories that have none of their own. Empty: the server's default.
     Column("default_model_id", _NAME, nullable=False, server_default=text("''")),
+    # When its deletion began; its keys open nothing from then on.
+    Column("deleting_us", BigInteger),
     UniqueConstraint("tenant_id"),
     Index(None, "created_us", "uid"),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Row, delete, func, insert, select, tuple_
+from sqlalchemy import Row, delete, func, insert, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from storage.catalog.base import CatalogPart, new_uid, page_size, reads, writes
@@ -55,6 +55,21 @@ class Tenants(CatalogPart):
             rows = [_tenant(row) for row in await connection.execute(query)]
         more = len(rows) > limit
         return rows[:limit], (rows[limit - 1].created_us, rows[limit - 1].uid) if more else None
+
+    @writes
+    async def begin_delete_tenant(self, uid: str) -> None:
+        """Marks a tenant: its keys open nothing any more. Again, or gone, is no error."""
+        mark = update(tenants).where(tenants.c.uid == uid, tenants.c.deleting_us.is_(None))
+        async with self._database.writing() as connection:
+            await connection.execute(mark.values(deleting_us=self._clock_us()))
+
+    @reads
+    async def tenants_being_deleted(self) -> list[TenantRow]:
+        """Tenants whose deletion began and has not ended; for reconciling."""
+        query = select(tenants).where(tenants.c.deleting_us.is_not(None))
+        async with self._database.reading() as connection:
+            rows = await connection.execute(query.order_by(tenants.c.created_us, tenants.c.uid))
+            return [_tenant(row) for row in rows]
 
     @writes
     async def delete_tenant(self, uid: str) -> None:

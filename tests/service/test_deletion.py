@@ -15,12 +15,12 @@ from memsvc.receipts import METADATA_KEY, ReceiptError, verify_receipt
 from memsvc.v1 import admin_service_pb2 as admin
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.writes import memory_uid
-from storage.catalog import MemoryRow
-from storage.crypto import open_keys
+from storage.catalog import MemoryRow, NotFoundError
+from storage.crypto import TenantKeys, open_keys
 from storage.crypto.root_keys import read_root_keys
 from storage.lmdb_store import LmdbReader
-from storage.store import KeyMissingError
-from tests.support.served import Serve, Served, refused
+from storage.store import KeyMissingError, MemoryUid
+from tests.support.served import Caller, Folder, Serve, Served, refused, serve
 
 
 async def receipt_of(call: Any) -> bytes | None:
@@ -172,3 +172,79 @@ def json_equal(altered: bytes, receipt: bytes) -> bool:
         and found["statement"] == was["statement"]
         and found["signature"].lower() == was["signature"]
     )
+
+
+async def test_a_tenants_deletion_that_a_crash_cut_short_is_finished(
+    folder: Folder, tmp_path: Path
+) -> None:
+    """Marked, one memory gone, another there: the next start does the rest."""
+    config = folder.copy(tmp_path / "data")
+    async with serve(config, folder.credential) as served:
+        request = admin.CreateTenantRequest(tenant_id="acme")
+        await served.as_operator(served.admin.CreateTenant, request)
+        key = await served.as_operator(
+            served.admin.CreateApiKey,
+            admin.CreateApiKeyRequest(
+                parent="tenants/acme", api_key=admin.ApiKey(scope=admin.READ_WRITE)
+            ),
+        )
+        theirs = Served(served.server, served.channel, Caller(key.secret))
+        memory = await theirs.create("herons", display_name="what acme knows of herons")
+        await theirs.append(memory.name, "text canary 88a2")
+        catalog = served.server.application.catalog
+        tenant = await catalog.get_tenant("acme")
+        await catalog.begin_delete_tenant(tenant.uid)
+        await catalog.begin_delete_tenant(tenant.uid)
+    async with serve(config, folder.credential) as served:
+        data, catalog = served.server.application.data, served.server.application.catalog
+        assert await catalog.tenants_being_deleted() == []
+        with pytest.raises(NotFoundError):
+            await catalog.get_tenant("acme")
+        assert not data.keys(tenant.uid).exists()
+        assert not data.tenant(tenant.uid).exists()
+        assert len(list((data.receipts / tenant.uid).iterdir())) == 2
+        theirs = Served(served.server, served.channel, Caller(key.secret))
+        lost = await refused(
+            theirs.as_operator(theirs.memories.ListMemories, pb.ListMemoriesRequest())
+        )
+        assert lost.reason == "CREDENTIAL_INVALID"
+
+
+async def test_a_marked_tenants_keys_open_nothing(start: Serve) -> None:
+    async with start() as served:
+        request = admin.CreateTenantRequest(tenant_id="acme")
+        await served.as_operator(served.admin.CreateTenant, request)
+        key = await served.as_operator(
+            served.admin.CreateApiKey,
+            admin.CreateApiKeyRequest(
+                parent="tenants/acme", api_key=admin.ApiKey(scope=admin.READ)
+            ),
+        )
+        catalog = served.server.application.catalog
+        await catalog.begin_delete_tenant((await catalog.get_tenant("acme")).uid)
+        theirs = Caller(key.secret)
+        lost = await refused(theirs(served.memories.ListMemories, pb.ListMemoriesRequest()))
+        assert lost.reason == "CREDENTIAL_INVALID"
+
+
+async def test_keys_that_belong_to_no_memory_are_destroyed_at_start(
+    folder: Folder, tmp_path: Path
+) -> None:
+    config = folder.copy(tmp_path / "data")
+    async with serve(config, folder.credential) as served:
+        memory = await served.create("herons", display_name="herons of the canal")
+        row = await row_of(served, memory.name)
+    keys = TenantKeys(
+        config.folder.keys(row.tenant_uid),
+        row.tenant_uid,
+        read_root_keys(config.folder.root_key),
+    )
+    keys.create(MemoryUid(b"o" * 16))
+    assert len(keys.memories()) == 2
+    async with serve(config, folder.credential) as served:
+        found = served.server.application.keys.tenant(row.tenant_uid)
+        assert found is not None
+        assert found.memories() == [memory_uid(row)]
+        get = pb.GetMemoryRequest(name=memory.name)
+        shown = await served.as_operator(served.memories.GetMemory, get)
+        assert shown.display_name == "herons of the canal"
