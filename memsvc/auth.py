@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import os
 import re
 import secrets
@@ -22,7 +23,11 @@ from pathlib import Path
 from memsvc import errors
 from memsvc.open_calls import OpenCalls
 from memsvc.principal import Principal
+from memsvc.token_auth import TokenAuthenticator
+from memsvc.tokens import TokenError
 from storage.catalog import ApiKeyRow, Catalog, Scope
+
+log = logging.getLogger(__name__)
 
 _CREDENTIAL = re.compile(r"msk_([0-9a-f]{16})_([0-9a-f]{64})")
 _KEY_BYTES = 32
@@ -142,9 +147,15 @@ class Authenticator:
     """
 
     def __init__(
-        self, catalog: Catalog, server_key: ServerKey, clock: Callable[[], float] = time.time
+        self,
+        catalog: Catalog,
+        server_key: ServerKey,
+        tokens: TokenAuthenticator | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        """tokens: accepts JSON web tokens beside keys; None for keys alone."""
         self._catalog = catalog
+        self._tokens = tokens
         self._hmac_key = server_key.derive("api keys")
         self._clock = clock
         # By digest: a wrong secret costs a query whether or not its key exists.
@@ -161,9 +172,10 @@ class Authenticator:
 
     async def authenticate(self, metadata: Iterable[tuple[str, str | bytes]] | None) -> Principal:
         """metadata: the call's. Raises CREDENTIAL_INVALID, the same for every cause."""
-        match = _CREDENTIAL.fullmatch(_bearer(metadata or ()))
+        credential = _bearer(metadata or ())
+        match = _CREDENTIAL.fullmatch(credential)
         if match is None:
-            raise errors.credential_invalid()
+            return await self._by_token(credential)
         digest = self._digest(match[0])
         row = await self._find(match[1], digest)
         # Compared even for an unknown key, so that time tells nothing.
@@ -180,6 +192,18 @@ class Authenticator:
             min((end for end in (row.expires_us, row.revoked_us) if end is not None), default=None),
         )
 
+    async def _by_token(self, credential: str) -> Principal:
+        if self._tokens is None or not credential:
+            raise errors.credential_invalid()
+        try:
+            principal = await self._tokens.authenticate(credential)
+        except TokenError as error:
+            log.debug("a token was refused", extra={"why": str(error)})
+            raise errors.credential_invalid() from error
+        if principal.tenant_uid in self._closed_tenants:
+            raise errors.credential_invalid()
+        return principal
+
     def revoked(self, row: ApiKeyRow) -> None:
         """The key was revoked, now or for later: what it has open ends with it.
 
@@ -194,6 +218,8 @@ class Authenticator:
         """The tenant is being deleted: none of its keys opens anything any more."""
         self._generation += 1
         self._closed_tenants.add(tenant_uid)
+        if self._tokens is not None:
+            self._tokens.forget_tenant(tenant_uid)
         self.calls.end_tenant(tenant_uid)
 
     def _digest(self, credential: str) -> bytes:

@@ -51,6 +51,25 @@ class Config:
     listen: str = _setting("127.0.0.1:7460", "Address to serve on: host:port or unix:PATH.")
     tls_certificate: str = _setting("", "PEM certificate chain file. Empty: no TLS.")
     tls_private_key: str = _setting("", "PEM private key file of tls_certificate.")
+    tls_client_roots: str = _setting(
+        "",
+        "PEM certificates that must have signed the one a client shows, beside its credential. "
+        "Empty: clients show none.",
+    )
+    jwt_issuer: str = _setting("", "Issuer of the JSON web tokens to accept. Empty: none are.")
+    jwt_audience: str = _setting("", "Audience that a token must be for.")
+    jwt_jwks_file: str = _setting(
+        "", "JWKS file with the issuer's public keys; read anew when it changes."
+    )
+    jwt_claim_prefix: str = _setting(
+        "memsvc_", "Before the names of the claims tenant, scope and memories."
+    )
+    jwt_leeway_s: float = _setting(
+        30.0, "How far the issuer's clock may be off this one.", low=0, high=300
+    )
+    jwt_max_lifetime_s: float = _setting(
+        86_400.0, "Tokens that end later than this from now are refused.", low=60, high=30 * 86_400
+    )
     reflection: bool = _setting(True, "Serve gRPC reflection.")
     database_url: str = _setting(
         "",
@@ -83,6 +102,13 @@ class Config:
         "default, and workers of one model share its memories. none: workers register themselves. "
         "Empty: the server starts and supervises one.",
     )
+    worker_tls_roots: str = _setting(
+        "",
+        "PEM certificates that must have signed those of workers on TCP; with "
+        "worker_tls_certificate and worker_tls_private_key, mutual TLS. Empty: no TLS.",
+    )
+    worker_tls_certificate: str = _setting("", "PEM certificate that workers are shown.")
+    worker_tls_private_key: str = _setting("", "PEM private key of worker_tls_certificate.")
     worker_model: str = _setting(
         "default", "Model of the supervised worker: default, fake or a path."
     )
@@ -226,6 +252,10 @@ class Config:
             _check(setting, getattr(self, setting.name))
         if bool(self.tls_certificate) != bool(self.tls_private_key):
             raise ConfigError("tls_certificate and tls_private_key must be set together")
+        if self.tls_client_roots and not self.tls_certificate:
+            raise ConfigError("tls_client_roots needs tls_certificate")
+        _all_or_none(self, "worker_tls_roots", "worker_tls_certificate", "worker_tls_private_key")
+        _all_or_none(self, "jwt_issuer", "jwt_audience", "jwt_jwks_file")
         if not self.listen:
             raise ConfigError("listen must not be empty")
         if self.failpoint:
@@ -322,6 +352,11 @@ def _parse(setting: dataclasses.Field[Any], value: object) -> object:
         return kind(value)
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{setting.name}: {value!r} is not of type {kind.__name__}") from error
+
+
+def _all_or_none(config: Config, *names: str) -> None:
+    if len({bool(getattr(config, name)) for name in names}) > 1:
+        raise ConfigError(f"{', '.join(names)} must be set together")
 
 
 def _check(setting: dataclasses.Field[Any], value: Any) -> None:

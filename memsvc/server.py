@@ -11,9 +11,7 @@ import logging
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
-from pathlib import Path
 
-import grpc
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
@@ -39,6 +37,9 @@ from memsvc.receipts import Receipts
 from memsvc.reconcile import reconcile
 from memsvc.setup import Initialised, hold, initialise, make_folders
 from memsvc.stores import Stores, lmdb_opener
+from memsvc.tls import server_credentials, worker_credentials
+from memsvc.token_auth import TokenAuthenticator
+from memsvc.tokens import KeySetError, TokenVerifier
 from memsvc.transport import grpc_options
 from memsvc.v1 import admin_service_pb2, memory_service_pb2
 from memsvc.v1 import admin_service_pb2_grpc as admin_grpc
@@ -161,12 +162,18 @@ async def open_server(config: Config) -> AsyncIterator[Server]:
 async def _build(config: Config, stack: AsyncExitStack) -> Application:
     """The parts, in the order they need each other."""
     server_key = load_server_key(config.folder.server_key)
+    try:
+        verifier = TokenVerifier(config) if config.jwt_issuer else None
+        towards_workers = worker_credentials(config)
+    except (KeySetError, OSError) as error:
+        raise ServerStartError(str(error)) from error
     keys = Keys(config.folder, load_root_keys(config))
     try:
         catalog = await Catalog.open(config.catalog_url)
     except CatalogError as error:
         raise ServerStartError(str(error)) from error
     stack.push_async_callback(catalog.close)
+    tokens = TokenAuthenticator(catalog, verifier) if verifier is not None else None
     stores = Stores(
         config.folder,
         config.open_environments,
@@ -175,7 +182,7 @@ async def _build(config: Config, stack: AsyncExitStack) -> Application:
     )
     stack.push_async_callback(stores.close)
     progress = Progress()
-    workers = Workers(config, catalog)
+    workers = Workers(config, catalog, towards_workers)
     limiter = Limiter(config, catalog.quotas)
     encoding = EncodingQueue(
         config, catalog, stores, progress, workers, spend_tokens=limiter.spend_tokens
@@ -201,7 +208,7 @@ async def _build(config: Config, stack: AsyncExitStack) -> Application:
         encoding=encoding,
         workers=workers,
         limiter=limiter,
-        authenticator=Authenticator(catalog, server_key),
+        authenticator=Authenticator(catalog, server_key, tokens),
         audit=AuditTrail(catalog, server_key),
         page_tokens=PageTokens(server_key.derive("page tokens")),
     )
@@ -248,15 +255,8 @@ def _make_server(application: Application, metrics: Metrics | None) -> Server:
 def _bind(server: aio.Server, config: Config) -> str:
     """Returns the address with the port that was chosen for port 0."""
     try:
-        if config.tls_certificate:
-            credentials = grpc.ssl_server_credentials(
-                [
-                    (
-                        Path(config.tls_private_key).read_bytes(),
-                        Path(config.tls_certificate).read_bytes(),
-                    )
-                ]
-            )
+        credentials = server_credentials(config)
+        if credentials is not None:
             port = server.add_secure_port(config.listen, credentials)
         else:
             port = server.add_insecure_port(config.listen)

@@ -26,6 +26,7 @@ from model_adapter.engines import UnusableModelError, choose_device, load_engine
 from model_adapter.lexical import NoFullTextSearchError, check_available
 from model_adapter.pager import Budgets
 from model_adapter.registration import Registration, registered
+from model_adapter.tls import TlsFiles
 from model_adapter.worker import ListenError, WorkerConfig, serving
 from storage.paths import DataFolder
 
@@ -70,6 +71,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--exit-with-parent", action="store_true", help="drain when standard input ends"
     )
+    made.add_argument("--tls-certificate", type=Path, help="PEM file, for host:port")
+    made.add_argument("--tls-private-key", type=Path, help="PEM file of --tls-certificate")
+    made.add_argument("--tls-client-roots", type=Path, help="PEM roots of memsvc's certificate")
     made.add_argument("--register", default="", metavar="ADDRESS", help="of a memsvc to work for")
     made.add_argument("--register-key", type=Path, help="file with the operator's API key")
     made.add_argument("--register-roots", type=Path, help="PEM roots of memsvc's TLS; else none")
@@ -77,7 +81,17 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def _registration(options: argparse.Namespace) -> Registration | None:
+def _tls(options: argparse.Namespace) -> TlsFiles | None:
+    """Raises ValueError when some of the three files are named and not all."""
+    given = (options.tls_certificate, options.tls_private_key, options.tls_client_roots)
+    if not any(given):
+        return None
+    if not all(given):
+        raise ValueError("--tls-certificate, --tls-private-key, --tls-client-roots go together")
+    return TlsFiles(*given)
+
+
+def _registration(options: argparse.Namespace, tls: TlsFiles | None) -> Registration | None:
     """Where to register, but for the worker's own address. Raises OSError, ValueError."""
     if not options.register:
         return None
@@ -85,7 +99,7 @@ def _registration(options: argparse.Namespace) -> Registration | None:
         raise ValueError("--register needs --register-key")
     roots = options.register_roots.read_bytes() if options.register_roots else None
     key = options.register_key.read_text().strip()
-    return Registration(options.register, options.advertise, key, roots)
+    return Registration(options.register, options.advertise, key, roots, tls)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,6 +109,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     if options.threads > 0:
         torch.set_num_threads(options.threads)
+    try:
+        tls = _tls(options)
+        registration = _registration(options, tls)
+    except (OSError, ValueError) as error:
+        log.error("the worker can't start: %s", error)
+        return EXIT_UNUSABLE
     config = WorkerConfig(
         listen=options.listen,
         data=DataFolder(options.data_dir),
@@ -102,12 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.routing_budget, options.content_budget, lexical_bytes=options.lexical_budget
         ),
         drain_grace_s=options.drain_grace,
+        tls=tls,
     )
-    try:
-        registration = _registration(options)
-    except (OSError, ValueError) as error:
-        log.error("the worker can't register: %s", error)
-        return EXIT_UNUSABLE
     try:
         check_available()
         device = choose_device(options.device)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import grpc
 from grpc import aio
 
+from model_adapter.tls import TlsFiles
 from model_adapter.v1 import registry_pb2 as pb
 from model_adapter.v1.registry_pb2_grpc import WorkerRegistryServiceStub
 
@@ -33,13 +34,15 @@ _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.5, 30.0
 class Registration:
     """server: memsvc's address. address: the worker's own, as memsvc reaches it.
 
-    api_key: the operator's. tls_roots: PEM certificates to trust; None: no TLS.
+    api_key: the operator's. tls_roots: PEM certificates to trust; None: no TLS. tls: the
+    worker's own files, for a memsvc that asks for a certificate.
     """
 
     server: str
     address: str
     api_key: str
     tls_roots: bytes | None = None
+    tls: TlsFiles | None = None
 
 
 @asynccontextmanager
@@ -61,7 +64,12 @@ async def registered(registration: Registration) -> AsyncIterator[None]:
 def _channel(registration: Registration) -> aio.Channel:
     if registration.tls_roots is None:
         return aio.insecure_channel(registration.server)
-    credentials = grpc.ssl_channel_credentials(registration.tls_roots)
+    own = registration.tls
+    credentials = grpc.ssl_channel_credentials(
+        registration.tls_roots,
+        own.private_key.read_bytes() if own else None,
+        own.certificate.read_bytes() if own else None,
+    )
     return aio.secure_channel(registration.server, credentials)
 
 

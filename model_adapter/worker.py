@@ -21,6 +21,7 @@ from model_adapter.pager import Budgets, Pager
 from model_adapter.readers import Readers
 from model_adapter.scheduler import Scheduler
 from model_adapter.service import ModelAdapter
+from model_adapter.tls import TlsFiles
 from model_adapter.v1.model_adapter_pb2_grpc import add_ModelAdapterServiceServicer_to_server
 from model_adapter.wire import MAX_MESSAGE_BYTES
 from storage.lmdb_store import LmdbReader
@@ -44,13 +45,17 @@ class ListenError(Exception):
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """listen: "unix:PATH" or "host:port", port 0 for a free one. drain_grace_s: for queries."""
+    """listen: "unix:PATH" or "host:port", port 0 for a free one. drain_grace_s: for queries.
+
+    tls: for host:port; a unix socket is for its own user alone.
+    """
 
     listen: str
     data: DataFolder
     budgets: Budgets
     drain_grace_s: float = 10.0
     limits: Limits = field(default_factory=Limits)
+    tls: TlsFiles | None = None
 
 
 @asynccontextmanager
@@ -72,7 +77,7 @@ async def serving(
     add_ModelAdapterServiceServicer_to_server(service, server)
     servicer = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    address = _bind(server, config.listen)
+    address = _bind(server, config.listen, config.tls)
     scheduler.start()
     await server.start()
     await servicer.set("", health_pb2.HealthCheckResponse.SERVING)
@@ -87,16 +92,19 @@ async def serving(
         readers.close()
 
 
-def _bind(server: aio.Server, listen: str) -> str:
+def _bind(server: aio.Server, listen: str, tls: TlsFiles | None) -> str:
     """Listens; a unix socket is for this user alone. Returns the address to connect to."""
     scheme, _, rest = listen.partition(":")
     if scheme == "unix":
         Path(rest).parent.mkdir(parents=True, exist_ok=True)
     mask = os.umask(0o177)
     try:
-        port = server.add_insecure_port(listen)
-    except RuntimeError as error:
-        raise ListenError(f"can't listen on {listen}") from error
+        if tls is None or scheme == "unix":
+            port = server.add_insecure_port(listen)
+        else:
+            port = server.add_secure_port(listen, tls.credentials())
+    except (OSError, RuntimeError) as error:
+        raise ListenError(f"can't listen on {listen}: {error}") from error
     finally:
         os.umask(mask)
     return listen if scheme == "unix" else f"{listen.rpartition(':')[0]}:{port}"

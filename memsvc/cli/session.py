@@ -2,7 +2,7 @@
 
 Address and key are looked for, first match wins:
     1. options:      --address, --api-key-file; files in the folder of --data-dir
-    2. environment:  MEMSVC_ADDRESS, MEMSVC_API_KEY, MEMSVC_TLS_ROOTS; files in MEMSVC_DATA
+    2. environment:  MEMSVC_ADDRESS, MEMSVC_API_KEY, MEMSVC_TLS_*; files in MEMSVC_DATA
     3. files in ./memsvc-data, which `memsvc init` and `memsvc serve` wrote
 """
 
@@ -79,9 +79,7 @@ class Session:
                 "No API key: set MEMSVC_API_KEY, give --api-key-file, or run `memsvc init` "
                 f"for the data folder {self.folder}."
             )
-        return Connection(
-            address, key, TLS.from_setting(self.environment.get("MEMSVC_TLS_ROOTS", ""))
-        )
+        return Connection(address, key, TLS.from_environment(self.environment))
 
     def client(self) -> Client:
         """A client to be used as a context manager."""

@@ -13,30 +13,44 @@ ADDRESS_VARIABLE = "MEMSVC_ADDRESS"
 API_KEY_VARIABLE = "MEMSVC_API_KEY"
 #: File of PEM certificates to trust, or "system"; set, it means TLS.
 TLS_VARIABLE = "MEMSVC_TLS_ROOTS"
+#: PEM files of what to show to a server that asks for a client's certificate.
+TLS_CERTIFICATE_VARIABLE = "MEMSVC_TLS_CLIENT_CERTIFICATE"
+TLS_KEY_VARIABLE = "MEMSVC_TLS_CLIENT_KEY"
 
 
 @dataclass(frozen=True)
 class TLS:
-    """Encrypt, and trust these. root_certificates: PEM; None: gRPC's own roots."""
+    """Encrypt, and trust these. root_certificates: PEM; None: gRPC's own roots.
+
+    certificate_chain, private_key: PEM, for a server that asks for a client's.
+    """
 
     root_certificates: bytes | None = None
+    certificate_chain: bytes | None = None
+    private_key: bytes | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if (self.certificate_chain is None) != (self.private_key is None):
+            raise ConfigurationError("A client's certificate and its private key go together.")
 
     @classmethod
-    def from_setting(cls, roots: str) -> TLS | None:
-        """Empty: no TLS. "system": gRPC's own roots. Otherwise a PEM file."""
+    def from_environment(cls, values: Mapping[str, str]) -> TLS | None:
+        """As MEMSVC_TLS_ROOTS says (empty: no TLS; "system": gRPC's own roots; else a PEM
+        file), with MEMSVC_TLS_CLIENT_CERTIFICATE and MEMSVC_TLS_CLIENT_KEY, if set.
+        """
+        roots = values.get(TLS_VARIABLE, "")
         if not roots:
             return None
-        if roots == "system":
-            return cls()
-        try:
-            return cls(Path(roots).read_bytes())
-        except OSError as error:
-            raise ConfigurationError(f"Cannot read the certificates {roots}: {error}") from error
+        return cls(
+            None if roots == "system" else _read(roots),
+            _read(values.get(TLS_CERTIFICATE_VARIABLE, "")),
+            _read(values.get(TLS_KEY_VARIABLE, "")),
+        )
 
 
 @dataclass(frozen=True)
 class Connection:
-    """address: "host:port" or "unix:/path". api_key: as `memsvc init` printed it."""
+    """address: "host:port" or "unix:/path". api_key: as `memsvc init` printed it, or a token."""
 
     address: str
     api_key: str = field(repr=False)
@@ -52,10 +66,19 @@ class Connection:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Connection:
-        """As MEMSVC_ADDRESS, MEMSVC_API_KEY and MEMSVC_TLS_ROOTS say. Raises ConfigurationError."""
+        """As MEMSVC_ADDRESS, MEMSVC_API_KEY and MEMSVC_TLS_* say. Raises ConfigurationError."""
         values = os.environ if environment is None else environment
         return cls(
             values.get(ADDRESS_VARIABLE, ""),
             values.get(API_KEY_VARIABLE, ""),
-            TLS.from_setting(values.get(TLS_VARIABLE, "")),
+            TLS.from_environment(values),
         )
+
+
+def _read(path: str) -> bytes | None:
+    if not path:
+        return None
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"Cannot read {path}: {error.strerror}") from error

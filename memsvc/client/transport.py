@@ -31,7 +31,10 @@ _OPTIONS = (
 def _channel(connection: Connection) -> grpc.aio.Channel:
     if connection.tls is None:
         return grpc.aio.insecure_channel(connection.address, options=_OPTIONS)
-    credentials = grpc.ssl_channel_credentials(connection.tls.root_certificates)
+    tls = connection.tls
+    credentials = grpc.ssl_channel_credentials(
+        tls.root_certificates, tls.private_key, tls.certificate_chain
+    )
     return grpc.aio.secure_channel(connection.address, credentials, options=_OPTIONS)
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+import grpc
 import numpy as np
 from grpc import aio
 
@@ -72,10 +73,15 @@ class EncodeFailure:
 class WorkerClient:
     """One channel to one worker. `model` names it in errors until `info` has told its id."""
 
-    def __init__(self, address: str, model: str = "") -> None:
+    def __init__(
+        self, address: str, model: str = "", credentials: grpc.ChannelCredentials | None = None
+    ) -> None:
         self.address = address
         self.model = model
-        self._channel = aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        if credentials is None:
+            self._channel = aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        else:
+            self._channel = aio.secure_channel(address, credentials, options=_CHANNEL_OPTIONS)
         self._stub: ModelAdapterServiceAsyncStub = ModelAdapterServiceStub(self._channel)
 
     async def close(self) -> None:

@@ -14,6 +14,8 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
+import grpc
+
 from memsvc.errors import ApiError
 from memsvc.workers.client import WorkerClient
 from memsvc.workers.failures import WorkerFaultError
@@ -194,9 +196,17 @@ class Endpoint(ABC):
 class RemoteEndpoint(Endpoint):
     """A worker that somebody else runs."""
 
-    def __init__(self, address: str, announce: Announce, withdraw: Withdraw) -> None:
+    def __init__(
+        self,
+        address: str,
+        announce: Announce,
+        withdraw: Withdraw,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        """credentials: for an address on TCP; a unix socket is its user's own."""
         super().__init__(announce, withdraw)
         self._address = address
+        self._credentials = None if address.startswith("unix:") else credentials
         self._detach = asyncio.Event()
 
     @property
@@ -207,7 +217,7 @@ class RemoteEndpoint(Endpoint):
     @asynccontextmanager
     async def _connect(self) -> AsyncIterator[WorkerClient]:
         self._detach.clear()
-        client = WorkerClient(self._address)
+        client = WorkerClient(self._address, credentials=self._credentials)
         try:
             yield client
         finally:

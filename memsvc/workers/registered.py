@@ -13,6 +13,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+import grpc
+
 from memsvc import errors
 from memsvc.workers.endpoint import Announce, RemoteEndpoint, Withdraw
 
@@ -40,7 +42,9 @@ class Registered:
         announce: Announce,
         withdraw: Withdraw,
         clock: Callable[[], float] = time.monotonic,
+        credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
+        self._credentials = credentials
         self._announce = announce
         self._withdraw = withdraw
         self._clock = clock
@@ -68,7 +72,7 @@ class Registered:
             raise errors.too_many_items(
                 "address", limit=MAX_REGISTERED, actual=len(self._leases) + 1
             )
-        endpoint = RemoteEndpoint(address, self._announce, self._withdraw)
+        endpoint = RemoteEndpoint(address, self._announce, self._withdraw, self._credentials)
         self._leases[address] = _Lease(endpoint, asyncio.create_task(endpoint.run()), until)
         log.info("worker at %s has registered", address)
 

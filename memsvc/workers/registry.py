@@ -9,6 +9,8 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 
+import grpc
+
 from memsvc import errors
 from memsvc.config import Config
 from memsvc.workers.client import WorkerClient, layout_of
@@ -58,11 +60,18 @@ class Workers:
     memories among them (`placement`); they must be of one identity.
     """
 
-    def __init__(self, config: Config, catalog: Catalog) -> None:
+    def __init__(
+        self,
+        config: Config,
+        catalog: Catalog,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        """credentials: towards workers on TCP; None for no TLS."""
+        self._credentials = credentials
         self._config = config
         self._catalog = catalog
         self._endpoints: list[Endpoint] = []
-        self._registered = Registered(self._announce, self._withdraw)
+        self._registered = Registered(self._announce, self._withdraw, credentials=credentials)
         self._tasks: list[asyncio.Task[None]] = []
         self._served: dict[Endpoint, ServedModel] = {}
         self._replaced: set[str] = set()
@@ -76,7 +85,9 @@ class Workers:
         named = self._config.worker_address
         addresses = [part.strip() for part in named.split(",")] if named != NO_WORKERS else []
         for address in filter(None, addresses):
-            self._endpoints.append(RemoteEndpoint(address, self._announce, self._withdraw))
+            self._endpoints.append(
+                RemoteEndpoint(address, self._announce, self._withdraw, self._credentials)
+            )
         if not self._endpoints and named != NO_WORKERS:
             self._place = SocketPlace(self._config.folder)
             command = WorkerCommand.from_config(self._config)

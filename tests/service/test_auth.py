@@ -32,7 +32,7 @@ def test_every_call_has_a_scope() -> None:
     assert set(SCOPES) == set(METHODS)
     for path, scope in SCOPES.items():
         _, service, call = path.split("/")
-        if service.endswith("AdminService"):
+        if service.endswith(("AdminService", "WorkerRegistryService")):
             assert scope is Scope.ADMIN
         else:
             assert scope is (Scope.READ if call in READS else Scope.READ_WRITE)

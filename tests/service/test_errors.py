@@ -8,6 +8,7 @@ from google.rpc import error_details_pb2
 
 from memsvc import errors
 from memsvc.v1.errors_pb2 import ErrorReason
+from storage.catalog import EncodingRow, EncodingState
 
 PROTO = Path(__file__).parents[2] / "protos" / "memsvc" / "v1" / "errors.proto"
 
@@ -42,7 +43,8 @@ def test_retry_info_stands_beside_it_when_a_retry_may_help() -> None:
 
 
 def test_every_constructor_makes_a_reason_with_a_code() -> None:
-    samples = {"str": "x", "int": 1, "float": 1.0, "float | None": 2.0}
+    row = EncodingRow("x", "x", "x", EncodingState.ENCODING, 0, 0, 0, 0, 0, 0, 0, "")
+    samples = {"str": "x", "int": 1, "float": 1.0, "float | None": 1.0, "EncodingRow": row}
     made = set()
     for function in vars(errors).values():
         if not inspect.isfunction(function) or function.__name__.startswith("_"):
