@@ -6,6 +6,7 @@ import calendar
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from memsvc import errors, names, packing, validation
@@ -158,6 +159,7 @@ def memory_to_wire(row: MemoryRow, encodings: Iterable[EncodingRow] = ()) -> pb.
         create_time=time_to_wire(row.created_us),
         update_time=time_to_wire(row.updated_us),
         etag=memory_etag(row),
+        retention=Duration(seconds=row.retention_s) if row.retention_s else None,
         default_model=optional_model_name(row.default_model_id),
         next_model=optional_model_name(row.next_model_id),
     )

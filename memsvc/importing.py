@@ -130,6 +130,7 @@ async def _create(application: Application, new: MemoryRow) -> MemoryRow:
         MemoryState.IMPORTING,
         None,
         uid=new.uid,
+        retention_s=new.retention_s,
     )
 
 

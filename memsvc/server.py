@@ -35,6 +35,7 @@ from memsvc.paging import PageTokens
 from memsvc.progress import Progress
 from memsvc.receipts import Receipts
 from memsvc.reconcile import reconcile
+from memsvc.retention import expire
 from memsvc.setup import Initialised, hold, initialise, make_folders
 from memsvc.stores import Stores, lmdb_opener
 from memsvc.tls import server_credentials, worker_credentials
@@ -277,12 +278,15 @@ async def _keep_house(application: Application) -> None:
 
 
 async def keep_house_once(application: Application, clock: SteadyClock) -> None:
-    """Drops request ids past their time; finishes deletions and imports that failed half way."""
+    """Drops request ids past their time; finishes deletions and imports that failed half way;
+    deletes documents past their memory's retention.
+    """
     older_than_s = clock.now_s() - application.config.request_memory_s
     await application.catalog.purge_requests(round(older_than_s * 1e6))
     for memory in await application.catalog.memories_in_state(MemoryState.DELETING):
         await application.deletions.purge_memory(memory)
     await drop_abandoned(application)
+    await expire(application, round(clock.now_s() * 1e6))
 
 
 async def run(config: Config, on_serving: Callable[[str], None]) -> None:

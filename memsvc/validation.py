@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from memsvc import errors
@@ -35,6 +36,7 @@ MAX_PAGE = 1000
 MAX_FULL_PAGE = 100
 DEFAULT_PAGE = 50
 MAX_ETAG = 64
+MAX_RETENTION_S = 100 * 366 * 86_400
 
 #: Unicode category Cc less tab, line feed and carriage return.
 _CONTROL_BYTES = bytes({*range(0x20), 0x7F} - {0x09, 0x0A, 0x0D})
@@ -151,6 +153,13 @@ def check_time(field: str, moment: Timestamp) -> datetime:
     if not in_range or not 0 <= moment.nanos <= 999_999_999:
         raise errors.field_invalid(field, "must lie in the years 0001 to 9999")
     return _EPOCH + timedelta(seconds=moment.seconds, microseconds=moment.nanos // 1000)
+
+
+def check_retention(field: str, wanted: Duration) -> int:
+    """Whole seconds; 0 for none."""
+    if wanted.nanos or not (wanted.seconds == 0 or 60 <= wanted.seconds <= MAX_RETENTION_S):
+        raise errors.field_invalid(field, "must be whole seconds, 1 minute to 100 years, or unset")
+    return wanted.seconds
 
 
 def check_role(field: str, role: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from memsvc import errors, names, validation
 from memsvc.api.fingerprint import message_fingerprint
@@ -34,7 +34,7 @@ from storage.catalog import (
 )
 from storage.store import KeyMissingError
 
-_UPDATABLE = ("display_name", "labels")
+_UPDATABLE = ("display_name", "labels", "retention")
 
 
 class MemoriesHandler:
@@ -98,6 +98,7 @@ class MemoriesHandler:
                 record,
                 uid=row.uid,
                 created_us=row.created_us,
+                retention_s=row.retention_s,
             )
         except AlreadyExistsError as error:
             raise errors.already_exists("memory_id") from error
@@ -134,14 +135,14 @@ class MemoriesHandler:
         wanted = request.memory
         names.parse_memory("memory.name", wanted.name)
         validation.check_string("memory.etag", wanted.etag, validation.MAX_ETAG)
-        display_name, labels = self._changes(request)
+        changes = _changes(request)
         row = await self._find("memory.name", wanted.name)
         if row.state is not MemoryState.ACTIVE:
             raise errors.memory_not_active(row.state.name, "memory.name")
         version = expected_version(row, wanted.etag, "memory.etag")
-        if display_name is not None or labels is not None:
+        if changes != _Changes():
             try:
-                row = await self._update(row, display_name, labels, version)
+                row = await self._update(row, changes, version)
             except NotFoundError as error:
                 raise errors.memory_not_found("memory.name") from error
             except ConflictError as error:
@@ -149,33 +150,35 @@ class MemoriesHandler:
             self._app.progress.publish(row.uid)
         return await shown(self._app, row)
 
-    async def _update(
-        self,
-        row: MemoryRow,
-        display_name: str | None,
-        labels: dict[str, str] | None,
-        version: int | None,
-    ) -> MemoryRow:
-        """Both are sealed together, so what is not changed is read first. Raises
+    async def _update(self, row: MemoryRow, changes: _Changes, version: int | None) -> MemoryRow:
+        """Name and labels are sealed together, so what is not changed is read first. Raises
         NotFoundError, ConflictError.
         """
+        uid, name, labels = row.uid, changes.display_name, changes.labels
         while True:
             old = await self._app.fields.opened(row)
             new = await self._app.fields.sealed(
                 replace(
                     old,
-                    display_name=old.display_name if display_name is None else display_name,
+                    display_name=old.display_name if name is None else name,
                     labels=old.labels if labels is None else labels,
                 )
             )
             try:
                 return await self._catalog.update_memory(
-                    row.tenant_uid, row.memory_id, new.display_name, new.labels, row.version
+                    row.tenant_uid,
+                    row.memory_id,
+                    new.display_name,
+                    new.labels,
+                    row.version,
+                    retention_s=changes.retention_s,
                 )
             except ConflictError:
                 if version is not None:
                     raise
                 row = await self._catalog.get_memory(row.tenant_uid, row.memory_id)
+                if row.uid != uid:
+                    raise NotFoundError("another memory has its name now") from None
 
     async def delete_memory(self, request: pb.DeleteMemoryRequest) -> None:
         """When it returns, no worker, file or row holds any of the memory."""
@@ -217,6 +220,7 @@ class MemoriesHandler:
             created_us=now_us,
             updated_us=now_us,
             version=1,
+            retention_s=validation.check_retention("memory.retention", wanted.retention) or None,
         )
 
     async def _check_quota(self, tenant_uid: str) -> None:
@@ -224,21 +228,29 @@ class MemoriesHandler:
         if quotas.max_memories_per_tenant:
             quotas.check_memories((await self._catalog.usage(tenant_uid)).memories)
 
-    @staticmethod
-    def _changes(
-        request: pb.UpdateMemoryRequest,
-    ) -> tuple[str | None, dict[str, str] | None]:
-        """display_name and labels to set; None leaves one as it is."""
-        wanted, paths = request.memory, list(request.update_mask.paths)
-        validation.check_mask("update_mask", paths, _UPDATABLE)
-        display_name = validation.check_display_name("memory.display_name", wanted.display_name)
-        labels = validation.check_labels("memory.labels", wanted.labels)
-        if not paths:
-            return display_name or None, labels or None
-        return (
-            display_name if "display_name" in paths else None,
-            labels if "labels" in paths else None,
-        )
+
+@dataclass(frozen=True)
+class _Changes:
+    """What an update sets; None leaves as it is. A retention of 0 ends one."""
+
+    display_name: str | None = None
+    labels: dict[str, str] | None = None
+    retention_s: int | None = None
+
+
+def _changes(request: pb.UpdateMemoryRequest) -> _Changes:
+    wanted, paths = request.memory, list(request.update_mask.paths)
+    validation.check_mask("update_mask", paths, _UPDATABLE)
+    display_name = validation.check_display_name("memory.display_name", wanted.display_name)
+    labels = validation.check_labels("memory.labels", wanted.labels)
+    retention_s = validation.check_retention("memory.retention", wanted.retention)
+    if not paths:
+        return _Changes(display_name or None, labels or None, retention_s or None)
+    return _Changes(
+        display_name if "display_name" in paths else None,
+        labels if "labels" in paths else None,
+        retention_s if "retention" in paths else None,
+    )
 
 
 def _empty_encodings(row: MemoryRow, model: ModelRow | None) -> list[EncodingRow]:

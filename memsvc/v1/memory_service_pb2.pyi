@@ -144,7 +144,9 @@ class UpdateMemoryRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """"display_name", "labels" or both. Unset: every field that is set in memory."""
+        """Any of "display_name", "labels" and "retention". Unset: every field that is
+        set in memory.
+        """
 
     def __init__(
         self,

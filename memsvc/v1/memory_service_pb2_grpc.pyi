@@ -45,7 +45,7 @@ class MemoryServiceStub:
     ListMemories: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.ListMemoriesRequest, _memory_service_pb2.ListMemoriesResponse]
     """Lists the tenant's memories, newest first."""
     UpdateMemory: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.UpdateMemoryRequest, _resources_pb2.Memory]
-    """Changes display_name and labels."""
+    """Changes display_name, labels and retention."""
     DeleteMemory: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.DeleteMemoryRequest, _empty_pb2.Empty]
     """Deletes the memory with all its documents and blocks. When it returns,
     nothing can read them.
@@ -102,7 +102,7 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     ListMemories: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ListMemoriesRequest, _memory_service_pb2.ListMemoriesResponse]  # type: ignore[assignment]
     """Lists the tenant's memories, newest first."""
     UpdateMemory: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.UpdateMemoryRequest, _resources_pb2.Memory]  # type: ignore[assignment]
-    """Changes display_name and labels."""
+    """Changes display_name, labels and retention."""
     DeleteMemory: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.DeleteMemoryRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes the memory with all its documents and blocks. When it returns,
     nothing can read them.
@@ -180,7 +180,7 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_service_pb2.UpdateMemoryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_resources_pb2.Memory, _abc.Awaitable[_resources_pb2.Memory]]:
-        """Changes display_name and labels."""
+        """Changes display_name, labels and retention."""
 
     @_abc_1.abstractmethod
     def DeleteMemory(

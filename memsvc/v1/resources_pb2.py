@@ -24,10 +24,11 @@ _sym_db = _symbol_database.Default()
 
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19memsvc/v1/resources.proto\x12\tmemsvc.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb5\x05\n\x06Memory\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x11\n\x03uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12-\n\x06labels\x18\x04 \x03(\x0b\x32\x1d.memsvc.v1.Memory.LabelsEntry\x12/\n\x07packing\x18\x05 \x01(\x0b\x32\x18.memsvc.v1.PackingPolicyB\x04\xe2\x41\x01\x05\x12,\n\x05state\x18\x06 \x01(\x0e\x32\x17.memsvc.v1.Memory.StateB\x04\xe2\x41\x01\x03\x12\x16\n\x08revision\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1c\n\x0e\x64ocument_count\x18\x08 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\ntext_bytes\x18\t \x01(\x03\x42\x04\xe2\x41\x01\x03\x12,\n\tencodings\x18\n \x03(\x0b\x32\x13.memsvc.v1.EncodingB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x0c\n\x04\x65tag\x18\r \x01(\t\x12\x1b\n\rdefault_model\x18\x0e \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nnext_model\x18\x0f \x01(\tB\x04\xe2\x41\x01\x03\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"G\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\n\n\x06\x41\x43TIVE\x10\x01\x12\r\n\tIMPORTING\x10\x02\x12\x0c\n\x08\x44\x45LETING\x10\x03:7\xea\x41\x34\n\rmemsvc/Memory\x12\x11memories/{memory}*\x08memories2\x06memory\"\xaf\x01\n\rPackingPolicy\x12+\n\x04mode\x18\x01 \x01(\x0e\x32\x1d.memsvc.v1.PackingPolicy.Mode\x12\x14\n\x0cwindow_turns\x18\x02 \x01(\x05\x12\x1a\n\x12max_document_bytes\x18\x03 \x01(\x05\"?\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x08\n\x04TURN\x10\x01\x12\n\n\x06WINDOW\x10\x02\x12\x0b\n\x07SESSION\x10\x03\"\xb9\x02\n\x08\x45ncoding\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.memsvc.v1.Encoding.State\x12\x18\n\x10\x65ncoded_revision\x18\x03 \x01(\x03\x12\x19\n\x11\x65ncoded_documents\x18\x04 \x01(\x03\x12\x19\n\x11pending_documents\x18\x05 \x01(\x03\x12\x0e\n\x06tokens\x18\x06 \x01(\x03\x12\r\n\x05\x62ytes\x18\x07 \x01(\x03\x12\x1d\n\x15quarantined_documents\x18\x08 \x01(\x03\x12\x0f\n\x07\x66\x61ilure\x18\t \x01(\t\x12\x10\n\x08\x63omplete\x18\n \x01(\x08\"C\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x45NCODING\x10\x01\x12\t\n\x05READY\x10\x02\x12\n\n\x06\x46\x41ILED\x10\x03\"\xf4\x01\n\x04Turn\x12#\n\x04role\x18\x01 \x01(\x0e\x32\x0f.memsvc.v1.RoleB\x04\xe2\x41\x01\x02\x12\x12\n\x04text\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12/\n\x0boccurred_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07speaker\x18\x04 \x01(\t\x12\x0f\n\x07session\x18\x05 \x01(\t\x12/\n\x08metadata\x18\x06 \x03(\x0b\x32\x1d.memsvc.v1.Turn.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xc8\x01\n\nTextSource\x12\r\n\x05title\x18\x01 \x01(\t\x12\x12\n\x04text\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12/\n\x0boccurred_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x08metadata\x18\x04 \x03(\x0b\x32#.memsvc.v1.TextSource.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xba\x02\n\x08\x44ocument\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x0e\n\x06number\x18\x02 \x01(\x03\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0c\x63onversation\x18\x05 \x01(\x0b\x32\x17.memsvc.v1.ConversationH\x00\x12%\n\x04text\x18\x06 \x01(\x0b\x32\x15.memsvc.v1.TextSourceH\x00\x12\x12\n\ntext_bytes\x18\x07 \x01(\x03:Q\xea\x41N\n\x0fmemsvc/Document\x12&memories/{memory}/documents/{document}*\tdocuments2\x08\x64ocumentB\x08\n\x06source\".\n\x0c\x43onversation\x12\x1e\n\x05turns\x18\x01 \x03(\x0b\x32\x0f.memsvc.v1.Turn\"\xbe\x02\n\x05Model\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.memsvc.v1.Model.State\x12\x10\n\x08identity\x18\x04 \x01(\t\x12#\n\x06layout\x18\x05 \x01(\x0b\x32\x13.memsvc.v1.KVLayout\x12&\n\x06limits\x18\x06 \x01(\x0b\x32\x16.memsvc.v1.ModelLimits\x12\x15\n\rdefault_model\x18\x07 \x01(\x08\"<\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0b\n\x07SERVING\x10\x01\x12\x0f\n\x0bUNAVAILABLE\x10\x02:0\xea\x41-\n\x0cmemsvc/Model\x12\x0emodels/{model}*\x06models2\x05model\"\x88\x01\n\x08KVLayout\x12\x15\n\rrouted_layers\x18\x01 \x03(\x05\x12\x10\n\x08kv_heads\x18\x02 \x01(\x05\x12\x10\n\x08head_dim\x18\x03 \x01(\x05\x12\x13\n\x0bpool_tokens\x18\x04 \x01(\x05\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x1d\n\x15separate_routing_keys\x18\x06 \x01(\x08\"b\n\x0bModelLimits\x12\x1b\n\x13max_document_tokens\x18\x01 \x01(\x05\x12\x1b\n\x13max_question_tokens\x18\x02 \x01(\x05\x12\x19\n\x11max_answer_tokens\x18\x03 \x01(\x05*K\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x08\n\x04USER\x10\x01\x12\r\n\tASSISTANT\x10\x02\x12\n\n\x06SYSTEM\x10\x03\x12\x08\n\x04TOOL\x10\x04*B\n\x0c\x44ocumentView\x12\x1d\n\x19\x44OCUMENT_VIEW_UNSPECIFIED\x10\x00\x12\t\n\x05\x42\x41SIC\x10\x01\x12\x08\n\x04\x46ULL\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19memsvc/v1/resources.proto\x12\tmemsvc.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe3\x05\n\x06Memory\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x11\n\x03uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12-\n\x06labels\x18\x04 \x03(\x0b\x32\x1d.memsvc.v1.Memory.LabelsEntry\x12/\n\x07packing\x18\x05 \x01(\x0b\x32\x18.memsvc.v1.PackingPolicyB\x04\xe2\x41\x01\x05\x12,\n\x05state\x18\x06 \x01(\x0e\x32\x17.memsvc.v1.Memory.StateB\x04\xe2\x41\x01\x03\x12\x16\n\x08revision\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1c\n\x0e\x64ocument_count\x18\x08 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\ntext_bytes\x18\t \x01(\x03\x42\x04\xe2\x41\x01\x03\x12,\n\tencodings\x18\n \x03(\x0b\x32\x13.memsvc.v1.EncodingB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x0c\n\x04\x65tag\x18\r \x01(\t\x12\x1b\n\rdefault_model\x18\x0e \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nnext_model\x18\x0f \x01(\tB\x04\xe2\x41\x01\x03\x12,\n\tretention\x18\x10 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"G\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\n\n\x06\x41\x43TIVE\x10\x01\x12\r\n\tIMPORTING\x10\x02\x12\x0c\n\x08\x44\x45LETING\x10\x03:7\xea\x41\x34\n\rmemsvc/Memory\x12\x11memories/{memory}*\x08memories2\x06memory\"\xaf\x01\n\rPackingPolicy\x12+\n\x04mode\x18\x01 \x01(\x0e\x32\x1d.memsvc.v1.PackingPolicy.Mode\x12\x14\n\x0cwindow_turns\x18\x02 \x01(\x05\x12\x1a\n\x12max_document_bytes\x18\x03 \x01(\x05\"?\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x08\n\x04TURN\x10\x01\x12\n\n\x06WINDOW\x10\x02\x12\x0b\n\x07SESSION\x10\x03\"\xb9\x02\n\x08\x45ncoding\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.memsvc.v1.Encoding.State\x12\x18\n\x10\x65ncoded_revision\x18\x03 \x01(\x03\x12\x19\n\x11\x65ncoded_documents\x18\x04 \x01(\x03\x12\x19\n\x11pending_documents\x18\x05 \x01(\x03\x12\x0e\n\x06tokens\x18\x06 \x01(\x03\x12\r\n\x05\x62ytes\x18\x07 \x01(\x03\x12\x1d\n\x15quarantined_documents\x18\x08 \x01(\x03\x12\x0f\n\x07\x66\x61ilure\x18\t \x01(\t\x12\x10\n\x08\x63omplete\x18\n \x01(\x08\"C\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x45NCODING\x10\x01\x12\t\n\x05READY\x10\x02\x12\n\n\x06\x46\x41ILED\x10\x03\"\xf4\x01\n\x04Turn\x12#\n\x04role\x18\x01 \x01(\x0e\x32\x0f.memsvc.v1.RoleB\x04\xe2\x41\x01\x02\x12\x12\n\x04text\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12/\n\x0boccurred_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07speaker\x18\x04 \x01(\t\x12\x0f\n\x07session\x18\x05 \x01(\t\x12/\n\x08metadata\x18\x06 \x03(\x0b\x32\x1d.memsvc.v1.Turn.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xc8\x01\n\nTextSource\x12\r\n\x05title\x18\x01 \x01(\t\x12\x12\n\x04text\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12/\n\x0boccurred_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x08metadata\x18\x04 \x03(\x0b\x32#.memsvc.v1.TextSource.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xba\x02\n\x08\x44ocument\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x0e\n\x06number\x18\x02 \x01(\x03\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0c\x63onversation\x18\x05 \x01(\x0b\x32\x17.memsvc.v1.ConversationH\x00\x12%\n\x04text\x18\x06 \x01(\x0b\x32\x15.memsvc.v1.TextSourceH\x00\x12\x12\n\ntext_bytes\x18\x07 \x01(\x03:Q\xea\x41N\n\x0fmemsvc/Document\x12&memories/{memory}/documents/{document}*\tdocuments2\x08\x64ocumentB\x08\n\x06source\".\n\x0c\x43onversation\x12\x1e\n\x05turns\x18\x01 \x03(\x0b\x32\x0f.memsvc.v1.Turn\"\xbe\x02\n\x05Model\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.memsvc.v1.Model.State\x12\x10\n\x08identity\x18\x04 \x01(\t\x12#\n\x06layout\x18\x05 \x01(\x0b\x32\x13.memsvc.v1.KVLayout\x12&\n\x06limits\x18\x06 \x01(\x0b\x32\x16.memsvc.v1.ModelLimits\x12\x15\n\rdefault_model\x18\x07 \x01(\x08\"<\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0b\n\x07SERVING\x10\x01\x12\x0f\n\x0bUNAVAILABLE\x10\x02:0\xea\x41-\n\x0cmemsvc/Model\x12\x0emodels/{model}*\x06models2\x05model\"\x88\x01\n\x08KVLayout\x12\x15\n\rrouted_layers\x18\x01 \x03(\x05\x12\x10\n\x08kv_heads\x18\x02 \x01(\x05\x12\x10\n\x08head_dim\x18\x03 \x01(\x05\x12\x13\n\x0bpool_tokens\x18\x04 \x01(\x05\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x1d\n\x15separate_routing_keys\x18\x06 \x01(\x08\"b\n\x0bModelLimits\x12\x1b\n\x13max_document_tokens\x18\x01 \x01(\x05\x12\x1b\n\x13max_question_tokens\x18\x02 \x01(\x05\x12\x19\n\x11max_answer_tokens\x18\x03 \x01(\x05*K\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x08\n\x04USER\x10\x01\x12\r\n\tASSISTANT\x10\x02\x12\n\n\x06SYSTEM\x10\x03\x12\x08\n\x04TOOL\x10\x04*B\n\x0c\x44ocumentView\x12\x1d\n\x19\x44OCUMENT_VIEW_UNSPECIFIED\x10\x00\x12\t\n\x05\x42\x41SIC\x10\x01\x12\x08\n\x04\x46ULL\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -80,42 +81,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODEL'].fields_by_name['name']._serialized_options = b'\342A\001\010'
   _globals['_MODEL']._loaded_options = None
   _globals['_MODEL']._serialized_options = b'\352A-\n\014memsvc/Model\022\016models/{model}*\006models2\005model'
-  _globals['_ROLE']._serialized_start=2698
-  _globals['_ROLE']._serialized_end=2773
-  _globals['_DOCUMENTVIEW']._serialized_start=2775
-  _globals['_DOCUMENTVIEW']._serialized_end=2841
-  _globals['_MEMORY']._serialized_start=134
-  _globals['_MEMORY']._serialized_end=827
-  _globals['_MEMORY_LABELSENTRY']._serialized_start=652
-  _globals['_MEMORY_LABELSENTRY']._serialized_end=697
-  _globals['_MEMORY_STATE']._serialized_start=699
-  _globals['_MEMORY_STATE']._serialized_end=770
-  _globals['_PACKINGPOLICY']._serialized_start=830
-  _globals['_PACKINGPOLICY']._serialized_end=1005
-  _globals['_PACKINGPOLICY_MODE']._serialized_start=942
-  _globals['_PACKINGPOLICY_MODE']._serialized_end=1005
-  _globals['_ENCODING']._serialized_start=1008
-  _globals['_ENCODING']._serialized_end=1321
-  _globals['_ENCODING_STATE']._serialized_start=1254
-  _globals['_ENCODING_STATE']._serialized_end=1321
-  _globals['_TURN']._serialized_start=1324
-  _globals['_TURN']._serialized_end=1568
-  _globals['_TURN_METADATAENTRY']._serialized_start=1521
-  _globals['_TURN_METADATAENTRY']._serialized_end=1568
-  _globals['_TEXTSOURCE']._serialized_start=1571
-  _globals['_TEXTSOURCE']._serialized_end=1771
-  _globals['_TEXTSOURCE_METADATAENTRY']._serialized_start=1521
-  _globals['_TEXTSOURCE_METADATAENTRY']._serialized_end=1568
-  _globals['_DOCUMENT']._serialized_start=1774
-  _globals['_DOCUMENT']._serialized_end=2088
-  _globals['_CONVERSATION']._serialized_start=2090
-  _globals['_CONVERSATION']._serialized_end=2136
-  _globals['_MODEL']._serialized_start=2139
-  _globals['_MODEL']._serialized_end=2457
-  _globals['_MODEL_STATE']._serialized_start=2347
-  _globals['_MODEL_STATE']._serialized_end=2407
-  _globals['_KVLAYOUT']._serialized_start=2460
-  _globals['_KVLAYOUT']._serialized_end=2596
-  _globals['_MODELLIMITS']._serialized_start=2598
-  _globals['_MODELLIMITS']._serialized_end=2696
+  _globals['_ROLE']._serialized_start=2776
+  _globals['_ROLE']._serialized_end=2851
+  _globals['_DOCUMENTVIEW']._serialized_start=2853
+  _globals['_DOCUMENTVIEW']._serialized_end=2919
+  _globals['_MEMORY']._serialized_start=166
+  _globals['_MEMORY']._serialized_end=905
+  _globals['_MEMORY_LABELSENTRY']._serialized_start=730
+  _globals['_MEMORY_LABELSENTRY']._serialized_end=775
+  _globals['_MEMORY_STATE']._serialized_start=777
+  _globals['_MEMORY_STATE']._serialized_end=848
+  _globals['_PACKINGPOLICY']._serialized_start=908
+  _globals['_PACKINGPOLICY']._serialized_end=1083
+  _globals['_PACKINGPOLICY_MODE']._serialized_start=1020
+  _globals['_PACKINGPOLICY_MODE']._serialized_end=1083
+  _globals['_ENCODING']._serialized_start=1086
+  _globals['_ENCODING']._serialized_end=1399
+  _globals['_ENCODING_STATE']._serialized_start=1332
+  _globals['_ENCODING_STATE']._serialized_end=1399
+  _globals['_TURN']._serialized_start=1402
+  _globals['_TURN']._serialized_end=1646
+  _globals['_TURN_METADATAENTRY']._serialized_start=1599
+  _globals['_TURN_METADATAENTRY']._serialized_end=1646
+  _globals['_TEXTSOURCE']._serialized_start=1649
+  _globals['_TEXTSOURCE']._serialized_end=1849
+  _globals['_TEXTSOURCE_METADATAENTRY']._serialized_start=1599
+  _globals['_TEXTSOURCE_METADATAENTRY']._serialized_end=1646
+  _globals['_DOCUMENT']._serialized_start=1852
+  _globals['_DOCUMENT']._serialized_end=2166
+  _globals['_CONVERSATION']._serialized_start=2168
+  _globals['_CONVERSATION']._serialized_end=2214
+  _globals['_MODEL']._serialized_start=2217
+  _globals['_MODEL']._serialized_end=2535
+  _globals['_MODEL_STATE']._serialized_start=2425
+  _globals['_MODEL_STATE']._serialized_end=2485
+  _globals['_KVLAYOUT']._serialized_start=2538
+  _globals['_KVLAYOUT']._serialized_end=2674
+  _globals['_MODELLIMITS']._serialized_start=2676
+  _globals['_MODELLIMITS']._serialized_end=2774
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ tenant: tenancy comes from the credential alone.
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -149,6 +150,7 @@ class Memory(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     DEFAULT_MODEL_FIELD_NUMBER: _builtins.int
     NEXT_MODEL_FIELD_NUMBER: _builtins.int
+    RETENTION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"memories/{memory}". Empty only in a create request."""
     uid: _builtins.str
@@ -200,6 +202,13 @@ class Memory(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When it last changed."""
 
+    @_builtins.property
+    def retention(self) -> _duration_pb2.Duration:
+        """How long a document is kept after it was added; older ones are deleted, as
+        by DeleteDocuments, within minutes. Unset or 0: for ever. Else whole
+        seconds, 1 minute to 100 years.
+        """
+
     def __init__(
         self,
         *,
@@ -218,10 +227,11 @@ class Memory(_message.Message):
         etag: _builtins.str = ...,
         default_model: _builtins.str = ...,
         next_model: _builtins.str = ...,
+        retention: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "packing", b"packing", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "packing", b"packing", "retention", b"retention", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "default_model", b"default_model", "display_name", b"display_name", "document_count", b"document_count", "encodings", b"encodings", "etag", b"etag", "labels", b"labels", "name", b"name", "next_model", b"next_model", "packing", b"packing", "revision", b"revision", "state", b"state", "text_bytes", b"text_bytes", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "default_model", b"default_model", "display_name", b"display_name", "document_count", b"document_count", "encodings", b"encodings", "etag", b"etag", "labels", b"labels", "name", b"name", "next_model", b"next_model", "packing", b"packing", "retention", b"retention", "revision", b"revision", "state", b"state", "text_bytes", b"text_bytes", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

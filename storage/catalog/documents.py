@@ -297,6 +297,14 @@ class Documents(CatalogPart):
         )
 
     @reads
+    async def numbers_added_before(self, memory_uid: str, moment_us: int, limit: int) -> list[int]:
+        """The first live documents that were added before a moment, ascending."""
+        old = and_(_table.c.memory_uid == memory_uid, _table.c.created_us < moment_us, LIVE)
+        query = select(_table.c.number).where(old).order_by(_table.c.number).limit(limit)
+        async with self._database.reading() as connection:
+            return list((await connection.execute(query)).scalars())
+
+    @reads
     async def removed_numbers(self, memory_uid: str) -> list[int]:
         """Numbers of deleted documents whose text may still lie in the store, ascending."""
         removed = _table.c.revision_removed.is_not(None)

@@ -56,6 +56,7 @@ def memory_row(row: Row[Any]) -> MemoryRow:
         updated_us=row.updated_us,
         version=row.version,
         default_model_id=row.default_model_id,
+        retention_s=row.retention_s,
         next_model_id=row.next_model_id,
         own_model=row.own_model,
     )
@@ -99,6 +100,7 @@ class Memories(CatalogPart):
         *,
         uid: str | None = None,
         created_us: int | None = None,
+        retention_s: int | None = None,
     ) -> MemoryRow:
         """Makes an empty memory, attached to its tenant's or the server's default model.
 
@@ -116,6 +118,7 @@ class Memories(CatalogPart):
             "packing_mode": packing.mode.value,
             "window_turns": packing.window_turns,
             "max_document_bytes": packing.max_document_bytes,
+            "retention_s": retention_s,
             "state": state.value,
             "revision": 0,
             "last_number": 0,
@@ -213,6 +216,15 @@ class Memories(CatalogPart):
         return rows[:limit], (rows[limit - 1].created_us, rows[limit - 1].uid) if more else None
 
     @reads
+    async def memories_with_retention(self) -> list[MemoryRow]:
+        """Every tenant's active memories whose documents expire."""
+        active = memories.c.state == MemoryState.ACTIVE.value
+        query = select(memories).where(active, memories.c.retention_s.is_not(None))
+        async with self._database.reading() as connection:
+            found = await connection.execute(query.order_by(memories.c.created_us, memories.c.uid))
+            return [memory_row(row) for row in found]
+
+    @reads
     async def memories_in_state(self, state: MemoryState) -> list[MemoryRow]:
         """Every tenant's memories in that state, oldest first; for reconciling."""
         query = select(memories).where(memories.c.state == state.value)
@@ -228,13 +240,19 @@ class Memories(CatalogPart):
         display_name: str | None,
         labels: Mapping[str, str] | None,
         expected_version: int | None,
+        *,
+        retention_s: int | None = None,
     ) -> MemoryRow:
-        """Sets what is not None. Raises NotFoundError, and ConflictError on a stale version."""
+        """Sets what is not None; a retention of 0 ends one. Raises NotFoundError, and
+        ConflictError on a stale version.
+        """
         values: dict[str, Any] = {**CHANGED, "updated_us": self._clock_us()}
         if display_name is not None:
             values["display_name"] = display_name
         if labels is not None:
             values["labels"] = _labels(labels)
+        if retention_s is not None:
+            values["retention_s"] = retention_s or None
         return await self._change(_named(tenant_uid, memory_id), values, expected_version)
 
     @writes

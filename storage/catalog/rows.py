@@ -101,6 +101,7 @@ class MemoryRow:
     again, so that a worker knows its copy is stale. version: +1 with every change of
     the row, for etags. document_count and text_bytes count live documents only.
     default_model_id: who answers when a question names none, empty until one was seen.
+    retention_s: seconds that a document is kept after it was added; None: for ever.
     next_model_id: who takes over as soon as its encoding is complete, empty for
     nobody. own_model: whether these were chosen for this memory, or follow the
     tenant's and the server's default.
@@ -122,6 +123,7 @@ class MemoryRow:
     updated_us: int
     version: int
     default_model_id: str = ""
+    retention_s: int | None = None
     next_model_id: str = ""
     own_model: bool = False
 

@@ -113,6 +113,8 @@ memories = Table(
     Column("default_model_id", _NAME, nullable=False, server_default=text("''")),
     Column("next_model_id", _NAME, nullable=False, server_default=text("''")),
     Column("own_model", Boolean, nullable=False, server_default=false()),
+    # Seconds that a document is kept after it was added. NULL: for ever.
+    Column("retention_s", BigInteger),
     _one_of("packing_mode", PackingMode),
     _one_of("state", MemoryState),
     CheckConstraint("document_count >= 0 AND text_bytes >= 0", name="counters"),
