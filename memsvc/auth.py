@@ -46,6 +46,7 @@ SCOPES: Mapping[str, Scope] = {
     _M + "AppendTurns": Scope.READ_WRITE,
     _M + "PutDocuments": Scope.READ_WRITE,
     _M + "ListDocuments": Scope.READ,
+    _M + "ListRevisions": Scope.READ,
     _M + "GetDocument": Scope.READ,
     _M + "DeleteDocuments": Scope.READ_WRITE,
     _M + "Query": Scope.READ,

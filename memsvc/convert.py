@@ -24,6 +24,7 @@ from storage.catalog import (
     ModelRow,
     Packing,
     PackingMode,
+    RevisionRow,
     Scope,
     TenantRow,
     UsageRow,
@@ -184,6 +185,16 @@ def encoding_to_wire(row: EncodingRow) -> pb.Encoding:
 def optional_model_name(model_id: str) -> str:
     """Empty for no model."""
     return names.model_name(model_id) if model_id else ""
+
+
+def revision_to_wire(row: RevisionRow) -> service.Revision:
+    """What one write made."""
+    return service.Revision(
+        revision=row.revision,
+        create_time=time_to_wire(row.created_us),
+        documents_added=row.documents_added,
+        documents_removed=row.documents_removed,
+    )
 
 
 def document_to_wire(memory_id: str, row: DocumentRow, source: Source | None) -> pb.Document:

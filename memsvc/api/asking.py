@@ -17,6 +17,7 @@ from memsvc.api.memories import find_active_memory
 from memsvc.application import Application
 from memsvc.convert import document_to_wire
 from memsvc.errors import ApiError
+from memsvc.past import as_of, check_as_of
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2
 from memsvc.v1.errors_pb2 import ErrorReason
@@ -69,7 +70,7 @@ class Deadline:
 
 @dataclass(frozen=True)
 class Asked:
-    """One question's view: the memory as it was when the call arrived."""
+    """One question's view: the memory as it was when the call arrived, or as asked for."""
 
     memory: MemoryRow
     deadline: Deadline
@@ -103,9 +104,13 @@ async def ask(
     model_id = names.parse_model("model", request.model) if request.model else ""
     if request.at_least_revision < 0:
         raise errors.field_invalid("at_least_revision", "must not be negative")
+    check_as_of(request)
     memory = await find_active_memory(application, "memory", request.memory)
     if request.at_least_revision > memory.revision:
         raise errors.revision_not_reached(memory.revision)
+    memory = await as_of(application, memory, request)
+    if request.at_least_revision > memory.revision:
+        raise errors.field_invalid("at_least_revision", "lies behind what is asked for")
     deadline = Deadline.of(context, application.config.query_wait_s)
     return Asked(memory, deadline, model_id)
 

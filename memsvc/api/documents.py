@@ -1,4 +1,4 @@
-"""AppendTurns, ListDocuments, GetDocument, DeleteDocuments. PutDocuments is in put.py."""
+"""AppendTurns, reading and deleting documents, ListRevisions. PutDocuments is in put.py."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from memsvc import errors, names, validation
 from memsvc.api.fingerprint import message_fingerprint
 from memsvc.api.memories import find_active_memory, write_request
 from memsvc.application import Application
-from memsvc.convert import document_to_wire, turns_from_wire
+from memsvc.convert import document_to_wire, revision_to_wire, turns_from_wire
 from memsvc.packing import pack
 from memsvc.paging import fitting
+from memsvc.past import as_of, check_as_of
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2
 from memsvc.writes import Written, memory_uid
@@ -65,11 +66,16 @@ class DocumentsHandler:
         limit = validation.check_page_size(
             request.page_size, validation.MAX_FULL_PAGE if full else validation.MAX_PAGE
         )
+        check_as_of(request)
         memory = await find_active_memory(self._app, "parent", request.parent)
-        binding = (memory.tenant_uid, "ListDocuments", memory.uid)
+        memory = await as_of(self._app, memory, request)
+        when = f"{request.at_revision} {request.at_time.ToMicroseconds()}"
+        binding = (memory.tenant_uid, "ListDocuments", memory.uid, when)
         position = self._app.page_tokens.open(binding, request.page_token)
         after = int(position[0]) if position else 0
-        rows, more = await self._catalog.list_documents(memory.uid, limit, after)
+        rows, more = await self._catalog.list_documents(
+            memory.uid, limit, after, memory.last_number
+        )
         documents: Sequence[resources_pb2.Document | None]
         if not full:
             documents = [document_to_wire(memory.memory_id, row, None) for row in rows]
@@ -78,6 +84,19 @@ class DocumentsHandler:
             more = more if len(documents) == len(rows) else rows[len(documents) - 1].number
         return pb.ListDocumentsResponse(
             documents=[document for document in documents if document is not None],
+            next_page_token=self._app.page_tokens.issue(binding, [more]) if more else "",
+        )
+
+    async def list_revisions(self, request: pb.ListRevisionsRequest) -> pb.ListRevisionsResponse:
+        """Newest first."""
+        limit = validation.check_page_size(request.page_size)
+        memory = await find_active_memory(self._app, "parent", request.parent)
+        binding = (memory.tenant_uid, "ListRevisions", memory.uid)
+        position = self._app.page_tokens.open(binding, request.page_token)
+        before = int(position[0]) if position else None
+        rows, more = await self._catalog.list_revisions(memory.uid, limit, before)
+        return pb.ListRevisionsResponse(
+            revisions=[revision_to_wire(row) for row in rows],
             next_page_token=self._app.page_tokens.issue(binding, [more]) if more else "",
         )
 

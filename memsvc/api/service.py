@@ -107,6 +107,12 @@ class MemoryService(memory_service_pb2_grpc.MemoryServiceServicer):
         """A page of documents."""
         return await self._documents.list_documents(request)
 
+    async def ListRevisions(
+        self, request: pb.ListRevisionsRequest, context: Context
+    ) -> pb.ListRevisionsResponse:
+        """A page of revisions."""
+        return await self._documents.list_revisions(request)
+
     async def GetDocument(
         self, request: pb.GetDocumentRequest, context: Context
     ) -> resources.Document:

@@ -15,7 +15,7 @@ import typer
 
 from memsvc.cli.answers import document_lines, show_answer
 from memsvc.cli.exits import ExitCode
-from memsvc.cli.memory import MemoryArgument, encoding_line, memory_group
+from memsvc.cli.memory import AsOfOption, MemoryArgument, as_of_of, encoding_line, memory_group
 from memsvc.cli.output import size
 from memsvc.cli.session import Session, command
 from memsvc.cli.turns import Defaults, Form, TurnsError, batches, parse_turns
@@ -133,6 +133,7 @@ def query(
     question: QuestionArgument,
     model: ModelOption = "",
     at_least_revision: RevisionOption = 0,
+    as_of: AsOfOption = "",
     max_tokens: Annotated[int, typer.Option(min=0, help="Most tokens of the answer.")] = 0,
     top_k: Annotated[int, typer.Option(min=0, help="Documents per routed layer.")] = 0,
     temperature: Annotated[float, typer.Option(min=0, help="0: greedy.")] = 0.0,
@@ -153,6 +154,7 @@ def query(
             _question(question),
             model=model,
             at_least_revision=at_least_revision,
+            as_of=as_of_of(as_of),
             options=options,
             timeout_s=timeout_s,
         )
@@ -169,6 +171,7 @@ def retrieve(
     model: ModelOption = "",
     at_least_revision: RevisionOption = 0,
     lexical_weight: LexicalWeightOption = None,
+    as_of: AsOfOption = "",
     timeout_s: TimeoutOption = 300.0,
 ) -> None:
     """Ranks documents for a question; generates nothing."""
@@ -179,6 +182,7 @@ def retrieve(
             model=model,
             at_least_revision=at_least_revision,
             lexical_weight=lexical_weight,
+            as_of=as_of_of(as_of),
             timeout_s=timeout_s,
         )
     session.output.rows(

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from memsvc.cli.answers import document_lines
-from memsvc.cli.memory import MemoryArgument
+from memsvc.cli.memory import AsOfOption, MemoryArgument, as_of_of
 from memsvc.cli.output import moment, size
 from memsvc.cli.session import Session, command
 
@@ -21,11 +21,13 @@ def list_documents(
     session: Session,
     memory: MemoryArgument,
     full: Annotated[bool, typer.Option("--full", help="With their sources.")] = False,
+    as_of: AsOfOption = "",
 ) -> None:
     """Lists a memory's documents by ascending number."""
+    then = as_of_of(as_of)
     with session.client() as client:
         shown = full or not session.output.as_json
-        documents = list(client.memory(memory).documents.iterate(full=shown))
+        documents = list(client.memory(memory).documents.iterate(full=shown, as_of=then))
     session.output.rows(
         documents,
         ("Number", "Revision", "Bytes", "Content"),

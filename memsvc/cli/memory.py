@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated
 
 import typer
@@ -66,6 +67,50 @@ def _rows(memory: Memory) -> list[tuple[str, str]]:
         ),
     ]
     return rows + [("encoding", encoding_line(encoding)) for encoding in memory.encodings]
+
+
+AsOfOption = Annotated[
+    str, typer.Option(metavar="REVISION|TIME", help="The memory as it was then; time in RFC 3339.")
+]
+
+
+def as_of_of(text: str) -> int | datetime | None:
+    """A revision or a time; None for none."""
+    if not text:
+        return None
+    if text.isdecimal():
+        return int(text)
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is neither a revision nor a time", param_hint="--as-of"
+        ) from None
+
+
+@command(memory_group, "revisions")
+def revisions(
+    session: Session,
+    memory: MemoryArgument,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Most to show.")] = 50,
+) -> None:
+    """Lists what each write made, newest first."""
+    with session.client() as client:
+        page = client.memory(memory).revisions(page_size=limit)
+    session.output.rows(
+        page.items,
+        ("Revision", "Written", "Added", "Deleted"),
+        (
+            (
+                str(one.revision),
+                moment(one.create_time),
+                str(one.documents_added),
+                str(one.documents_removed),
+            )
+            for one in page.items
+        ),
+        empty="Nothing was ever written.",
+    )
 
 
 @command(memory_group, "create")

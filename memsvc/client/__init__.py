@@ -9,6 +9,15 @@
 `AsyncClient` offers the same with async and await.
 """
 
+from memsvc.client.administration import (
+    ApiKey,
+    AuditEvent,
+    CreatedApiKey,
+    RotatedApiKey,
+    Scope,
+    Tenant,
+    TenantUsage,
+)
 from memsvc.client.aio import AsyncClient
 from memsvc.client.connection import TLS, Connection
 from memsvc.client.errors import (
@@ -38,12 +47,9 @@ from memsvc.client.serving import KVLayout, Model, ModelState, Worker, WorkerSta
 from memsvc.client.sync import Client, MemoryHandle
 from memsvc.client.types import (
     Answer,
-    ApiKey,
     ArchivePart,
-    AuditEvent,
     Citation,
     Conversation,
-    CreatedApiKey,
     Document,
     Done,
     DoneReason,
@@ -61,12 +67,9 @@ from memsvc.client.types import (
     QueryEvent,
     RankedDocument,
     Retrieved,
+    Revision,
     Role,
-    RotatedApiKey,
     Routing,
-    Scope,
-    Tenant,
-    TenantUsage,
     TextDelta,
     TextSource,
     Turn,
@@ -126,6 +129,7 @@ __all__ = [
     "ResourceExhaustedError",
     "Retrieved",
     "RetryPolicy",
+    "Revision",
     "Role",
     "RotatedApiKey",
     "Routing",

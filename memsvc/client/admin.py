@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from memsvc.client import convert
-from memsvc.client.names import memory_name, model_name, tenant_name
-from memsvc.client.quotas import Quotas, quotas_from_wire, quotas_name, quotas_to_wire
-from memsvc.client.serving import Worker, worker
-from memsvc.client.timeouts import CALL_S
-from memsvc.client.transport import Transport
-from memsvc.client.types import (
+from memsvc.client import administration, convert
+from memsvc.client.administration import (
     ApiKey,
     AuditEvent,
     CreatedApiKey,
-    Page,
     RotatedApiKey,
     Scope,
     Tenant,
     TenantUsage,
 )
+from memsvc.client.names import memory_name, model_name, tenant_name
+from memsvc.client.quotas import Quotas, quotas_from_wire, quotas_name, quotas_to_wire
+from memsvc.client.serving import Worker, worker
+from memsvc.client.timeouts import CALL_S
+from memsvc.client.transport import Transport
+from memsvc.client.types import Page
 from memsvc.v1 import admin_service_pb2 as service
 from memsvc.v1.admin_service_pb2_grpc import AdminServiceStub
 
@@ -50,14 +50,14 @@ class AsyncAdmin:
         )
         call = self._stub.CreateTenant
         reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=False)
-        return convert.tenant(reply)
+        return administration.tenant(reply)
 
     async def get_tenant(self, tenant: str, *, timeout_s: float | None = CALL_S) -> Tenant:
         """Raises NotFoundError."""
         request = service.GetTenantRequest(name=tenant_name(tenant))
         call = self._stub.GetTenant
         reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
-        return convert.tenant(reply)
+        return administration.tenant(reply)
 
     async def update_tenant(
         self,
@@ -82,7 +82,7 @@ class AsyncAdmin:
         )
         call = self._stub.UpdateTenant
         reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
-        return convert.tenant(reply)
+        return administration.tenant(reply)
 
     async def list_workers(self, *, timeout_s: float | None = CALL_S) -> tuple[Worker, ...]:
         """The workers that the server knows. Operator only."""
@@ -98,7 +98,7 @@ class AsyncAdmin:
         request = service.ListTenantsRequest(page_size=page_size, page_token=page_token)
         call = self._stub.ListTenants
         reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
-        return Page(tuple(convert.tenant(t) for t in reply.tenants), reply.next_page_token)
+        return Page(tuple(administration.tenant(t) for t in reply.tenants), reply.next_page_token)
 
     async def iterate_tenants(self, *, page_size: int = 0) -> AsyncGenerator[Tenant, None]:
         """All tenants, newest first."""
@@ -134,14 +134,14 @@ class AsyncAdmin:
             parent=tenant_name(tenant),
             api_key=service.ApiKey(
                 display_name=display_name,
-                scope=convert.scope_to_wire(scope),
+                scope=administration.scope_to_wire(scope),
                 expire_time=convert.timestamp(expire_time),
                 memories=[memory_name(memory) for memory in memories],
             ),
         )
         call = self._stub.CreateApiKey
         reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=False)
-        return CreatedApiKey(convert.api_key(reply.api_key), reply.secret)
+        return CreatedApiKey(administration.api_key(reply.api_key), reply.secret)
 
     async def list_api_keys(
         self,
@@ -157,7 +157,7 @@ class AsyncAdmin:
         )
         call = self._stub.ListApiKeys
         reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
-        return Page(tuple(convert.api_key(k) for k in reply.api_keys), reply.next_page_token)
+        return Page(tuple(administration.api_key(k) for k in reply.api_keys), reply.next_page_token)
 
     async def iterate_api_keys(
         self, tenant: str, *, page_size: int = 0
@@ -178,7 +178,7 @@ class AsyncAdmin:
         request = service.RevokeApiKeyRequest(name=name)
         call = self._stub.RevokeApiKey
         reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
-        return convert.api_key(reply)
+        return administration.api_key(reply)
 
     async def rotate_api_key(
         self,
@@ -198,7 +198,9 @@ class AsyncAdmin:
         call = self._stub.RotateApiKey
         reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=False)
         return RotatedApiKey(
-            convert.api_key(reply.api_key), reply.secret, convert.api_key(reply.previous)
+            administration.api_key(reply.api_key),
+            reply.secret,
+            administration.api_key(reply.previous),
         )
 
     async def usage(self, tenant: str, *, timeout_s: float | None = CALL_S) -> TenantUsage:
@@ -206,7 +208,7 @@ class AsyncAdmin:
         request = service.GetUsageRequest(name=tenant_name(tenant))
         call = self._stub.GetUsage
         reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
-        return convert.usage(reply)
+        return administration.usage(reply)
 
     async def quotas(self, tenant: str, *, timeout_s: float | None = CALL_S) -> Quotas:
         """What a tenant may use."""
@@ -239,7 +241,7 @@ class AsyncAdmin:
         call = self._stub.ListAuditEvents
         reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
         return Page(
-            tuple(convert.audit_event(e) for e in reply.audit_events), reply.next_page_token
+            tuple(administration.audit_event(e) for e in reply.audit_events), reply.next_page_token
         )
 
     async def iterate_audit_events(

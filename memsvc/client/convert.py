@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from memsvc.client import types
-from memsvc.v1 import admin_service_pb2 as admin
 from memsvc.v1 import memory_service_pb2 as service
 from memsvc.v1 import resources_pb2 as wire
 
 
-def _moment(stamp: Timestamp | None) -> datetime | None:
+def moment(stamp: Timestamp | None) -> datetime | None:
+    """None stays None."""
     return stamp.ToDatetime(tzinfo=UTC) if stamp is not None else None
 
 
@@ -42,7 +42,7 @@ def turn(message: wire.Turn) -> types.Turn:
     return types.Turn(
         role=types.Role(wire.Role.Name(message.role).lower()),
         text=message.text,
-        occurred_at=_moment(message.occurred_at if message.HasField("occurred_at") else None),
+        occurred_at=moment(message.occurred_at if message.HasField("occurred_at") else None),
         speaker=message.speaker,
         session=message.session,
         metadata=dict(message.metadata),
@@ -65,7 +65,7 @@ def _source(message: wire.Document) -> types.Conversation | types.TextSource | N
             return types.TextSource(
                 text=text.text,
                 title=text.title,
-                occurred_at=_moment(text.occurred_at if text.HasField("occurred_at") else None),
+                occurred_at=moment(text.occurred_at if text.HasField("occurred_at") else None),
                 metadata=dict(text.metadata),
             )
     return None
@@ -77,7 +77,7 @@ def document(message: wire.Document) -> types.Document:
         name=message.name,
         number=message.number,
         revision=message.revision,
-        create_time=_moment(message.create_time if message.HasField("create_time") else None),
+        create_time=moment(message.create_time if message.HasField("create_time") else None),
         text_bytes=message.text_bytes,
         source=_source(message),
     )
@@ -152,8 +152,8 @@ def memory(message: wire.Memory) -> types.Memory:
         document_count=message.document_count,
         text_bytes=message.text_bytes,
         encodings=tuple(encoding(e) for e in message.encodings),
-        create_time=_moment(message.create_time if message.HasField("create_time") else None),
-        update_time=_moment(message.update_time if message.HasField("update_time") else None),
+        create_time=moment(message.create_time if message.HasField("create_time") else None),
+        update_time=moment(message.update_time if message.HasField("update_time") else None),
         etag=message.etag,
         default_model=message.default_model,
         next_model=message.next_model,
@@ -169,6 +169,25 @@ def progress(message: service.WatchMemoryResponse) -> types.Progress:
         default_model=message.default_model,
         next_model=message.next_model,
     )
+
+
+def revision(message: service.Revision) -> types.Revision:
+    """What one write made."""
+    made = moment(message.create_time if message.HasField("create_time") else None)
+    return types.Revision(
+        message.revision, made, message.documents_added, message.documents_removed
+    )
+
+
+def as_of(
+    request: service.QueryRequest | service.RetrieveRequest | service.ListDocumentsRequest,
+    moment: int | datetime | None,
+) -> None:
+    """Asks for the past: a revision, or a time; None for now."""
+    if isinstance(moment, datetime):
+        request.at_time.FromDatetime(moment.astimezone(UTC))
+    elif moment is not None:
+        request.at_revision = moment
 
 
 def ranked(message: service.RankedDocument) -> types.RankedDocument:
@@ -250,68 +269,3 @@ def query_event(message: service.QueryResponse) -> types.QueryEvent | None:
             reason = reasons.get(done.reason, types.DoneReason.UNKNOWN)
             return types.Done(reason, done.revision, done.model)
     return None
-
-
-def tenant(message: admin.Tenant) -> types.Tenant:
-    """A tenant resource."""
-    return types.Tenant(
-        message.name,
-        message.display_name,
-        _moment(message.create_time if message.HasField("create_time") else None),
-        message.default_model,
-    )
-
-
-_SCOPES = {
-    admin.READ: types.Scope.READ,
-    admin.READ_WRITE: types.Scope.READ_WRITE,
-    admin.ADMIN: types.Scope.ADMIN,
-}
-
-
-def scope_to_wire(scope: types.Scope) -> admin.Scope.ValueType:
-    """The wire's value of a scope."""
-    return admin.Scope.Value(scope.name)
-
-
-def api_key(message: admin.ApiKey) -> types.ApiKey:
-    """A key without its secret; an unknown scope counts as the least."""
-    return types.ApiKey(
-        name=message.name,
-        display_name=message.display_name,
-        scope=_SCOPES.get(message.scope, types.Scope.READ),
-        create_time=_moment(message.create_time if message.HasField("create_time") else None),
-        expire_time=_moment(message.expire_time if message.HasField("expire_time") else None),
-        revoke_time=_moment(message.revoke_time if message.HasField("revoke_time") else None),
-        memories=tuple(message.memories),
-        operator=message.operator,
-    )
-
-
-def audit_event(message: admin.AuditEvent) -> types.AuditEvent:
-    """One entry of an audit trail."""
-    return types.AuditEvent(
-        name=message.name,
-        sequence=message.sequence,
-        time=_moment(message.time if message.HasField("time") else None),
-        actor=message.actor,
-        action=message.action,
-        resource=message.resource,
-        outcome=message.outcome,
-        digest=message.digest,
-    )
-
-
-def usage(message: admin.TenantUsage) -> types.TenantUsage:
-    """What a tenant holds and has used."""
-    return types.TenantUsage(
-        name=message.name,
-        memories=message.memories,
-        documents=message.documents,
-        text_bytes=message.text_bytes,
-        block_bytes=message.block_bytes,
-        queries=message.queries,
-        question_tokens=message.question_tokens,
-        answer_tokens=message.answer_tokens,
-        encoded_tokens=message.encoded_tokens,
-    )

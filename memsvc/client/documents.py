@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from memsvc.client import convert
@@ -40,30 +41,41 @@ class AsyncDocuments:
         page_size: int = 0,
         page_token: str = "",
         full: bool = False,
+        as_of: int | datetime | None = None,
         timeout_s: float | None = CALL_S,
     ) -> Page[Document]:
-        """One page by ascending number; full brings the sources along."""
+        """One page by ascending number; full brings the sources along.
+
+        as_of: the memory as it was, at a revision or a time; the same for every page.
+        """
         request = service.ListDocumentsRequest(
             parent=self._memory,
             page_size=page_size,
             page_token=page_token,
             view=wire.FULL if full else wire.BASIC,
         )
+        convert.as_of(request, as_of)
         call = self._stub.ListDocuments
         reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
         return Page(tuple(convert.document(d) for d in reply.documents), reply.next_page_token)
 
     async def iterate(
-        self, *, page_size: int = 0, full: bool = False
+        self,
+        *,
+        page_size: int = 0,
+        full: bool = False,
+        as_of: int | datetime | None = None,
     ) -> AsyncGenerator[Document, None]:
         """All documents by ascending number, page by page as they are asked for."""
-        page = await self.list(page_size=page_size, full=full)
+        page = await self.list(page_size=page_size, full=full, as_of=as_of)
         while True:
             for document in page.items:
                 yield document
             if not page.next_page_token:
                 return
-            page = await self.list(page_size=page_size, page_token=page.next_page_token, full=full)
+            page = await self.list(
+                page_size=page_size, page_token=page.next_page_token, full=full, as_of=as_of
+            )
 
     async def delete(
         self,

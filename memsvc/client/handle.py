@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,11 @@ from memsvc.client.types import (
     Citation,
     Done,
     Generation,
+    Page,
     Progress,
     QueryEvent,
     Retrieved,
+    Revision,
     Routing,
     TextDelta,
     TextSource,
@@ -113,10 +116,13 @@ class AsyncMemoryHandle:
         *,
         model: str = "",
         at_least_revision: int = 0,
+        as_of: int | datetime | None = None,
         options: Generation | None = None,
         timeout_s: float | None = ANSWER_S,
     ) -> AsyncGenerator[QueryEvent, None]:
         """The events of an answer as they come; the last one is Done.
+
+        as_of: answers from the memory as it was, at a revision or a time.
 
         Leaving the iteration stops the work. Never retried once an event came.
         Raises StreamBrokenError when the stream ends without Done.
@@ -128,6 +134,7 @@ class AsyncMemoryHandle:
             at_least_revision=at_least_revision,
             options=convert.generation_to_wire(options),
         )
+        convert.as_of(request, as_of)
         finished = False
         stream = self._transport.stream(self._stub.Query, request, timeout_s=timeout_s)
         try:
@@ -147,6 +154,7 @@ class AsyncMemoryHandle:
         *,
         model: str = "",
         at_least_revision: int = 0,
+        as_of: int | datetime | None = None,
         options: Generation | None = None,
         timeout_s: float | None = ANSWER_S,
     ) -> Answer:
@@ -157,6 +165,7 @@ class AsyncMemoryHandle:
                 question,
                 model=model,
                 at_least_revision=at_least_revision,
+                as_of=as_of,
                 options=options,
                 timeout_s=timeout_s,
             )
@@ -176,6 +185,7 @@ class AsyncMemoryHandle:
         limit: int = 0,
         model: str = "",
         at_least_revision: int = 0,
+        as_of: int | datetime | None = None,
         full: bool = True,
         lexical_weight: float | None = None,
         timeout_s: float | None = ANSWER_S,
@@ -190,10 +200,22 @@ class AsyncMemoryHandle:
             view=wire.FULL if full else wire.BASIC,
             lexical_weight=lexical_weight,
         )
+        convert.as_of(request, as_of)
         call = self._stub.Retrieve
         reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
         documents = tuple(convert.ranked(d) for d in reply.documents)
         return Retrieved(documents, reply.revision, reply.model, reply.lexical_weight)
+
+    async def revisions(
+        self, *, page_size: int = 0, page_token: str = "", timeout_s: float | None = CALL_S
+    ) -> Page[Revision]:
+        """What each write made, newest first; one page."""
+        request = service.ListRevisionsRequest(
+            parent=self._name, page_size=page_size, page_token=page_token
+        )
+        call = self._stub.ListRevisions
+        reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
+        return Page(tuple(convert.revision(r) for r in reply.revisions), reply.next_page_token)
 
     async def watch(self, *, timeout_s: float | None = None) -> AsyncGenerator[Progress, None]:
         """The memory's progress at once and at each change, until it is deleted.

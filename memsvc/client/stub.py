@@ -11,7 +11,7 @@ import re
 import sys
 from types import ModuleType
 
-from memsvc.client import serving, types
+from memsvc.client import administration, serving, types
 from memsvc.client.admin import AsyncAdmin
 from memsvc.client.aio import AsyncClient
 from memsvc.client.documents import AsyncDocuments
@@ -36,6 +36,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from memsvc.client.administration import (
+{administration}
+)
 from memsvc.client.connection import TLS
 from memsvc.client.quotas import Quotas
 from memsvc.client.retry import RetryPolicy
@@ -105,7 +108,11 @@ def render() -> str:
         for core in _CORES
     )
     own = _used(types, body) + (["QueryEvent"] if "QueryEvent" in body else [])
-    return _HEAD.format(names=_listed(own), serving=_listed(_used(serving, body))) + body
+    listed = {
+        "administration": _listed(_used(administration, body)),
+        "serving": _listed(_used(serving, body)),
+    }
+    return _HEAD.format(names=_listed(own), **listed) + body
 
 
 def _used(module: ModuleType, body: str) -> list[str]:

@@ -6,6 +6,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from memsvc.client.administration import (
+    ApiKey,
+    AuditEvent,
+    CreatedApiKey,
+    RotatedApiKey,
+    Scope,
+    Tenant,
+    TenantUsage,
+)
 from memsvc.client.connection import TLS
 from memsvc.client.quotas import Quotas
 from memsvc.client.retry import RetryPolicy
@@ -15,10 +24,7 @@ from memsvc.client.serving import (
 )
 from memsvc.client.types import (
     Answer,
-    ApiKey,
     ArchivePart,
-    AuditEvent,
-    CreatedApiKey,
     Document,
     Generation,
     Imported,
@@ -28,10 +34,7 @@ from memsvc.client.types import (
     Progress,
     QueryEvent,
     Retrieved,
-    RotatedApiKey,
-    Scope,
-    Tenant,
-    TenantUsage,
+    Revision,
     TextSource,
     Turn,
     Written,
@@ -45,9 +48,12 @@ class Documents:
         page_size: int = ...,
         page_token: str = ...,
         full: bool = ...,
+        as_of: int | datetime | None = ...,
         timeout_s: float | None = ...,
     ) -> Page[Document]: ...
-    def iterate(self, *, page_size: int = ..., full: bool = ...) -> Generator[Document]: ...
+    def iterate(
+        self, *, page_size: int = ..., full: bool = ..., as_of: int | datetime | None = ...
+    ) -> Generator[Document]: ...
     def delete(
         self,
         documents: Iterable[int | str],
@@ -79,6 +85,7 @@ class MemoryHandle:
         *,
         model: str = ...,
         at_least_revision: int = ...,
+        as_of: int | datetime | None = ...,
         options: Generation | None = ...,
         timeout_s: float | None = ...,
     ) -> Generator[QueryEvent]: ...
@@ -88,6 +95,7 @@ class MemoryHandle:
         *,
         model: str = ...,
         at_least_revision: int = ...,
+        as_of: int | datetime | None = ...,
         options: Generation | None = ...,
         timeout_s: float | None = ...,
     ) -> Answer: ...
@@ -98,10 +106,14 @@ class MemoryHandle:
         limit: int = ...,
         model: str = ...,
         at_least_revision: int = ...,
+        as_of: int | datetime | None = ...,
         full: bool = ...,
         lexical_weight: float | None = ...,
         timeout_s: float | None = ...,
     ) -> Retrieved: ...
+    def revisions(
+        self, *, page_size: int = ..., page_token: str = ..., timeout_s: float | None = ...
+    ) -> Page[Revision]: ...
     def watch(self, *, timeout_s: float | None = ...) -> Generator[Progress]: ...
     def export(
         self, *, without_blocks: bool = ..., timeout_s: float | None = ...

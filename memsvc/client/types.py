@@ -51,14 +51,6 @@ class PackingMode(StrEnum):
     SESSION = "session"
 
 
-class Scope(StrEnum):
-    """What an API key may do; each includes those before it."""
-
-    READ = "read"
-    READ_WRITE = "read-write"
-    ADMIN = "admin"
-
-
 class DoneReason(StrEnum):
     """Why an answer ended."""
 
@@ -314,6 +306,16 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Revision:
+    """What one write made."""
+
+    revision: int
+    create_time: datetime | None
+    documents_added: int
+    documents_removed: int
+
+
+@dataclass(frozen=True)
 class ArchivePart:
     """A piece of an exported archive. total_bytes: the whole archive."""
 
@@ -328,80 +330,6 @@ class Imported:
     memory: Memory
     reused_blocks: int
     documents_to_encode: int
-
-
-@dataclass(frozen=True)
-class Tenant:
-    """Unit of isolation, quota and keys. default_model: of its memories; empty: the server's."""
-
-    name: str
-    display_name: str
-    create_time: datetime | None
-    default_model: str = ""
-
-
-@dataclass(frozen=True)
-class ApiKey:
-    """An API key without its secret.
-
-    revoke_time: may lie ahead, after a rotation. memories: names of those it reaches;
-    empty: all of its tenant's. operator: it manages all tenants.
-    """
-
-    name: str
-    display_name: str
-    scope: Scope
-    create_time: datetime | None
-    expire_time: datetime | None
-    revoke_time: datetime | None
-    memories: tuple[str, ...] = ()
-    operator: bool = False
-
-
-@dataclass(frozen=True)
-class CreatedApiKey:
-    """A new key with its secret, which the server shows this once."""
-
-    api_key: ApiKey
-    secret: str = field(repr=False)
-
-
-@dataclass(frozen=True)
-class RotatedApiKey:
-    """A new key with its secret, shown this once, and the old one with its end."""
-
-    api_key: ApiKey
-    secret: str = field(repr=False)
-    previous: ApiKey
-
-
-@dataclass(frozen=True)
-class AuditEvent:
-    """One entry of an audit trail. outcome: "STARTED", then "OK" or why it failed."""
-
-    name: str
-    sequence: int
-    time: datetime | None
-    actor: str
-    action: str
-    resource: str
-    outcome: str
-    digest: str
-
-
-@dataclass(frozen=True)
-class TenantUsage:
-    """What a tenant holds and has used."""
-
-    name: str
-    memories: int
-    documents: int
-    text_bytes: int
-    block_bytes: int
-    queries: int
-    question_tokens: int
-    answer_tokens: int
-    encoded_tokens: int
 
 
 @dataclass(frozen=True)

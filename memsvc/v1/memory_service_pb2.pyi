@@ -417,6 +417,8 @@ class ListDocumentsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     VIEW_FIELD_NUMBER: _builtins.int
+    AT_REVISION_FIELD_NUMBER: _builtins.int
+    AT_TIME_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """"memories/{memory}"."""
     page_size: _builtins.int
@@ -425,6 +427,12 @@ class ListDocumentsRequest(_message.Message):
     """next_page_token of the call before. Empty: from the start."""
     view: _resources_pb2.DocumentView.ValueType
     """Unset: BASIC."""
+    at_revision: _builtins.int
+    """As in QueryRequest."""
+    @_builtins.property
+    def at_time(self) -> _timestamp_pb2.Timestamp:
+        """As in QueryRequest."""
+
     def __init__(
         self,
         *,
@@ -432,10 +440,12 @@ class ListDocumentsRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         view: _resources_pb2.DocumentView.ValueType = ...,
+        at_revision: _builtins.int = ...,
+        at_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at_time", b"at_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_revision", b"at_revision", "at_time", b"at_time", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -466,6 +476,96 @@ class ListDocumentsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListDocumentsResponse: _TypeAlias = ListDocumentsResponse  # noqa: Y015
+
+@_typing.final
+class ListRevisionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """"memories/{memory}"."""
+    page_size: _builtins.int
+    """At most 1000. 0: 50."""
+    page_token: _builtins.str
+    """next_page_token of the call before. Empty: from the newest."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRevisionsRequest: _TypeAlias = ListRevisionsRequest  # noqa: Y015
+
+@_typing.final
+class ListRevisionsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty: there is no more."""
+    @_builtins.property
+    def revisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Revision]:
+        """Newest first."""
+
+    def __init__(
+        self,
+        *,
+        revisions: _abc.Iterable[Global___Revision] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "revisions", b"revisions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRevisionsResponse: _TypeAlias = ListRevisionsResponse  # noqa: Y015
+
+@_typing.final
+class Revision(_message.Message):
+    """What one write made."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_ADDED_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_REMOVED_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """From 1, one more with every write."""
+    documents_added: _builtins.int
+    """Documents that it added."""
+    documents_removed: _builtins.int
+    """Documents that it deleted."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was written."""
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        documents_added: _builtins.int = ...,
+        documents_removed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "documents_added", b"documents_added", "documents_removed", b"documents_removed", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Revision: _TypeAlias = Revision  # noqa: Y015
 
 @_typing.final
 class GetDocumentRequest(_message.Message):
@@ -550,6 +650,8 @@ class QueryRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     AT_LEAST_REVISION_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    AT_REVISION_FIELD_NUMBER: _builtins.int
+    AT_TIME_FIELD_NUMBER: _builtins.int
     memory: _builtins.str
     """"memories/{memory}"."""
     question: _builtins.str
@@ -562,9 +664,19 @@ class QueryRequest(_message.Message):
     """The answer sees at least this revision. 0: the revision the memory has
     when the call arrives.
     """
+    at_revision: _builtins.int
+    """Answers from the memory as of this revision. What was deleted since stays
+    deleted. 0: as of now. Not together with at_time.
+    """
     @_builtins.property
     def options(self) -> Global___GenerationOptions:
         """Unset: every option's default."""
+
+    @_builtins.property
+    def at_time(self) -> _timestamp_pb2.Timestamp:
+        """Answers from the memory as of this time, when its revisions were written
+        (not when something was said: Turn.occurred_at). Unset: as of now.
+        """
 
     def __init__(
         self,
@@ -574,10 +686,12 @@ class QueryRequest(_message.Message):
         model: _builtins.str = ...,
         at_least_revision: _builtins.int = ...,
         options: Global___GenerationOptions | None = ...,
+        at_revision: _builtins.int = ...,
+        at_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at_time", b"at_time", "options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_least_revision", b"at_least_revision", "memory", b"memory", "model", b"model", "options", b"options", "question", b"question"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_least_revision", b"at_least_revision", "at_revision", b"at_revision", "at_time", b"at_time", "memory", b"memory", "model", b"model", "options", b"options", "question", b"question"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -902,6 +1016,8 @@ class RetrieveRequest(_message.Message):
     LIMIT_FIELD_NUMBER: _builtins.int
     VIEW_FIELD_NUMBER: _builtins.int
     LEXICAL_WEIGHT_FIELD_NUMBER: _builtins.int
+    AT_REVISION_FIELD_NUMBER: _builtins.int
+    AT_TIME_FIELD_NUMBER: _builtins.int
     memory: _builtins.str
     """"memories/{memory}"."""
     question: _builtins.str
@@ -916,6 +1032,12 @@ class RetrieveRequest(_message.Message):
     """How much of each document the reply carries. Unset: FULL."""
     lexical_weight: _builtins.float
     """As in GenerationOptions."""
+    at_revision: _builtins.int
+    """As in QueryRequest."""
+    @_builtins.property
+    def at_time(self) -> _timestamp_pb2.Timestamp:
+        """As in QueryRequest."""
+
     def __init__(
         self,
         *,
@@ -926,10 +1048,12 @@ class RetrieveRequest(_message.Message):
         limit: _builtins.int = ...,
         view: _resources_pb2.DocumentView.ValueType = ...,
         lexical_weight: _builtins.float | None = ...,
+        at_revision: _builtins.int = ...,
+        at_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "lexical_weight", b"lexical_weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "at_time", b"at_time", "lexical_weight", b"lexical_weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "at_least_revision", b"at_least_revision", "lexical_weight", b"lexical_weight", "limit", b"limit", "memory", b"memory", "model", b"model", "question", b"question", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "at_least_revision", b"at_least_revision", "at_revision", b"at_revision", "at_time", b"at_time", "lexical_weight", b"lexical_weight", "limit", b"limit", "memory", b"memory", "model", b"model", "question", b"question", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__lexical_weight: _TypeAlias = _typing.Literal["lexical_weight"]  # noqa: Y015
     _WhichOneofArgType__lexical_weight: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight"]  # noqa: Y015

@@ -76,6 +76,11 @@ class MemoryServiceStub:
                 request_serializer=memsvc_dot_v1_dot_memory__service__pb2.ListDocumentsRequest.SerializeToString,
                 response_deserializer=memsvc_dot_v1_dot_memory__service__pb2.ListDocumentsResponse.FromString,
                 _registered_method=True)
+        self.ListRevisions = channel.unary_unary(
+                '/memsvc.v1.MemoryService/ListRevisions',
+                request_serializer=memsvc_dot_v1_dot_memory__service__pb2.ListRevisionsRequest.SerializeToString,
+                response_deserializer=memsvc_dot_v1_dot_memory__service__pb2.ListRevisionsResponse.FromString,
+                _registered_method=True)
         self.GetDocument = channel.unary_unary(
                 '/memsvc.v1.MemoryService/GetDocument',
                 request_serializer=memsvc_dot_v1_dot_memory__service__pb2.GetDocumentRequest.SerializeToString,
@@ -184,6 +189,13 @@ class MemoryServiceServicer:
 
     def ListDocuments(self, request, context):
         """Lists documents by ascending number.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRevisions(self, request, context):
+        """Lists what each write made, newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -309,6 +321,11 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     servicer.ListDocuments,
                     request_deserializer=memsvc_dot_v1_dot_memory__service__pb2.ListDocumentsRequest.FromString,
                     response_serializer=memsvc_dot_v1_dot_memory__service__pb2.ListDocumentsResponse.SerializeToString,
+            ),
+            'ListRevisions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRevisions,
+                    request_deserializer=memsvc_dot_v1_dot_memory__service__pb2.ListRevisionsRequest.FromString,
+                    response_serializer=memsvc_dot_v1_dot_memory__service__pb2.ListRevisionsResponse.SerializeToString,
             ),
             'GetDocument': grpc.unary_unary_rpc_method_handler(
                     servicer.GetDocument,
@@ -577,6 +594,33 @@ class MemoryService:
             '/memsvc.v1.MemoryService/ListDocuments',
             memsvc_dot_v1_dot_memory__service__pb2.ListDocumentsRequest.SerializeToString,
             memsvc_dot_v1_dot_memory__service__pb2.ListDocumentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRevisions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memsvc.v1.MemoryService/ListRevisions',
+            memsvc_dot_v1_dot_memory__service__pb2.ListRevisionsRequest.SerializeToString,
+            memsvc_dot_v1_dot_memory__service__pb2.ListRevisionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -58,6 +58,8 @@ class MemoryServiceStub:
     """
     ListDocuments: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.ListDocumentsRequest, _memory_service_pb2.ListDocumentsResponse]
     """Lists documents by ascending number."""
+    ListRevisions: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.ListRevisionsRequest, _memory_service_pb2.ListRevisionsResponse]
+    """Lists what each write made, newest first."""
     GetDocument: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.GetDocumentRequest, _resources_pb2.Document]
     """Reads one document."""
     DeleteDocuments: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.DeleteDocumentsRequest, _memory_service_pb2.DeleteDocumentsResponse]
@@ -115,6 +117,8 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     """
     ListDocuments: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ListDocumentsRequest, _memory_service_pb2.ListDocumentsResponse]  # type: ignore[assignment]
     """Lists documents by ascending number."""
+    ListRevisions: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ListRevisionsRequest, _memory_service_pb2.ListRevisionsResponse]  # type: ignore[assignment]
+    """Lists what each write made, newest first."""
     GetDocument: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.GetDocumentRequest, _resources_pb2.Document]  # type: ignore[assignment]
     """Reads one document."""
     DeleteDocuments: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.DeleteDocumentsRequest, _memory_service_pb2.DeleteDocumentsResponse]  # type: ignore[assignment]
@@ -217,6 +221,14 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_memory_service_pb2.ListDocumentsResponse, _abc.Awaitable[_memory_service_pb2.ListDocumentsResponse]]:
         """Lists documents by ascending number."""
+
+    @_abc_1.abstractmethod
+    def ListRevisions(
+        self,
+        request: _memory_service_pb2.ListRevisionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.ListRevisionsResponse, _abc.Awaitable[_memory_service_pb2.ListRevisionsResponse]]:
+        """Lists what each write made, newest first."""
 
     @_abc_1.abstractmethod
     def GetDocument(

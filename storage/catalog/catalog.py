@@ -18,6 +18,7 @@ from storage.catalog.encodings import Encodings
 from storage.catalog.memories import Memories
 from storage.catalog.models import Models
 from storage.catalog.quotas import Quotas
+from storage.catalog.revisions import Revisions
 from storage.catalog.schema import require_head
 from storage.catalog.tenants import Tenants
 from storage.catalog.usage import Usage
@@ -28,6 +29,7 @@ class Catalog(
     ApiKeys,
     Memories,
     Documents,
+    Revisions,
     Models,
     Attachments,
     Encodings,

@@ -29,6 +29,7 @@ from storage.catalog.connections import Statements
 from storage.catalog.errors import ConflictError, NotFoundError
 from storage.catalog.memories import CHANGED, NOT_DELETING, memory_row
 from storage.catalog.progress import Removed, grow_pending, shrink_encodings
+from storage.catalog.revisions import record_revision
 from storage.catalog.rows import DocumentRow, MemoryRow, RequestRecord
 from storage.catalog.tables import documents as _table
 from storage.catalog.tables import memories, requests
@@ -110,6 +111,7 @@ class Documents(CatalogPart):
             )
             await self._insert(connection, memory_uid, documents)
             await grow_pending(connection, memory_uid, len(documents), text_bytes, documents[0])
+            await record_revision(connection, row, added=len(documents))
         return row
 
     async def _insert(
@@ -168,6 +170,7 @@ class Documents(CatalogPart):
             )
             row = memory_row(counted.one())
             await shrink_encodings(connection, row, removed)
+            await record_revision(connection, row, removed=len(removed))
         return row
 
     async def _advance(
@@ -275,9 +278,16 @@ class Documents(CatalogPart):
 
     @reads
     async def list_documents(
-        self, memory_uid: str, limit: int, after_number: int | None = None
+        self,
+        memory_uid: str,
+        limit: int,
+        after_number: int | None = None,
+        last_number: int | None = None,
     ) -> tuple[list[DocumentRow], int | None]:
-        """One page of live documents by ascending number, and after_number of the next."""
+        """One page of live documents by ascending number, and after_number of the next.
+
+        last_number: none above it; None for all.
+        """
         limit = page_size(limit)
         query = (
             select(*_COLUMNS)
@@ -285,6 +295,8 @@ class Documents(CatalogPart):
             .order_by(_table.c.number)
             .limit(limit + 1)
         )
+        if last_number is not None:
+            query = query.where(_table.c.number <= last_number)
         async with self._database.reading() as connection:
             rows = [_document(row) for row in await connection.execute(query)]
         return rows[:limit], rows[limit - 1].number if len(rows) > limit else None

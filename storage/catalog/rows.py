@@ -139,6 +139,18 @@ class DocumentRow:
 
 
 @dataclass(frozen=True)
+class RevisionRow:
+    """What one write made. last_number: highest document number allocated up to then."""
+
+    memory_uid: str
+    revision: int
+    created_us: int
+    documents_added: int
+    documents_removed: int
+    last_number: int
+
+
+@dataclass(frozen=True)
 class EncodingRow:
     """All blocks of one memory under one model.
 

@@ -5,7 +5,7 @@ and KV layouts are JSON text that nothing queries into. Enumerations are text
 with a check, so that a person reading the database needs no legend.
 
 tenants ─┬─ api_keys, requests, usage, quotas
-         └─ memories ─┬─ documents
+         └─ memories ─┬─ documents, revisions
                       └─ encodings ── quarantined_documents
 models and audit stand alone: a model's encodings outlive its row's absence, and
 audit outlives the tenant.
@@ -159,6 +159,25 @@ Index(
     documents.c.number,
     sqlite_where=documents.c.revision_removed.is_not(None),
     postgresql_where=documents.c.revision_removed.is_not(None),
+)
+
+revisions = Table(
+    "revisions",
+    metadata,
+    Column(
+        "memory_uid",
+        _UID,
+        ForeignKey("memories.uid", ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    Column("revision", BigInteger, primary_key=True, autoincrement=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("documents_added", BigInteger, nullable=False),
+    Column("documents_removed", BigInteger, nullable=False),
+    # The memory's last_number as of then.
+    Column("last_number", BigInteger, nullable=False),
+    Index(None, "memory_uid", "created_us", "revision"),
+    sqlite_with_rowid=False,
 )
 
 encodings = Table(

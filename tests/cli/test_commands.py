@@ -192,6 +192,25 @@ def test_document_commands(shell: Shell) -> None:
     assert missing["reason"] == "DOCUMENT_NOT_FOUND"
 
 
+def test_the_past(shell: Shell) -> None:
+    shell.text("memory", "create", "past")
+    for place in ("Graz", "Lisbon"):
+        shell.text("memory", "append", "past", "--text", f"Anna lived in {place}")
+    made = shell.lines("memory", "revisions", "past")
+    assert [(one["revision"], one["documents_added"]) for one in made] == [(2, 1), (1, 1)]
+    assert "Added" in shell.text("memory", "revisions", "past", "--limit", "1")
+    for then in ("1", made[1]["create_time"]):
+        listed = shell.lines("document", "list", "past", "--as-of", then)
+        assert [document["number"] for document in listed] == [1]
+        ranked = shell.lines("memory", "retrieve", "past", "Anna lived", "--as-of", then)
+        assert [document["number"] for document in ranked] == [1]
+    assert "Lisbon" not in shell.text("memory", "query", "past", "Anna lived?", "--as-of", "1")
+    wrong = shell.invoke("memory", "query", "past", "Anna?", "--as-of", "yesterday")
+    assert wrong.exit_code == ExitCode.USAGE
+    ahead = shell.error(ExitCode.PRECONDITION, "document", "list", "past", "--as-of", "9")
+    assert ahead["reason"] == "REVISION_NOT_REACHED"
+
+
 def test_export_import_delete(shell: Shell, anna: str, tmp_path: Path) -> None:
     archive = tmp_path / "anna.archive"
     exported = shell.one("memory", "export", anna, archive)
@@ -220,6 +239,26 @@ def test_export_and_import_through_a_pipe(shell: Shell, anna: str) -> None:
 def test_models(shell: Shell) -> None:
     assert shell.one("model", "list")["name"] == "models/fake"
     assert "serving" in shell.text("model", "list")
+
+
+def test_models_of_a_memory(shell: Shell) -> None:
+    shell.text("memory", "create", "modelled")
+    shown = shell.one("memory", "show", "modelled")
+    assert (shown["default_model"], shown["next_model"]) == ("models/fake", "")
+    attached = shell.one("model", "attach", "modelled", "fake", "--default")
+    assert attached["default_model"] == "models/fake"
+    refused = shell.error(ExitCode.PRECONDITION, "model", "detach", "modelled", "fake")
+    assert refused["reason"] == "MODEL_IN_USE"
+    missing = shell.error(ExitCode.NOT_FOUND, "model", "attach", "modelled", "models/none")
+    assert missing["reason"] == "MODEL_NOT_FOUND"
+    assert "attached" in shell.text("model", "attach", "modelled", "fake")
+    tenant = shell.one("admin", "tenant", "update", "default", "--default-model", "fake")
+    assert tenant["default_model"] == "models/fake"
+    tenant = shell.one("admin", "tenant", "update", "default", "--default-model", "")
+    assert tenant["default_model"] == ""
+    worker = shell.one("admin", "workers")
+    assert (worker["state"], worker["model"], worker["device"]) == ("serving", "models/fake", "cpu")
+    assert "serving" in shell.text("admin", "workers")
 
 
 def test_admin(shell: Shell) -> None:

@@ -58,6 +58,7 @@ EXPORTED = {
     "RequestIdReusedError",
     "ResourceExhaustedError",
     "Retrieved",
+    "Revision",
     "RetryPolicy",
     "Role",
     "RotatedApiKey",

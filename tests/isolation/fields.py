@@ -67,6 +67,7 @@ _BY_FIELD = {
     "AppendTurnsRequest.memory": Kind.MEMORY,
     "Header.memory": Kind.MEMORY,
     "ListDocumentsRequest.parent": Kind.MEMORY,
+    "ListRevisionsRequest.parent": Kind.MEMORY,
     "GetDocumentRequest.name": Kind.DOCUMENT,
     "DeleteDocumentsRequest.parent": Kind.MEMORY,
     "DeleteDocumentsRequest.names": Kind.DOCUMENT,

@@ -53,6 +53,7 @@ BASES: Mapping[str, Callable[[Own], list[Message]]] = {
     "AppendTurns": lambda own: [pb.AppendTurnsRequest(memory=own.memory, turns=turns("appended"))],
     "PutDocuments": _put,
     "ListDocuments": lambda own: [pb.ListDocumentsRequest(parent=own.memory, page_size=1)],
+    "ListRevisions": lambda own: [pb.ListRevisionsRequest(parent=own.memory, page_size=1)],
     "GetDocument": lambda own: [pb.GetDocumentRequest(name=f"{own.memory}/documents/1")],
     "DeleteDocuments": lambda own: [
         pb.DeleteDocumentsRequest(parent=own.memory, names=[f"{own.memory}/documents/1"])

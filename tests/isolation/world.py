@@ -187,14 +187,18 @@ def _cleaned(value: Any, hide: dict[str, str]) -> Any:
     return value
 
 
-async def make_memory(served: Served, caller: Caller, memory_id: str, text: str) -> str:
-    """A memory with two documents, named and filled with the text."""
+async def make_memory(
+    served: Served, caller: Caller, memory_id: str, text: str, *, revisions: int = 1
+) -> str:
+    """A memory with two documents, named and filled with the text, of one or two writes."""
     wanted = resources.Memory(display_name=text, labels={"of": text})
     memory = await caller(
         served.memories.CreateMemory, pb.CreateMemoryRequest(memory_id=memory_id, memory=wanted)
     )
-    request = pb.AppendTurnsRequest(memory=memory.name, turns=turns(text, text))
-    await caller(served.memories.AppendTurns, request)
+    texts = [text] * (2 // revisions)
+    for _ in range(revisions):
+        request = pb.AppendTurnsRequest(memory=memory.name, turns=turns(*texts))
+        await caller(served.memories.AppendTurns, request)
     name: str = memory.name
     return name
 
@@ -226,7 +230,7 @@ async def _party(served: Served, name: str, text: str) -> Someone:
         admin.CreateTenantRequest(tenant_id=name, tenant=admin.Tenant(display_name=text)),
     )
     holder, _ = await make_key(served, served.as_operator, tenant.name, admin.ADMIN)
-    memory = await make_memory(served, holder, f"{name}-memory", text)
+    memory = await make_memory(served, holder, f"{name}-memory", text, revisions=2)
     await make_memory(served, holder, "twin", text)
     _, key = await make_key(served, holder, tenant.name, admin.READ)
     archive = await export(served, holder, memory)

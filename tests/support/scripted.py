@@ -135,6 +135,7 @@ class _Service(rpc.MemoryServiceServicer):
     DetachModel = _unscripted
     GetDocument = _unscripted
     ListDocuments = _unscripted
+    ListRevisions = _unscripted
     DeleteDocuments = _unscripted
     Retrieve = _unscripted
     ListModels = _unscripted
