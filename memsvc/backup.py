@@ -3,7 +3,8 @@
 A backup is a data folder of its own, with the catalog in SQLite whatever database the
 server uses, and `backup.json`, which names every file with its hash:
 
-    backup.json  catalog.db  server.key  operator.key  keys/<tenant>.keys  tenants/<tenant>/data.mdb
+    backup.json  catalog.db  server.key  operator.key  receipts/<tenant>/...
+    keys/<tenant>.keys  tenants/<tenant>/data.mdb
 
 It is of one moment. While the catalog's writers are held off, for some milliseconds, a
 read transaction is begun in each tenant's store. All that the catalog then promises is in
@@ -128,6 +129,9 @@ def _copy(config: Config, target: DataFolder) -> None:
     for path in (source.server_key, source.operator_key):
         if path.exists():
             _copy_file(path, target.root / path.name)
+    for path in sorted(source.receipts.rglob("*")):
+        if path.is_file():
+            _copy_file(path, target.root / path.relative_to(source.root))
     with ExitStack() as stack:
         copies = copy_catalog(
             config.catalog_url, target.catalog.absolute(), lambda: _views(stack, source, target)

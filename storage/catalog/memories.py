@@ -16,6 +16,7 @@ from sqlalchemy import (
     insert,
     or_,
     select,
+    text,
     tuple_,
     update,
 )
@@ -136,6 +137,10 @@ class Memories(CatalogPart):
             tenant = select(tenants.c.uid).where(tenants.c.uid == tenant_uid)
             if (await connection.execute(tenant.with_for_update(read=True))).first() is None:
                 raise NotFoundError(f"no tenant {tenant_uid}")
+            if not self._database.is_sqlite:
+                # Before the default is read: whoever changes it now attaches either before
+                # this memory looks, or after it is there. See attachments.keep_memories_out.
+                await connection.execute(text("LOCK TABLE memories IN ROW EXCLUSIVE MODE"))
             default = (await connection.execute(default_model_query(tenant_uid))).first()
             values["default_model_id"] = default.model_id if default is not None else ""
             # First, so that a repeated call finds its reply and not its own memory.

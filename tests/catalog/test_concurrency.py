@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
+
+from sqlalchemy import insert
 
 from storage.catalog import (
     AlreadyExistsError,
@@ -14,7 +18,10 @@ from storage.catalog import (
     RequestRepeatedError,
     TenantRow,
 )
+from storage.catalog.attachments import keep_memories_out
+from storage.catalog.tables import models
 from tests.support.catalogs import (
+    LAYOUT,
     append,
     make_memory,
     model_row,
@@ -190,3 +197,20 @@ class TestConcurrentWriters:
             live = await catalog.live_numbers(memory.uid, 1, memory.last_number)
             assert len(live) == memory.document_count
         assert (await append(catalog, memory)).document_count == memory.document_count + 1
+
+
+async def test_a_memory_made_while_the_first_model_comes_is_attached_to_it(
+    catalog: Catalog, tenant: TenantRow
+) -> None:
+    if catalog._database.is_sqlite:
+        return  # One writer: a memory is made before or after.
+    async with catalog._database.writing() as connection:
+        await keep_memories_out(catalog._database, connection)
+        making = asyncio.create_task(make_memory(catalog, tenant))
+        done, _ = await asyncio.wait({making}, timeout=0.3)
+        assert not done
+        model = {**asdict(model_row("first")), "layout": json.dumps(asdict(LAYOUT))}
+        model["is_default"] = model.pop("default")
+        await connection.execute(insert(models).values(model))
+    (encoding,) = await catalog.list_encodings((await making).uid)
+    assert encoding.model_id == "first"

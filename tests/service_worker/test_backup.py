@@ -262,7 +262,7 @@ def test_what_is_damaged_is_copied_and_said(kept: Kept) -> None:
 def test_every_file_name_of_a_backup_is_known(kept: Kept) -> None:
     listed = json.loads((kept.backup / MANIFEST).read_text())["files"]
     kinds = {name.split("/")[0] for name in listed}
-    assert kinds == {"catalog.db", "server.key", "keys", "tenants"}
+    assert kinds == {"catalog.db", "server.key", "keys", "receipts", "tenants"}
 
 
 def _config(path: Path) -> Config:

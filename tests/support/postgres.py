@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -34,6 +35,7 @@ class PostgresForTests:
     """A running server. Unless it is to be durable, its databases outlive nothing."""
 
     def __init__(self, folder: Path, *, durable: bool = False) -> None:
+        self._folder = folder
         self._server = get_server(folder, cleanup_mode=None)
         careless = () if durable else ("fsync = off", "full_page_writes = off")
         for setting in ("max_connections = 200", *careless):
@@ -59,16 +61,21 @@ class PostgresForTests:
         return str(self._server.get_uri(database=name))
 
     def start(self) -> None:
-        """Starts the server again after `stop` or `kill`."""
+        """Starts the server again after `stop` or `kill`.
+
+        From a process of its own: a fork beside running gRPC threads may end in SIGSEGV.
+        """
+        again = [sys.executable, "-m", "tests.support.postgres", str(self._folder)]
         for left in reversed(range(_START_TRIES)):
             try:
-                self._server.start()
+                subprocess.run(again, check=True, timeout=60)
             except subprocess.SubprocessError:
                 if not left:
                     raise
                 # Recovery takes longer than pg_ctl waits, on a busy machine.
                 time.sleep(1.0)
             else:
+                self._server.start()
                 return
 
     def stop(self) -> None:
@@ -104,3 +111,7 @@ def run_postgres() -> Iterator[PostgresForTests]:
 def postgres() -> Iterator[PostgresForTests]:
     """A PostgreSQL server for the session."""
     yield from run_postgres()
+
+
+if __name__ == "__main__":
+    get_server(Path(sys.argv[1]), cleanup_mode=None)
