@@ -89,6 +89,30 @@ async def test_clients_must_show_a_certificate(
             assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
+async def test_a_client_finds_its_certificate_in_the_environment(
+    folder: Folder,
+    tmp_path: Path,
+    authority: Authority,
+    server_pair: Pair,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = folder.copy(
+        tmp_path / "data", tls_client_roots=str(authority.roots), **shown(server_pair)
+    )
+    pair = authority.pair("environment")
+    async with open_server(config) as server:
+        for variable, value in (
+            ("MEMSVC_ADDRESS", f"localhost:{server.address.rpartition(':')[2]}"),
+            ("MEMSVC_API_KEY", folder.credential),
+            ("MEMSVC_TLS_ROOTS", str(authority.roots)),
+            ("MEMSVC_TLS_CLIENT_CERTIFICATE", str(pair.certificate)),
+            ("MEMSVC_TLS_CLIENT_KEY", str(pair.key)),
+        ):
+            monkeypatch.setenv(variable, value)
+        async with AsyncClient.from_environment(retry=NO_RETRIES) as client:
+            assert (await client.memories.list(timeout_s=5)).items == ()
+
+
 @pytest.fixture(scope="module")
 def worker(
     tmp_path_factory: pytest.TempPathFactory, authority: Authority
