@@ -94,6 +94,7 @@ def base_template(tokenizer: Tokenizer) -> Template:
         system="You answer questions about the given text. Answer with a few words of it.",
         documents_after="\nQuestion: ",
         documents=3,
+        unknown="I don't know.",
         lexical_weight=UNTRAINED_LEXICAL_WEIGHT,
     )
 

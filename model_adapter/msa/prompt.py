@@ -39,7 +39,8 @@ class Template:
     published model's. ROUTED_TEXT only: `system` opens the chat (none when empty),
     `documents_before` and `documents_after` surround the routed documents' texts, of
     which at most document_tokens are put in (INTERLEAVE: per round), of the best `documents`
-    unless a request's top_k says otherwise (0: of the model's top k). lexical_weight: share
+    unless a request's top_k says otherwise (0: of the model's top k); `unknown` is the answer
+    when no document could be put in (empty: the model answers without). lexical_weight: share
     of the question's words in a ranking, 0 for routing alone.
     """
 
@@ -59,6 +60,7 @@ class Template:
     documents_after: str = ""
     document_tokens: int = 1024
     documents: int = 0
+    unknown: str = ""
     lexical_weight: float = 0.0
 
 

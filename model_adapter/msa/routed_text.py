@@ -69,6 +69,8 @@ class RoutedTextSession(Session):
         count = self._request.top_k or self._model.template.documents or self._k
         best_first = (document.number for document in chosen.documents[:count])
         kept = self._fitting(best_first, self._room(len(bare)))
+        if not kept and self._model.template.unknown:
+            return [chosen, *self._finish(FinishReason.STOP, self._model.template.unknown)]
         self._pending = prompts.chat([ids for _, ids in kept], self._request.question)
         self._row = new_row(self._model.decoder)
         citations = [CitationEvent(number, chosen.round) for number, _ in kept]

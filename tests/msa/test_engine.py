@@ -32,7 +32,14 @@ from model_adapter.msa.engine import MsaEngine
 from model_adapter.msa.memory import InMemoryView
 from model_adapter.msa.prompt import Answering
 from storage.layout import KVBlock
-from tests.support.tiny_msa import TEXTS, answer, finish, remember, tiny_engine, tiny_model
+from tests.support.tiny_msa import (
+    TEXTS,
+    answer,
+    finish,
+    remember,
+    tiny_engine,
+    tiny_model,
+)
 
 QUESTION = "who was born in the old city?"
 BOTH = pytest.mark.parametrize("answering", list(Answering))
@@ -336,3 +343,14 @@ def test_the_template_says_how_many_documents_are_put_in_unless_asked() -> None:
 
     assert cited(0) == 1
     assert cited(2) == 2
+
+
+def test_without_a_document_the_answer_is_that_it_is_not_known() -> None:
+    model = tiny_model(Answering.ROUTED_TEXT)
+    engine = MsaEngine(replace(model, template=replace(model.template, unknown="I don't know.")))
+    empty = remember(engine, {})
+    routing, *rest = answer(engine, Generate(QUESTION, 5), empty)
+    assert isinstance(routing, RoutingEvent) and routing.documents == ()
+    assert rest == [TextEvent("I don't know."), FinishEvent(FinishReason.STOP)]
+    known = answer(engine, Generate(QUESTION, 5), remember(engine))
+    assert TextEvent("I don't know.") not in known
