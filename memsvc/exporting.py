@@ -17,6 +17,7 @@ from pathlib import Path
 
 from memsvc import errors
 from memsvc.application import Application
+from memsvc.staging import StagingKey
 from memsvc.writes import memory_uid
 from storage.archive import (
     ArchivedEncoding,
@@ -63,9 +64,14 @@ class View:
 
 
 async def stage_export(
-    application: Application, memory: MemoryRow, path: Path, *, with_blocks: bool
+    application: Application,
+    memory: MemoryRow,
+    path: Path,
+    key: StagingKey,
+    *,
+    with_blocks: bool,
 ) -> int:
-    """Writes the archive to path; returns its bytes.
+    """Writes the archive to path, encrypted by key; returns its bytes.
 
     A memory that has a damaged block is exported without blocks. Raises MEMORY_NOT_FOUND
     when it is deleted meanwhile, OVERLOADED when documents keep being deleted under it,
@@ -76,7 +82,9 @@ async def stage_export(
         for _ in range(_TRIES):
             view = await take_view(application, memory, with_blocks=with_blocks)
             try:
-                return await application.stores.read(memory.tenant_uid, _stage, view, path, stop)
+                return await application.stores.read(
+                    memory.tenant_uid, _stage, view, path, key, stop
+                )
             except ArchiveSourceError:
                 continue
             except CorruptRecordError:
@@ -116,9 +124,11 @@ async def current(application: Application, memory: MemoryRow) -> MemoryRow:
     return row
 
 
-def _stage(store: TenantStore, view: View, path: Path, stop: threading.Event) -> int:
+def _stage(
+    store: TenantStore, view: View, path: Path, key: StagingKey, stop: threading.Event
+) -> int:
     pieces = export_memory(store, memory_uid(view.memory), view.manifest(), view.numbers)
-    return stage_archive(path, _until(stop, pieces))
+    return stage_archive(path, key.encrypted(_until(stop, pieces)))
 
 
 def _until(stop: threading.Event, pieces: Iterator[bytes]) -> Iterator[bytes]:

@@ -15,6 +15,7 @@ from memsvc.audit import OK, audit_key
 from memsvc.auth import Authenticator, ServerKey, make_server_key
 from memsvc.config import Config
 from memsvc.keys import make_root_key
+from memsvc.staging import destroy
 from storage.catalog import Catalog, NotFoundError, Scope, TenantRow, migrate
 from storage.paths import DataFolder
 
@@ -100,6 +101,8 @@ async def _has_operator(catalog: Catalog, tenant: TenantRow) -> bool:
 
 def make_folders(folder: DataFolder) -> None:
     """Folders below the data folder; staging is emptied of what a crash left."""
+    for path in folder.staging.glob("*.msamem"):
+        destroy(path)
     shutil.rmtree(folder.staging, ignore_errors=True)
     for path in (folder.staging, folder.tenant("any").parent, folder.models):
         path.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,8 +1,10 @@
 """Staging files: archives on their way in or out.
 
 A staging file has a random name, is readable by this user alone, and is gone
-when its with block ends, however it ends. What a killed process leaves behind is
-removed when the data folder is taken hold of again.
+when its with block ends, however it ends. An export lies in it encrypted, under a key
+that is in this process's memory alone; an import, which is read here and there, lies in it
+as it came, and is overwritten before it is removed. What a killed process leaves behind is
+overwritten and removed when the data folder is taken hold of again.
 """
 
 from __future__ import annotations
@@ -12,16 +14,19 @@ import errno
 import hashlib
 import os
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from memsvc import errors
 from memsvc.config import MIB
 from memsvc.errors import ApiError
 from memsvc.limits import FairPool
 from memsvc.v1.errors_pb2 import ErrorReason
+from storage.crypto.root_keys import overwrite
 from storage.paths import DataFolder
 
 #: Most bytes of one archive that are taken in.
@@ -48,7 +53,37 @@ class Staging:
             yield path
         finally:
             self._places.give(tenant_uid)
-            path.unlink(missing_ok=True)
+            await asyncio.shield(asyncio.to_thread(destroy, path))
+
+
+def destroy(path: Path) -> None:
+    """Overwrites and removes a file; none being there is no error."""
+    with suppress(FileNotFoundError):
+        overwrite(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+        path.unlink()
+
+
+def _stream() -> Cipher[modes.CTR]:
+    return Cipher(algorithms.AES256(secrets.token_bytes(32)), modes.CTR(bytes(16)))
+
+
+class StagingKey:
+    """Encrypts one staged file: AES-256-CTR under a random key that is used once and never kept.
+
+    A stream cipher without a tag is enough: an archive proves by itself that it is whole.
+    """
+
+    def __init__(self) -> None:
+        self._cipher = _stream()
+
+    def encrypted(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+        """The pieces as they are to lie in the file. Each call takes another key."""
+        self._cipher = _stream()
+        return map(self._cipher.encryptor().update, pieces)
+
+    def opener(self) -> Callable[[bytes], bytes]:
+        """Turns the file's bytes back, piece by piece from its start."""
+        return self._cipher.decryptor().update
 
 
 class Incoming:

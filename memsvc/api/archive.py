@@ -19,7 +19,7 @@ from memsvc.importing import Imported, import_archive, row_from_manifest
 from memsvc.packing import policy
 from memsvc.principal import current_principal
 from memsvc.progress import TooManySubscribersError
-from memsvc.staging import Incoming, Staging
+from memsvc.staging import Incoming, Staging, StagingKey
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1.errors_pb2 import ErrorReason
 from memsvc.writes import Request
@@ -63,12 +63,13 @@ class ArchiveHandler:
         try:
             with self._app.progress.subscribe(memory.uid) as news:
                 async with self._staging.path(memory.tenant_uid) as path:
+                    key = StagingKey()
                     total = await stage_export(
-                        self._app, memory, path, with_blocks=not request.without_blocks
+                        self._app, memory, path, key, with_blocks=not request.without_blocks
                     )
                     await current(self._app, memory)
                     first = True
-                    async for data in _pieces(path):
+                    async for data in _pieces(path, key):
                         if news.take():
                             await current(self._app, memory)
                         yield pb.ExportMemoryResponse(data=data, total_bytes=total if first else 0)
@@ -148,12 +149,13 @@ class ArchiveHandler:
             quotas.check_memories((await self._app.catalog.usage(tenant_uid)).memories)
 
 
-async def _pieces(path: Path) -> AsyncIterator[bytes]:
+async def _pieces(path: Path, key: StagingKey) -> AsyncIterator[bytes]:
     """A staged file piece by piece; its name is gone from the first one on."""
+    opened = key.opener()
     with await asyncio.to_thread(path.open, "rb") as file:
         await asyncio.to_thread(path.unlink)
         while piece := await asyncio.to_thread(file.read, _PIECE_BYTES):
-            yield piece
+            yield opened(piece)
 
 
 async def _header(messages: AsyncIterator[pb.ImportMemoryRequest]) -> pb.ImportMemoryRequest.Header:

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 KEY_BYTES = 32
 _NONCE_BYTES = 12
+_PIECE_BYTES = 2**20
 _ID_PERSON = b"memsvc root id"
 
 
@@ -128,8 +129,10 @@ def write_root_keys(path: Path, keys: Sequence[str]) -> None:
 
 def overwrite(handle: int) -> None:
     """Puts zeros in the place of all a file holds, durably, and closes it."""
-    with os.fdopen(handle, "wb", closefd=True) as file:
-        file.write(bytes(os.fstat(handle).st_size))
+    with os.fdopen(handle, "wb") as file:
+        left = os.fstat(handle).st_size
+        while left > 0:
+            left -= file.write(bytes(min(left, _PIECE_BYTES)))
         file.flush()
         os.fsync(handle)
 
