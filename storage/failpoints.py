@@ -23,6 +23,12 @@ class Failpoint(StrEnum):
     STORE_COMMITTED = "store-committed"
     CATALOG_UNCOMMITTED = "catalog-uncommitted"
     CATALOG_COMMITTED = "catalog-committed"
+    # Keys at rest: made with a memory's first record, replaced when documents are deleted.
+    KEY_CREATED = "key-created"
+    KEYS_STORED = "keys-stored"
+    KEY_HALF_WRITTEN = "key-half-written"
+    KEY_REPLACED = "key-replaced"
+    KEY_DESTROYED = "key-destroyed"
     # AppendTurns and PutDocuments.
     APPEND_LOCKED = "append-locked"
     APPEND_STORED = "append-stored"

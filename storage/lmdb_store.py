@@ -26,6 +26,7 @@ from storage.block_records import (
 )
 from storage.crypto.key_tree import SECRET_BYTES, KeyTree
 from storage.crypto.memory_secret import KeyKeeper
+from storage.failpoints import Failpoint, reach
 from storage.keys import (
     KeyRange,
     Kind,
@@ -131,6 +132,7 @@ class LmdbStore(LmdbReader):
             if self._keeper is None or self._has_any(memory_range(memory)):
                 raise
         self._keeper.create(memory)
+        reach(Failpoint.KEY_CREATED)
         return self._tree(memory)
 
     def _change_keys(
@@ -161,7 +163,9 @@ class LmdbStore(LmdbReader):
             transaction.put(key, value)
 
         self._environment.write(change, len(value), frees=frees)
+        reach(Failpoint.KEYS_STORED)
         self._keeper.replace(memory, secret, old + 1)
+        reach(Failpoint.KEY_REPLACED)
 
     def put_blocks(
         self, memory: MemoryUid, encoding: EncodingId, layout: KVLayout, blocks: Sequence[KVBlock]
@@ -220,6 +224,7 @@ class LmdbStore(LmdbReader):
         """See TenantStore. In an encrypted store the memory's key is destroyed first."""
         if self._keeper is not None:
             self._keeper.destroy(memory)
+            reach(Failpoint.KEY_DESTROYED)
         self._delete_ranges([memory_range(memory)])
 
     def _delete_ranges(self, spans: Sequence[KeyRange]) -> None:

@@ -33,6 +33,7 @@ from storage.crypto.key_slots import (
 )
 from storage.crypto.memory_secret import KeySource, MemorySecret, NoKeys
 from storage.crypto.root_keys import KEY_BYTES, RootKeyError, RootKeys, overwrite
+from storage.failpoints import Failpoint, reach
 from storage.store import KeyMissingError, MemoryUid, StorageError, StoreNotFoundError
 
 _CACHED = 1024
@@ -328,6 +329,7 @@ def _write_halves(handle: int, place: int, size: int, data: bytes, used: int) ->
     half = size // 2
     os.pwrite(handle, data, place + (1 - used) * half)
     os.fdatasync(handle)
+    reach(Failpoint.KEY_HALF_WRITTEN)
     os.pwrite(handle, bytes(half), place + used * half)
     os.fdatasync(handle)
 

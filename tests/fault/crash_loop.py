@@ -37,7 +37,8 @@ from pathlib import Path
 from memsvc.client import AsyncClient, RetryPolicy
 from tests.fault.figures import CannotTryError, CrashLoopError, Figures
 from tests.fault.judge import verify
-from tests.fault.killers import Killer, make_killer
+from tests.fault.killer import Killer
+from tests.fault.killers import make_killer
 from tests.fault.ledger import Ledger
 from tests.fault.others import Asker, Deleter, Mover
 from tests.fault.scene import Scene, build

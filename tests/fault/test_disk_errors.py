@@ -21,6 +21,6 @@ async def test_nothing_is_lost_when_the_disk_fails(tmp_path: Path) -> None:
 def test_it_says_when_there_is_no_tracer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("tests.fault.killers.shutil.which", lambda _: None)
+    monkeypatch.setattr("tests.fault.outages.shutil.which", lambda _: None)
     assert main(["--target", "disk", "--kills", "1"]) == SKIPPED
     assert "need strace" in capsys.readouterr().err
