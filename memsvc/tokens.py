@@ -181,6 +181,10 @@ def _actor(subject: object) -> str:
     return f"jwt:sha256:{sha256(text.encode()).hexdigest()[:32]}"
 
 
+def _encrypts(entry: Mapping[str, Any]) -> bool:
+    return entry.get("use") == "enc"
+
+
 def _stamp(path: Path) -> tuple[int, int, int]:
     try:
         found = path.stat()
@@ -190,13 +194,18 @@ def _stamp(path: Path) -> tuple[int, int, int]:
 
 
 def _load(path: Path) -> dict[str, jwt.PyJWK]:
-    """Public keys by kid. A symmetric or unnamed key makes the whole file unusable."""
+    """Public keys by kid; those for encryption, which issuers list too, are left out.
+
+    A symmetric, private or unnamed key makes the whole file unusable.
+    """
     try:
-        listed = json.loads(path.read_text())["keys"]
-        if not isinstance(listed, list) or not listed:
+        listed = [entry for entry in json.loads(path.read_text())["keys"] if not _encrypts(entry)]
+        if not listed:
             raise KeySetError(f"{path}: holds no keys")
+        if any("d" in entry for entry in listed):
+            raise KeySetError(f"{path}: holds a private key, which belongs to the issuer alone")
         keys = [jwt.PyJWK(entry) for entry in listed]
-    except (OSError, ValueError, KeyError, TypeError, jwt.PyJWTError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, jwt.PyJWTError) as error:
         # The library's own words repeat the key.
         raise KeySetError(f"{path}: {type(error).__name__}") from error
     for key in keys:

@@ -322,12 +322,27 @@ async def test_unnamed_and_doubled_keys_are_refused(
     folder: Folder, tmp_path: Path, issuer: Issuer
 ) -> None:
     key = issuer.public("k1")
-    for keys in ([{**key, "kid": ""}], [key, key], [key, {**key, "kid": "k2", "alg": "ES256K"}]):
+    for keys in (
+        [{**key, "kid": ""}],
+        [key, key],
+        [key, {**key, "kid": "k2", "alg": "ES256K"}],
+        [{**key, "d": "AAAA"}],
+        [{**key, "use": "enc"}],
+        ["a text"],
+    ):
         issuer.file.write_text(json.dumps({"keys": keys}))
         config = folder.copy(tmp_path / "data", **settings(issuer))
         with pytest.raises(ServerStartError, match=r"jwks\.json"):
             async with open_server(config):
                 pass
+
+
+async def test_keys_for_encryption_are_left_out(start: Serve, issuer: Issuer) -> None:
+    enc = {**issuer.public("k1"), "kid": "enc", "use": "enc", "alg": "ECDH-ES"}
+    issuer.file.write_text(json.dumps({"keys": [enc, issuer.public("k1")]}))
+    async with start(**settings(issuer)) as served:
+        assert await lists(served, issuer.token("k1")) == []
+        await is_refused(served, issuer.token("k1", header={"kid": "enc"}))
 
 
 @pytest.mark.parametrize("missing", ["jwt_issuer", "jwt_audience", "jwt_jwks_file"])
