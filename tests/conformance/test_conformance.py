@@ -66,6 +66,8 @@ async def test_a_sound_worker_passes_and_nothing_is_left(
         (broken.Clinging, "route: deletion", "are found after they were deleted"),
         (broken.Mixing, "tenants", "another tenant's documents"),
         (broken.Abrupt, "query: events", "Finished came 0 times"),
+        (broken.Moody, "query: repeatable", "the same question has two greedy answers"),
+        (broken.Confused, "query: repeatable", "beside other questions"),
         (broken.Verbose, "query: limits", "tokens; 1 were allowed"),
     ],
 )

@@ -206,6 +206,39 @@ class Verbose(Front):
             yield event
 
 
+class Moody(Front):
+    """Answers otherwise each time."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._count = itertools.count(1)
+
+    async def Query(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        mood = next(self._count)
+        async for event in super().Query(request, context):
+            if event.WhichOneof("event") == "text":
+                event.text.text += str(mood)
+            yield event
+
+
+class Confused(Front):
+    """Cites somebody else's document when it has much to do."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._running = 0
+
+    async def Query(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        self._running += 1
+        await asyncio.sleep(0.05)
+        busy = self._running > 1
+        async for event in super().Query(request, context):
+            if event.WhichOneof("event") == "citation" and busy:
+                event.citation.number = 1 + event.citation.number % 8
+            yield event
+        self._running -= 1
+
+
 class Tireless(Front):
     """Works on after its caller has left."""
 
