@@ -19,6 +19,7 @@ READS = {
     "GetMemory",
     "ListMemories",
     "ListDocuments",
+    "ListRevisions",
     "GetDocument",
     "Query",
     "Retrieve",
