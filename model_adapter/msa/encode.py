@@ -17,7 +17,9 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from model_adapter.msa.model import Decoder, Probe, Want
+from model_adapter.msa.config import MsaConfig
+from model_adapter.msa.model import Decoder, Probe, Projected, Want
+from model_adapter.msa.packed import PackedRows, run_layers
 from storage.layout import Bits, KVBlock
 
 #: Tokens that share one pass; bounds activation memory.
@@ -55,35 +57,26 @@ def encode_batch(
     decoder: Decoder, batch: Sequence[TokenisedDocument], probe: Probe | None = None
 ) -> list[KVBlock]:
     """Blocks of the documents of one batch, in its order. Every document has a token."""
-    c = decoder.config
-    msa = c.msa
-    shape = _BatchShape([len(document.ids) for document in batch], decoder.device)
+    msa = decoder.config.msa
+    rows = PackedRows([len(document.ids) for document in batch], decoder.device)
     ids_T = torch.tensor([token for document in batch for token in document.ids])
-    cos_TD, sin_TD = decoder.rope.at(shape.position_T, shape.longest)
     hidden_TM = decoder.embed(ids_T.to(decoder.device))
     if probe is not None:
         probe("embed", hidden_TM)
-    pooling = Pooling(shape.lengths, msa.pool_tokens, decoder.device)
+    pooling = Pooling(rows.lengths, msa.pool_tokens, decoder.device)
     routing, key, value = [], [], []
-    for index in range(msa.routed_layers[-1] + 1):
-        routed = index in msa.routed_layers
-        want = Want.ROUTING_KEY if routed else Want.CONTENT
-        projected = decoder.project(index, hidden_TM, cos_TD, sin_TD, want)
-        if routed:
-            assert projected.routing_TKD is not None
-            pooled_CKD = pooling.mean(projected.routing_TKD)
-            if msa.cosine:
-                pooled_CKD = functional.normalize(pooled_CKD, dim=-1, eps=1e-12)
-            routing.append(pooled_CKD.flatten(1).to(decoder.dtype))
-            value.append(pooling.mean(projected.v_TKD).flatten(1).to(decoder.dtype))
-            if msa.decouple_router or msa.cosine:
-                key.append(pooling.mean(projected.k_TKD).flatten(1).to(decoder.dtype))
-            if probe is not None:
-                probe(f"rk{index}", projected.routing_TKD.flatten(1))
-        if index == msa.routed_layers[-1] and probe is None:
-            break  # nothing reads what leaves the last routed layer
-        attention_THD = shape.attend(projected.q_THD, projected.k_TKD, projected.v_TKD)
-        hidden_TM = decoder.finish(index, hidden_TM, attention_THD, probe)
+
+    def keep(index: int, projected: Projected) -> None:
+        assert projected.routing_TKD is not None
+        routing.append(routing_keys(pooling, projected.routing_TKD, msa).to(decoder.dtype))
+        value.append(pooling.mean(projected.v_TKD).flatten(1).to(decoder.dtype))
+        if msa.decouple_router or msa.cosine:
+            key.append(pooling.mean(projected.k_TKD).flatten(1).to(decoder.dtype))
+        if probe is not None:
+            probe(f"rk{index}", projected.routing_TKD.flatten(1))
+
+    layers = range(msa.routed_layers[-1] + 1)
+    run_layers(decoder, rows, hidden_TM, layers, want=Want.ROUTING_KEY, see=keep, probe=probe)
     routing_LCE, value_LCE = to_bits(torch.stack(routing)), to_bits(torch.stack(value))
     key_LCE = to_bits(torch.stack(key)) if key else None
     blocks = []
@@ -126,29 +119,12 @@ class Pooling:
         return sums_CKD / self._counts_C[:, None, None]
 
 
-class _BatchShape:
-    """Where the documents of a packed batch lie, and attention within each."""
-
-    def __init__(self, lengths: list[int], device: torch.device) -> None:
-        self.lengths = lengths
-        self.longest = max(lengths)
-        self.position_T = torch.cat([torch.arange(length) for length in lengths]).to(device)
-        self._even = min(lengths) == self.longest
-        row_T = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-        self._slot_T = row_T.to(device) * self.longest + self.position_T
-
-    def attend(self, q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor) -> torch.Tensor:
-        out_BHPD = functional.scaled_dot_product_attention(
-            self._pad(q_THD), self._pad(k_TKD), self._pad(v_TKD), is_causal=True, enable_gqa=True
-        )
-        out_XHD = out_BHPD.transpose(1, 2).flatten(0, 1)
-        return out_XHD if self._even else out_XHD[self._slot_T]
-
-    def _pad(self, x_TXD: torch.Tensor) -> torch.Tensor:
-        size = (len(self.lengths) * self.longest, *x_TXD.shape[1:])
-        if not self._even:
-            x_TXD = x_TXD.new_zeros(size).index_copy_(0, self._slot_T, x_TXD)
-        return x_TXD.reshape(len(self.lengths), self.longest, *x_TXD.shape[1:]).transpose(1, 2)
+def routing_keys(pooling: Pooling, routing_TKD: torch.Tensor, msa: MsaConfig) -> torch.Tensor:
+    """fp32 routing keys [C, E] of the chunks: pooled, then normalised per head for cosine."""
+    pooled_CKD = pooling.mean(routing_TKD)
+    if msa.cosine:
+        pooled_CKD = functional.normalize(pooled_CKD, dim=-1, eps=1e-12)
+    return pooled_CKD.flatten(1)
 
 
 def to_bits(tensor: torch.Tensor) -> Bits:

@@ -89,6 +89,8 @@ class Decoder:
             else reader.take("lm_head.weight", c.vocab_size, c.hidden_size)
         )
         self.rope = RopeTable(c.head_dim, c.rope_theta, self.dtype, device)
+        self._before_attention = before_attention
+        self._after_attention = after_attention
 
     def embed(self, ids_T: torch.Tensor) -> torch.Tensor:
         """Hidden states [T, M] that enter layer 0."""
@@ -110,20 +112,18 @@ class Decoder:
         stop = layer.fused.shape[0]
         if not (decoupled and want is Want.ROUTING_KEY):
             stop -= after
-        x_TM = self._norm(hidden_TM, layer.input_norm)
         bias = layer.fused_bias
-        rows_TX = functional.linear(
-            x_TM, layer.fused[first:stop], None if bias is None else bias[first:stop]
+        start, H, K = (before - first) // c.head_dim, c.num_heads, c.num_kv_heads
+        q_THD, k_TKD, v_TKD, heads_TXD = self._before_attention(
+            hidden_TM,
+            layer.fused[first:stop],
+            None if bias is None else bias[first:stop],
+            norm_M=layer.input_norm,
+            qk_norms=(layer.q_norm, layer.k_norm),
+            rope=(cos_TD, sin_TD),
+            heads=(start, H, K),
+            eps=c.rms_norm_eps,
         )
-        heads_TXD = rows_TX.view(rows_TX.shape[0], -1, c.head_dim)
-        start = (before - first) // c.head_dim
-        H, K = c.num_heads, c.num_kv_heads
-        q_THD = heads_TXD[:, start : start + H]
-        k_TKD = heads_TXD[:, start + H : start + H + K]
-        v_TKD = heads_TXD[:, start + H + K : start + H + 2 * K]
-        if layer.q_norm is not None and layer.k_norm is not None:
-            q_THD, k_TKD = self._norm(q_THD, layer.q_norm), self._norm(k_TKD, layer.k_norm)
-        q_THD, k_TKD = rotate(q_THD, cos_TD, sin_TD), rotate(k_TKD, cos_TD, sin_TD)
         routing_THD = routing_TKD = None
         if want is Want.ROUTING_QUERY:
             routing_THD = heads_TXD[:, :start] if decoupled else q_THD
@@ -140,29 +140,86 @@ class Decoder:
     ) -> torch.Tensor:
         """Output projection, residuals and MLP: hidden states that leave the layer."""
         layer = self.layers[index]
-        attended_TM = functional.linear(attention_THD.flatten(1), layer.out, layer.out_bias)
+        attended_TM, hidden_TM = self._after_attention(
+            hidden_TM,
+            attention_THD.flatten(1),
+            out_MX=layer.out,
+            out_bias_M=layer.out_bias,
+            norm_M=layer.post_norm,
+            gate_up=layer.gate_up,
+            down=layer.down,
+            eps=self.config.rms_norm_eps,
+        )
         if probe is not None:
             probe(f"attn{index}", attended_TM)
-        hidden_TM = hidden_TM + attended_TM
-        y_TM = self._norm(hidden_TM, layer.post_norm)
-        gate, up = functional.linear(y_TM, layer.gate_up).chunk(2, dim=-1)
-        hidden_TM = hidden_TM + functional.linear(functional.silu(gate) * up, layer.down)
-        if probe is not None:
             probe(f"layer{index}", hidden_TM)
         return hidden_TM
 
     def logits(self, hidden_TM: torch.Tensor, probe: Probe | None = None) -> torch.Tensor:
         """Vocabulary logits [T, V] in fp32."""
-        normed_TM = self._norm(hidden_TM, self.norm_M)
+        normed_TM = rms_norm(hidden_TM, self.norm_M, self.config.rms_norm_eps)
         if probe is not None:
             probe("final_norm", normed_TM)
         return functional.linear(normed_TM, self.head_VM).float()
 
-    def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """RMSNorm as published: fp32 inside, cast, then the weight."""
-        wide = x.float()
-        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.config.rms_norm_eps)
-        return (wide * scale).to(self.dtype) * weight
+    def compile(self) -> None:
+        """Compiles what all layers share, on both sides of attention; worth it on a GPU
+        for shapes that do not change, as in training."""
+        self._before_attention = torch.compile(before_attention, dynamic=False)
+        self._after_attention = torch.compile(after_attention, dynamic=False)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """RMSNorm as published: fp32 inside, cast, then the weight."""
+    wide = x.float()
+    scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return (wide * scale).to(x.dtype) * weight
+
+
+def before_attention(
+    hidden_TM: torch.Tensor,
+    rows_XM: torch.Tensor,
+    bias_X: torch.Tensor | None,
+    *,
+    norm_M: torch.Tensor,
+    qk_norms: tuple[torch.Tensor | None, torch.Tensor | None],
+    rope: tuple[torch.Tensor, torch.Tensor],
+    heads: tuple[int, int, int],
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """q, k (normed, rotated), v, and all rows by head [T, X / D, D].
+
+    heads: where the first q head lies in the rows, H, K.
+    """
+    cos_TD, sin_TD = rope
+    start, H, K = heads
+    q_norm, k_norm = qk_norms
+    rows_TX = functional.linear(rms_norm(hidden_TM, norm_M, eps), rows_XM, bias_X)
+    heads_TXD = rows_TX.view(rows_TX.shape[0], -1, cos_TD.shape[-1])
+    q_THD = heads_TXD[:, start : start + H]
+    k_TKD = heads_TXD[:, start + H : start + H + K]
+    v_TKD = heads_TXD[:, start + H + K : start + H + 2 * K]
+    if q_norm is not None and k_norm is not None:
+        q_THD, k_TKD = rms_norm(q_THD, q_norm, eps), rms_norm(k_TKD, k_norm, eps)
+    return rotate(q_THD, cos_TD, sin_TD), rotate(k_TKD, cos_TD, sin_TD), v_TKD, heads_TXD
+
+
+def after_attention(
+    hidden_TM: torch.Tensor,
+    attention_TX: torch.Tensor,
+    *,
+    out_MX: torch.Tensor,
+    out_bias_M: torch.Tensor | None,
+    norm_M: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What attention adds, and the hidden states behind attention and MLP, both [T, M]."""
+    attended_TM = functional.linear(attention_TX, out_MX, out_bias_M)
+    hidden_TM = hidden_TM + attended_TM
+    gate, up = functional.linear(rms_norm(hidden_TM, norm_M, eps), gate_up).chunk(2, dim=-1)
+    return attended_TM, hidden_TM + functional.linear(functional.silu(gate) * up, down)
 
 
 class _Reader:

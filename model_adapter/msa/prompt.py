@@ -98,6 +98,10 @@ class PromptBuilder:
         """Tokens of a text in which nothing is a control token."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, control tokens left out."""
+        return str(self._tokenizer.decode(list(ids)))
+
     def document(self, number: int, text: str) -> list[int]:
         """A document as it is encoded: its number before and after its text."""
         t = self.template

@@ -78,19 +78,28 @@ def prepare(
         voters = voters[voters == chosen]
     if not len(voters):
         return None
-    q_QHD = routing_THD[voters].float()
-    if msa.cosine:
-        q_QHD = functional.normalize(q_QHD, dim=-1, eps=1e-12)
-    heads, head_dim = q_QHD.shape[1:]
-    if msa.query_scaled:
-        q_QHD = q_QHD * head_dim**-0.5
+    q_QHD = scaled_query(routing_THD[voters], msa)
     if msa.head_reduce is HeadReduce.MAX:
         return RoutingQuery(None, q_QHD, k, msa.query_reduce, msa.chunk_reduce)
-    groups_QKGD = q_QHD.view(-1, num_kv_heads, heads // num_kv_heads, head_dim)
-    reduced_QE = (groups_QKGD.sum(dim=2) / heads).flatten(1)
+    reduced_QE = mean_heads(q_QHD, num_kv_heads)
     if msa.query_reduce is QueryReduce.MEAN:  # linear too: one vector stands for all tokens
         reduced_QE = reduced_QE.mean(dim=0, keepdim=True)
     return RoutingQuery(reduced_QE, None, k, msa.query_reduce, msa.chunk_reduce)
+
+
+def scaled_query(routing_QHD: torch.Tensor, msa: MsaConfig) -> torch.Tensor:
+    """fp32 routing queries [Q, H, D] as they are multiplied with keys."""
+    q_QHD = routing_QHD.float()
+    if msa.cosine:
+        q_QHD = functional.normalize(q_QHD, dim=-1, eps=1e-12)
+    return q_QHD * q_QHD.shape[-1] ** -0.5 if msa.query_scaled else q_QHD
+
+
+def mean_heads(q_QHD: torch.Tensor, num_kv_heads: int) -> torch.Tensor:
+    """[Q, E] whose product with a key is the mean over query heads of their products."""
+    heads, head_dim = q_QHD.shape[1:]
+    groups_QKGD = q_QHD.view(-1, num_kv_heads, heads // num_kv_heads, head_dim)
+    return (groups_QKGD.sum(dim=2) / heads).flatten(1)
 
 
 def score_documents(query: RoutingQuery, memory: MemoryView, layer: int) -> Scores:

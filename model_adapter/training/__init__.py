@@ -1,0 +1,1 @@
+"""Training of adapters: routers and low-rank deltas (paper section 3.3; docs/training.md)."""

@@ -1,0 +1,213 @@
+"""Everything that batches are drawn from: tokenised once, with the teacher's vectors.
+
+A document has a place in `documents`, a query one in `queries`; all else is arrays by place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from model_adapter.checkpoints.adapter_header import TrainingSource
+from model_adapter.msa.prompt import PromptBuilder
+from model_adapter.training import dialogue
+from model_adapter.training.data import Document, QuestionSet, read_set
+from model_adapter.training.hygiene import Evaluation, clean
+from model_adapter.training.pseudo import PseudoQuestions
+from model_adapter.training.settings import Settings, SourceSettings
+from model_adapter.training.teacher import Embeddings, Teacher, nearest
+
+log = logging.getLogger(__name__)
+
+#: Largest document number that training shows; drawn so that each length is as frequent.
+MAX_NUMBER = 30000
+
+
+@dataclass(frozen=True)
+class Query:
+    """A question as it is routed: tokens behind the template head, all of which vote."""
+
+    text: str
+    ids: tuple[int, ...]
+    gold: tuple[int, ...]
+    answers: tuple[str, ...]
+    source: int
+    made_up: bool
+
+
+@dataclass
+class Corpus:
+    """placed, source_N and scope_N: the set (its place in sources) and the scope of each
+    document; documents of one set without scopes share one.
+    pools: places of queries by (source, made up). asked_N: queries by gold document."""
+
+    sources: list[SourceSettings] = field(default_factory=list)
+    documents: list[Document] = field(default_factory=list)
+    tokens: list[tuple[int, ...]] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    placed: list[int] = field(default_factory=list)
+    source_N: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    scope_N: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    queries: list[Query] = field(default_factory=list)
+    held_out: list[Query] = field(default_factory=list)
+    pools: dict[tuple[int, bool], list[int]] = field(default_factory=dict)
+    asked_N: list[list[int]] = field(default_factory=list)
+    neighbours_NX: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    document_vectors: Embeddings | None = None
+    query_vectors: Embeddings | None = None
+    report: tuple[TrainingSource, ...] = ()
+
+
+def build(settings: Settings, prompts: PromptBuilder, device: torch.device) -> Corpus:
+    """Reads, cleans, tokenises and embeds all sets. Raises TrainingError."""
+    sets = [read_set(settings.data, source.name) for source in settings.sources]
+    files = [file for pattern in settings.evaluation for file in settings.data.glob(pattern)]
+    evaluation = Evaluation.read(sorted(files))
+    corpus, cleaned = Corpus(sources=list(settings.sources)), []
+    for kept, dropped in clean(sets, evaluation):
+        log.info("%s: dropped %s", kept.name, dropped)
+        cleaned.append(kept)
+    if settings.dialogues:
+        cleaned.append(dialogue.generate(settings.dialogues, settings.seed))
+        corpus.sources.append(_generated(settings))
+    for place, kept in enumerate(cleaned):
+        _take(corpus, place, kept, settings, prompts)
+    _index(corpus)
+    _embed(corpus, settings, device)
+    corpus.report = _report(corpus)
+    return corpus
+
+
+def _generated(settings: Settings) -> SourceSettings:
+    return SourceSettings(
+        name=dialogue.NAME,
+        licence="Apache-2.0",
+        attribution="made from templates in model_adapter/training/dialogue.toml",
+        weight=settings.dialogue_weight,
+        pseudo_weight=settings.dialogue_weight / 4,
+        pseudo=1,
+        answers=settings.dialogue_weight,
+    )
+
+
+def _take(
+    corpus: Corpus, place: int, kept: QuestionSet, settings: Settings, prompts: PromptBuilder
+) -> None:
+    """Adds a set: its documents, questions and made-up questions; holds some out."""
+    source = corpus.sources[place]
+    rng = np.random.default_rng([settings.seed, place, 0x5E7])
+    chosen = list(kept.documents.values())
+    asked = {id_ for question in kept.questions for id_ in question.gold}
+    if source.max_documents and len(chosen) > source.max_documents:
+        order = rng.permutation(len(chosen))
+        ranked = sorted(order, key=lambda n: chosen[n].id not in asked)  # answered ones first
+        chosen = [chosen[n] for n in sorted(ranked[: source.max_documents])]
+    first = len(corpus.documents)
+    places = {document.id: first + n for n, document in enumerate(chosen)}
+    cut: dict[int, str] = {}
+    for document in chosen:
+        number = int(np.exp(rng.uniform(0, np.log(MAX_NUMBER))))
+        ids, whole = document_tokens(prompts, number, document.text, settings.max_document)
+        if not whole:
+            cut[len(corpus.documents)] = prompts.decode(ids).lower()
+        corpus.documents.append(document)
+        corpus.numbers.append(number)
+        corpus.placed.append(place)
+        corpus.tokens.append(ids)
+    found = []
+    for question in kept.questions:
+        if not all(id_ in places for id_ in question.gold):
+            continue
+        gold = tuple(places[id_] for id_ in question.gold)
+        lost = [n for n in gold if n in cut and not _holds(cut[n], question.answers)]
+        if source.extractive and lost:
+            continue
+        ids = query_tokens(prompts, question.text, settings.max_question)
+        found.append(Query(question.text, ids, gold, question.answers, place, made_up=False))
+    held = set(rng.permutation(len(found))[: min(settings.held_out, len(found) // 10)].tolist())
+    corpus.held_out += [query for n, query in enumerate(found) if n in held]
+    corpus.queries += [query for n, query in enumerate(found) if n not in held]
+    if source.pseudo_weight > 0:
+        maker = PseudoQuestions(chosen)
+        for n, document in enumerate(chosen, start=first):
+            for text in {maker.make(document, rng): None for _ in range(source.pseudo)}:
+                if text:
+                    ids = query_tokens(prompts, text, settings.max_question)
+                    corpus.queries.append(Query(text, ids, (n,), (), place, made_up=True))
+
+
+def document_tokens(
+    prompts: PromptBuilder, number: int, text: str, limit: int
+) -> tuple[tuple[int, ...], bool]:
+    """A document as it is encoded, its end put on again where it was cut; whether it is whole."""
+    ids = prompts.document(number, text)
+    if len(ids) <= limit:
+        return tuple(ids), True
+    tail = [*prompts.text(f"[{number}]"), *prompts.template.turn_end]
+    return (*ids[: limit - len(tail)], *tail), False
+
+
+def query_tokens(prompts: PromptBuilder, text: str, limit: int) -> tuple[int, ...]:
+    """The voting part of a question's row; cut before its last token."""
+    ids = prompts.question(text)[0].ids
+    return tuple(ids) if len(ids) <= limit else (*ids[: limit - 1], ids[-1])
+
+
+def _holds(text: str, answers: Sequence[str]) -> bool:
+    return any(answer.lower() in text for answer in answers)
+
+
+def _index(corpus: Corpus) -> None:
+    corpus.asked_N = [[] for _ in corpus.documents]
+    for n, query in enumerate(corpus.queries):
+        corpus.pools.setdefault((query.source, query.made_up), []).append(n)
+        for document in query.gold:
+            corpus.asked_N[document].append(n)
+    corpus.source_N = np.array(corpus.placed, dtype=np.int64)
+    scopes: dict[tuple[int, str], int] = {}
+    keys = zip(corpus.placed, (document.scope for document in corpus.documents), strict=True)
+    corpus.scope_N = np.array([scopes.setdefault(key, len(scopes)) for key in keys])
+
+
+def _embed(corpus: Corpus, settings: Settings, device: torch.device) -> None:
+    """The teacher's vectors and neighbours, kept in the run folder under the texts' hash."""
+    if not settings.teacher:
+        corpus.neighbours_NX = np.full((len(corpus.documents), 0), -1, dtype=np.int64)
+        return
+    texts = [document.text for document in corpus.documents]
+    asked = [query.text for query in corpus.queries]
+    digest = hashlib.sha256("\0".join([str(settings.max_document), *texts, *asked]).encode())
+    path = settings.run / f"teacher-{digest.hexdigest()[:16]}.npz"
+    if not path.is_file():
+        teacher = Teacher(device, settings.max_document)
+        vectors = teacher.embed(texts + asked, _log_progress)
+        partial = path.with_suffix(".partial.npz")
+        np.savez(partial, documents=vectors[: len(texts)], queries=vectors[len(texts) :])
+        partial.replace(path)
+    with np.load(path, allow_pickle=False) as held:
+        corpus.document_vectors, corpus.query_vectors = held["documents"], held["queries"]
+    corpus.neighbours_NX = nearest(corpus.document_vectors, settings.neighbours, corpus.scope_N)
+
+
+def _log_progress(done: int, total: int) -> None:
+    if done == total or done % 8192 < 256:
+        log.info("teacher: %d of %d texts", done, total)
+
+
+def _report(corpus: Corpus) -> tuple[TrainingSource, ...]:
+    return tuple(
+        TrainingSource(
+            name=source.name,
+            licence=source.licence,
+            attribution=source.attribution,
+            questions=len(corpus.pools.get((place, False), ())),
+            documents=int((corpus.source_N == place).sum()),
+        )
+        for place, source in enumerate(corpus.sources)
+    )

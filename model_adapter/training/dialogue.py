@@ -1,0 +1,114 @@
+"""Conversations made up from templates of our own, with questions about single turns.
+
+Memory is asked about what people said of their lives, and no training set at hand has that.
+Every conversation has two speakers with names, dates that pass, turns that tell something
+and turns that only keep talk going; a question names the speaker and what it is about.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from datetime import UTC, datetime, timedelta
+from importlib.resources import files
+from typing import NamedTuple
+
+import numpy as np
+
+from model_adapter.training.data import Document, Question, QuestionSet
+from storage.documents import Conversation, Role, Turn
+
+
+class Fact(NamedTuple):
+    """Ways to tell one thing, and (question, answer) pairs about it."""
+
+    told: tuple[str, ...]
+    asked: tuple[tuple[str, str], ...]
+
+
+_WORDS = tomllib.loads(files(__package__).joinpath("dialogue.toml").read_text(encoding="utf-8"))
+NAMES: tuple[str, ...] = tuple(_WORDS["names"])
+REPLIES: tuple[str, ...] = tuple(_WORDS["replies"])
+ASIDES: tuple[str, ...] = tuple(_WORDS["asides"])
+SLOTS: dict[str, tuple[str, ...]] = {key: tuple(held) for key, held in _WORDS["slots"].items()}
+FACTS = tuple(
+    Fact(tuple(fact["told"]), tuple((asked, answer) for asked, answer in fact["asked"]))
+    for fact in _WORDS["facts"]
+)
+
+NAME = "generated_dialogues"
+FACTS_EACH = 24
+#: Share of turns that tell something.
+TELLING = 0.6
+
+_SLOT = re.compile(r"\{(\w+)\}")
+
+
+def generate(conversations: int, seed: int) -> QuestionSet:
+    """That many conversations of about 40 turns each, one document a turn."""
+    rng = np.random.default_rng([seed, 0xD1A])
+    found = QuestionSet(NAME)
+    for number in range(conversations):
+        _converse(found, f"{NAME}:{number}", rng)
+    return found
+
+
+def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
+    return options[int(rng.integers(len(options)))]
+
+
+def _fill(template: str, values: dict[str, str], rng: np.random.Generator) -> str:
+    """Slots get values, the same one wherever a name recurs."""
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in values:
+            values[name] = _pick(SLOTS[re.sub(r"\d$", "", name)], rng)
+        return values[name]
+
+    return _SLOT.sub(value, template)
+
+
+def _converse(found: QuestionSet, id_: str, rng: np.random.Generator) -> None:
+    first, second = rng.permutation(len(NAMES))[:2]
+    speakers = (NAMES[first], NAMES[second])
+    moment = datetime(2021, 1, 1, 9, tzinfo=UTC) + timedelta(hours=int(rng.integers(24 * 1200)))
+    facts = [FACTS[place] for place in rng.permutation(len(FACTS))[:FACTS_EACH]]
+    place = 0
+    while facts:
+        speaker, other = speakers[place % 2], speakers[1 - place % 2]
+        moment += timedelta(minutes=int(rng.integers(1, 5)))
+        if rng.random() < 0.08:
+            moment += timedelta(hours=int(rng.integers(20, 400)))
+        fact = facts.pop() if rng.random() < TELLING else None
+        values = {"me": speaker, "you": other}
+        text = _turn(fact, values, rng)
+        turn = Turn(Role.USER, text, moment, speaker)
+        document = Document.of(f"{id_}:{place}", Conversation((turn,)), text, scope=id_)
+        found.documents[document.id] = document
+        if fact is not None:
+            found.questions += _questions(fact, document.id, values, rng)
+        place += 1
+
+
+def _turn(fact: Fact | None, values: dict[str, str], rng: np.random.Generator) -> str:
+    parts = []
+    if fact is None or rng.random() < 0.4:
+        parts.append(_fill(_pick(REPLIES, rng), values, rng))
+    if fact is not None:
+        parts.append(_fill(_pick(fact.told, rng), values, rng))
+    if rng.random() < 0.35:
+        parts.append(_fill(_pick(ASIDES, rng), values, rng))
+    return " ".join(parts)
+
+
+def _questions(
+    fact: Fact, id_: str, values: dict[str, str], rng: np.random.Generator
+) -> list[Question]:
+    chosen = rng.permutation(len(fact.asked))[:2]
+    questions = []
+    for place in chosen:
+        asked, answer = fact.asked[int(place)]
+        text = _fill(asked, values, rng)
+        questions.append(Question(text, (id_,), (_fill(answer, values, rng),)))
+    return questions
