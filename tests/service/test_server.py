@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from memsvc.auth import ServerKeyError
+from memsvc.clock import SteadyClock
 from memsvc.config import load_config
 from memsvc.server import ServerStartError, initialise, open_server
 from memsvc.setup import DataFolderError
@@ -86,15 +87,13 @@ async def test_a_unix_socket(start: Serve, tmp_path: Path) -> None:
 async def test_request_ids_are_forgotten_in_time(
     start: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import time
-
     async with start() as served:
         memory = await served.create("oblivious")
         await served.append(memory.name, "x", request_id="r-1")
         refusal = await refused(served.append(memory.name, "y", request_id="r-1"))
         assert refusal.reason == "REQUEST_ID_REUSED"
-    now = time.time()
-    monkeypatch.setattr("memsvc.server.time.time", lambda: now + 86_401)
+    in_a_day_s = SteadyClock().now_s() + 86_401
+    monkeypatch.setattr("memsvc.server.SteadyClock.now_s", lambda _: in_a_day_s)
     monkeypatch.setattr("memsvc.server._HOUSEKEEPING_S", 0.05)
     async with start() as served:
         await asyncio.sleep(0.3)
