@@ -18,14 +18,23 @@ from typing import Any
 import torch
 
 from benchmarks.quality import banks
-from benchmarks.quality.evaluate import ROWS, Evaluation, Figures, Plan
+from benchmarks.quality.evaluate import DEFAULT_ROWS, ROWS, Evaluation, Figures, Plan
 from benchmarks.quality.rankers import MissingPackageError
 from benchmarks.quality.through_grpc import measure
 from benchmarks.service import machine
 from model_adapter.engines import UnusableModelError, choose_device, load_engine
 from storage.paths import DataFolder
 
-COLUMNS = ("recall@1", "recall@5", "recall@10", "exact_match", "f1", "contains", "cites_gold")
+COLUMNS = (
+    "recall@1",
+    "recall@5",
+    "recall@10",
+    "exact_match",
+    "f1",
+    "contains",
+    "declines",
+    "cites_gold",
+)
 
 
 def report(bank: banks.Bank, figures: Figures, through: str) -> dict[str, Any]:
@@ -73,7 +82,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         default="engine",
         help="grpc: a whole service, which has the row `ours` alone",
     )
-    parser.add_argument("--rows", default=",".join(ROWS), help="of " + ", ".join(ROWS))
+    parser.add_argument("--rows", default=",".join(DEFAULT_ROWS), help="of " + ", ".join(ROWS))
     parser.add_argument("--limit", type=int, default=0, help="questions, drawn; 0 for all")
     parser.add_argument("--scopes", type=int, default=0, help="the first N conversations")
     parser.add_argument("--seed", type=int, default=0)

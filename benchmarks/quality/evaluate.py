@@ -1,7 +1,9 @@
 """Ranks and answers every question of a bank, by every row that was asked for.
 
 Rows: `ours` is the model's routing, `bm25` and `minilm` rank the same texts, `hybrid` blends
-ours with BM25 half and half, `gold` is given the gold documents and has no ranking.
+ours with BM25 half and half, `gold` is given the gold documents and has no ranking. `without`,
+which has to be asked for, answers over the memory without the question's gold documents,
+where only declining is right.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from benchmarks.quality.rankers import Bm25, MiniLm, MiniLmModel, Ranker, Rankin
 from benchmarks.quality.tally import Tally
 from model_adapter.engine import Engine
 
-OURS, BM25, MINILM, HYBRID, GOLD = ROWS = ("ours", "bm25", "minilm", "hybrid", "gold")
+OURS, BM25, MINILM, HYBRID, GOLD = DEFAULT_ROWS = ("ours", "bm25", "minilm", "hybrid", "gold")
+WITHOUT = "without"
+ROWS = (*DEFAULT_ROWS, WITHOUT)
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Plan:
     """What to measure. answers: questions to answer, of those with gold answers; documents:
     put in for each; answer_tokens: at most; batch: questions that are answered together."""
 
-    rows: tuple[str, ...] = ROWS
+    rows: tuple[str, ...] = DEFAULT_ROWS
     answers: int = 0
     documents: int = 3
     answer_tokens: int = 24
@@ -198,9 +202,13 @@ class _OneScope:
             if row == OURS:
                 yield Asked(question.text, self._memory, documents)
                 continue
-            if row == GOLD:
-                numbers = sorted(self._gold(question))
+            gold = self._gold(question)
+            if row == WITHOUT:
+                numbers = [number for number in self._texts if number not in gold]
+                put_in = documents
             else:
-                numbers = [number for number, _ in ranked[question.id][:documents]]
+                best = [number for number, _ in ranked.get(question.id, [])]
+                numbers = sorted(gold) if row == GOLD else best[:documents]
+                put_in = max(len(numbers), 1)
             part = EncodedView(self._encoded.take(numbers), self._texts, self._device)
-            yield Asked(question.text, part, max(len(numbers), 1))
+            yield Asked(question.text, part, put_in)

@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 CUTOFFS = (1, 5, 10)
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+_DECLINES = ("dont know", "do not know", "no information", "not mentioned")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -42,6 +43,12 @@ def contains(answer: str, golds: Sequence[str]) -> float:
     """1 when some gold answer stands in the answer, word for word."""
     padded = f" {normalise(answer)} "
     return float(any(f" {normalise(gold)} " in padded for gold in golds if normalise(gold)))
+
+
+def declines(answer: str) -> float:
+    """1 when the answer says that it knows none."""
+    said = normalise(answer.replace("\u2019", "'"))
+    return float(any(phrase in said for phrase in _DECLINES))
 
 
 def recall(ranked: Sequence[int], gold: Collection[int], cutoff: int) -> float:

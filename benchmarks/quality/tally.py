@@ -21,6 +21,7 @@ class Tally:
     matches: list[float] = field(default_factory=list)
     f1s: list[float] = field(default_factory=list)
     contained: list[float] = field(default_factory=list)
+    declined: list[float] = field(default_factory=list)
     cited: list[float] = field(default_factory=list)
     documents: list[int] = field(default_factory=list)
     answer_seconds: list[float] = field(default_factory=list)
@@ -38,6 +39,7 @@ class Tally:
         self.matches.append(metrics.exact_match(answer.text, question.answers))
         self.f1s.append(metrics.token_f1(answer.text, question.answers))
         self.contained.append(metrics.contains(answer.text, question.answers))
+        self.declined.append(metrics.declines(answer.text))
         self.cited.append(float(bool(set(gold) & set(answer.cited))))
         self.documents.append(len(answer.cited))
         self.answer_seconds.append(seconds)
@@ -56,6 +58,7 @@ class Tally:
             "exact_match": metrics.mean(self.matches),
             "f1": metrics.mean(self.f1s),
             "contains": metrics.mean(self.contained),
+            "declines": metrics.mean(self.declined),
             "cites_gold": metrics.mean(self.cited),
             "documents_put_in": metrics.mean(self.documents),
             "answer_seconds": metrics.mean(self.answer_seconds),

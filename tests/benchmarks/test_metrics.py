@@ -60,3 +60,18 @@ def test_normalising_twice_changes_nothing_but_new_articles(text: str) -> None:
 def test_the_mean_of_nothing_is_none() -> None:
     assert metrics.mean([]) is None
     assert metrics.mean([1.0, 0.0, 0.0]) == 0.3333
+
+
+@pytest.mark.parametrize(
+    ("answer", "declines"),
+    [
+        ("I don't know.", 1),
+        ("I don\u2019t know", 1),
+        ("That is not mentioned in the text.", 1),
+        ("There is no information about it", 1),
+        ("I know: in Graz", 0),
+        ("", 0),
+    ],
+)
+def test_declining(answer: str, declines: float) -> None:
+    assert metrics.declines(answer) == declines

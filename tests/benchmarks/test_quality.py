@@ -156,3 +156,24 @@ def test_questions_without_answers_are_not_answered(tmp_path: Path) -> None:
     found = figures(tmp_path, bank, OURS_AND_GOLD)
     assert found["ours"]["recall@1"] == 1.0
     assert found["ours"]["answers"] == 1
+
+
+def test_over_a_memory_without_its_gold_documents_only_declining_is_right(tmp_path: Path) -> None:
+    corpus = [
+        {"doc_id": "d1", "text": "Brundage painted turbines."},
+        {"doc_id": "d2", "text": "I don't know who painted walnuts."},
+        {"doc_id": "d3", "text": "Vestibule carpets shrank."},
+    ]
+    questions = [
+        asked("q1", "Who painted turbines?", "Brundage", "d1"),
+        asked("q2", "Which carpets shrank?", "Vestibule", "d3"),
+    ]
+    bank = banks.read(str(write_bank(tmp_path / "gone", corpus, questions)), tmp_path)
+    plan = Plan(("ours", "without"), answers=2, documents=1, answer_tokens=99)
+    found = figures(tmp_path, bank, plan)
+    assert found["ours"]["cites_gold"] == 1.0 and found["ours"]["declines"] == 0.0
+    # q1 now finds the painted walnuts; for q2 nothing is left, and the fake engine says
+    # that it found nothing.
+    assert found["without"]["cites_gold"] == 0.0
+    assert found["without"]["declines"] == 0.5
+    assert found["without"]["recall@5"] is None
