@@ -20,7 +20,7 @@ import torch
 from benchmarks.quality import banks
 from benchmarks.quality.evaluate import DEFAULT_ROWS, ROWS, Evaluation, Figures, Plan
 from benchmarks.quality.rankers import MissingPackageError
-from benchmarks.quality.through_grpc import measure
+from benchmarks.quality.through_grpc import WEIGHTS, measure
 from benchmarks.service import machine
 from model_adapter.engines import UnusableModelError, choose_device, load_engine
 from storage.paths import DataFolder
@@ -80,7 +80,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "--through",
         choices=("engine", "grpc"),
         default="engine",
-        help="grpc: a whole service, which has the row `ours` alone",
+        help="grpc: a whole service, which has the rows ours and hybrid alone",
     )
     parser.add_argument("--rows", default=",".join(DEFAULT_ROWS), help="of " + ", ".join(ROWS))
     parser.add_argument("--limit", type=int, default=0, help="questions, drawn; 0 for all")
@@ -96,21 +96,24 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     unknown = set(arguments.rows.split(",")) - set(ROWS)
     if unknown:
         parser.error(f"--rows: {', '.join(sorted(unknown))} is none of {', '.join(ROWS)}")
+    if arguments.through == "grpc" and not WEIGHTS.keys() & set(arguments.rows.split(",")):
+        parser.error(f"--through grpc has the rows {' and '.join(WEIGHTS)}, none was asked for")
     return arguments
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Raises BankError, MissingPackageError, UnusableModelError."""
-    rows = ("ours",) if arguments.through == "grpc" else tuple(arguments.rows.split(","))
+    rows = arguments.rows.split(",")
     plan = Plan(
-        rows,
+        tuple(row for row in rows if row in WEIGHTS or arguments.through == "engine"),
         arguments.answers,
         arguments.documents,
         arguments.answer_tokens,
         arguments.batch,
         arguments.seed,
     )
-    plan.check()
+    if arguments.through == "engine":
+        plan.check()
     bank = banks.read(
         arguments.bank,
         arguments.data,

@@ -2,7 +2,9 @@
 
 Every scope becomes a memory. Turns are appended (AppendTurns, one document a turn), texts are
 put (PutDocuments), in the bank's order; the clock of encoding runs from the first append to
-the moment when everything is encoded and durable. Questions go through Retrieve and Query.
+the moment when everything is encoded and durable. Questions go through Retrieve and Query,
+in the row `ours` with routing alone, in the row `hybrid` with the share that the model gives
+to the question's words.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from benchmarks.ingest import wait_encoded
 from benchmarks.progress import Advance, bar
 from benchmarks.quality.answers import Answer
 from benchmarks.quality.banks import Bank, Document, Question, Scope
-from benchmarks.quality.evaluate import OURS, Figures, ModelCard, Plan, choose
+from benchmarks.quality.evaluate import HYBRID, OURS, Figures, ModelCard, Plan, choose
 from benchmarks.quality.metrics import CUTOFFS
 from benchmarks.quality.tally import Tally
 from benchmarks.service import running
@@ -27,15 +29,17 @@ from storage import documents
 WRITE = 100
 #: Seconds that one write or answer may take on a busy machine.
 PATIENCE_S = 600.0
+#: Share of the question's words by row; None is the model's own.
+WEIGHTS = {OURS: 0.0, HYBRID: None}
 
 
 def measure(bank: Bank, plan: Plan, model: str, data: Path, *settings: str) -> Figures:
-    """Serves `model` on a new data folder and measures the row `ours`.
+    """Serves `model` on a new data folder and measures the plan's rows, of those in WEIGHTS.
 
     settings: "name=value" of docs/configuration.md.
     """
     chosen = choose([q for q in bank.questions if q.answers], plan.answers, plan.seed)
-    tally = Tally()
+    tallies = {row: Tally() for row in plan.rows if row in WEIGHTS}
     with running(data, model, *settings) as service, service.client() as client:
         seconds = 0.0
         for place, (name, scope) in enumerate(bank.scopes.items()):
@@ -44,8 +48,9 @@ def measure(bank: Bank, plan: Plan, model: str, data: Path, *settings: str) -> F
             with bar(f"append {name}".strip(), len(scope.documents)) as advance:
                 numbers = _fill(client, memory, scope, advance)
             seconds += time.perf_counter() - started
-            _ask(memory, scope, numbers, plan, chosen, tally)
-        return _figures(client, bank, tally, seconds)
+            for row, tally in tallies.items():
+                _ask(memory, scope, numbers, plan, chosen, row, tally)
+        return _figures(client, bank, tallies, seconds)
 
 
 def _fill(client: Client, memory: MemoryHandle, scope: Scope, advance: Advance) -> dict[str, int]:
@@ -91,24 +96,33 @@ def _ask(
     numbers: dict[str, int],
     plan: Plan,
     chosen: frozenset[str],
+    row: str,
     tally: Tally,
 ) -> None:
-    with bar("ask", len(scope.questions)) as advance:
+    weight = WEIGHTS[row]
+    with bar(f"ask {row}", len(scope.questions)) as advance:
         for question in scope.questions:
             gold = {numbers[name] for name in question.gold}
             started = time.perf_counter()
-            found = memory.retrieve(question.text, limit=CUTOFFS[-1]).documents
+            found = memory.retrieve(
+                question.text, limit=CUTOFFS[-1], lexical_weight=weight
+            ).documents
             seconds = time.perf_counter() - started
             tally.ranked([document.number for document in found], gold, seconds)
             if question.id in chosen:
-                _answer(memory, question, gold, plan, tally)
+                _answer(memory, question, gold, plan, weight, tally)
             advance(1)
 
 
 def _answer(
-    memory: MemoryHandle, question: Question, gold: set[int], plan: Plan, tally: Tally
+    memory: MemoryHandle,
+    question: Question,
+    gold: set[int],
+    plan: Plan,
+    weight: float | None,
+    tally: Tally,
 ) -> None:
-    options = Generation(max_answer_tokens=plan.answer_tokens, top_k=plan.documents)
+    options = Generation(plan.answer_tokens, top_k=plan.documents, lexical_weight=weight)
     started = time.perf_counter()
     reply = memory.ask(question.text, options=options, timeout_s=PATIENCE_S)
     seconds = time.perf_counter() - started
@@ -116,11 +130,11 @@ def _answer(
     tally.answered(question, gold, answer, seconds)
 
 
-def _figures(client: Client, bank: Bank, tally: Tally, seconds: float) -> Figures:
+def _figures(client: Client, bank: Bank, tallies: dict[str, Tally], seconds: float) -> Figures:
     encodings = [memory.encodings[0] for memory in client.memories.iterate()]
     (model,) = client.models.list().items
     return Figures(
-        rows={OURS: tally},
+        rows=tallies,
         documents=bank.documents,
         refused=sum(encoding.quarantined_documents for encoding in encodings),
         tokens=sum(encoding.tokens for encoding in encodings),

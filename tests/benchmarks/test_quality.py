@@ -148,6 +148,9 @@ def test_an_unknown_row_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command.main(["--bank", "x", "--rows", "ours,colbert"])
     assert "colbert is none of" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command.main(["--bank", "x", "--rows", "bm25,gold", "--through", "grpc"])
+    assert "has the rows ours and hybrid" in capsys.readouterr().err
 
 
 def test_questions_without_answers_are_not_answered(tmp_path: Path) -> None:

@@ -46,10 +46,11 @@ def test_the_command_goes_through_the_service(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--bank", str(harbour(tmp_path)), "--model", "fake", "--through", "grpc", "--json"]
-    options += ["--adapter", "none"]
+    options += ["--adapter", "none", "--rows", "ours,bm25,hybrid"]
     assert command.main(options) == 0
     result = json.loads(capsys.readouterr().out)
-    assert list(result["rows"]) == ["ours"]
+    assert list(result["rows"]) == ["ours", "hybrid"]
+    assert result["rows"]["hybrid"]["recall@5"] == 1.0
     assert result["rows"]["ours"]["recall@5"] == 1.0
     assert result["through"] == "grpc"
     assert result["documents"] == len(HARBOUR)
