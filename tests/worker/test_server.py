@@ -364,7 +364,8 @@ async def test_overload_is_refused_with_a_hint_and_the_rest_is_served(slow: Work
         served = [answer for answer in answers if answer == (TEXTS[1], [2])]
         refused = [answer for answer in answers if isinstance(answer, aio.AioRpcError)]
         assert len(served) + len(refused) == 120
-        assert len(served) >= 64
+        # Of the 64 waiting places one tenant gets four fifths: the rest is kept for others.
+        assert len(served) >= 64 * 4 // 5
         assert refused
         for error in refused:
             assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
