@@ -6,7 +6,6 @@ from memsvc.config import Config
 from memsvc.validation import MAX_REQUEST_BYTES
 
 _METADATA_BYTES = 16 * 1024
-_CALLS_PER_CONNECTION = 128
 _HANDSHAKE_MS = 20_000
 _PING_MS = 5_000
 _KEEPALIVE_TIMEOUT_MS = 20_000
@@ -22,7 +21,8 @@ def grpc_options(config: Config) -> Options:
         ("grpc.max_send_message_length", 2 * MAX_REQUEST_BYTES),
         ("grpc.max_metadata_size", _METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", _METADATA_BYTES),
-        ("grpc.max_concurrent_streams", _CALLS_PER_CONNECTION),
+        # Above what the gate lets in, which refuses in words; gRPC just drops the stream.
+        ("grpc.max_concurrent_streams", 2 * config.max_concurrent_calls),
         ("grpc.max_allowed_incoming_connections", config.max_connections),
         # A connection that does not get as far as HTTP/2 is closed.
         ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
