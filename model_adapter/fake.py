@@ -15,6 +15,7 @@ import hashlib
 import re
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from itertools import pairwise
@@ -130,6 +131,15 @@ def _bag_CE(
 def _bf16(values: npt.NDArray[np.float32]) -> Bits:
     """bf16 bits by truncation, exact for what this engine stores."""
     return (values.view(np.uint32) >> 16).astype("<u2")
+
+
+def _still_there(memory: MemoryView, numbers: Sequence[int]) -> list[DocumentText]:
+    """Those of the documents that were not deleted since they were routed."""
+    found = []
+    for number in numbers:
+        with suppress(KeyError):
+            found.append(DocumentText(number, memory.text(number)))
+    return found
 
 
 @dataclass
@@ -340,21 +350,23 @@ class FakeEngine:
         events: list[Event] = [RoutingEvent(running.round, tuple(ranked), weight)]
         if ranked:
             running.cited.append(ranked[0].number)
-            counts.document_tokens += len(_words(memory.text(ranked[0].number)))
+            for document in _still_there(memory, [ranked[0].number]):
+                counts.document_tokens += len(_words(document.text))
             events.append(CitationEvent(ranked[0].number, running.round))
         return events
 
     def _begin_answer(self, running: _Running) -> list[Event]:
-        texts = [running.memory.text(number) for number in running.cited] or [NOTHING_FOUND]
-        running.left = [word for text in texts for word in text.split()]
+        cited = [document.text for document in _still_there(running.memory, running.cited)]
+        running.left = [word for text in cited or [NOTHING_FOUND] for word in text.split()]
         return []
 
     def _check_content(self, memory: MemoryView, numbers: Sequence[int]) -> None:
         """Raises EngineError when content KV is not what `encode` makes of the text."""
-        positions = np.searchsorted(memory.numbers_N, numbers)
-        blocks = [self._block(DocumentText(number, memory.text(number))) for number in numbers]
-        if not blocks:
+        documents = _still_there(memory, numbers)
+        if not documents:
             return
+        positions = np.searchsorted(memory.numbers_N, [document.number for document in documents])
+        blocks = [self._block(document) for document in documents]
         for layer in range(len(self._layout.routed_layers)):
             held = memory.content(layer, [int(p) for p in positions])
             key = np.concatenate([b.key_LCE[layer] for b in blocks if b.key_LCE is not None])

@@ -46,7 +46,7 @@ async def whole(call: Any) -> None:
 
 
 async def test_questions(start: Serve) -> None:
-    async with start(worker_model="fake:step_ms=10") as served:
+    async with start(worker_model="fake:step_ms=40") as served:
         late = await newcomer(served)
         await append(served, late, "memories/mine", 3)
         await served.create("flood")

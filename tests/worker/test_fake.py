@@ -102,6 +102,15 @@ def test_rounds_cite_one_document_each() -> None:
     assert events("boat", max_rounds=1)[-1] == FinishEvent(FinishReason.ROUNDS)
 
 
+@pytest.mark.parametrize(("gone", "said"), [({1}, NOTHING_FOUND), ({2}, TEXTS[0])])
+def test_a_document_deleted_since_it_was_routed_is_left_out(gone: set[int], said: str) -> None:
+    engine = FakeEngine()
+    blocks = engine.encode([DocumentText(n, t) for n, t in enumerate(TEXTS, 1)]).blocks
+    left = {n: text for n, text in enumerate(TEXTS, 1) if n not in gone}
+    view = InMemoryView(engine.description.layout, blocks, left)
+    assert text_of(events_alone(engine, Generate("Anna boat", 0), view)) == said
+
+
 def test_a_wrong_block_is_noticed() -> None:
     """One bit of content, two blocks swapped, routing keys for another text."""
     engine = FakeEngine()
