@@ -11,12 +11,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-import os
 import re
 import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from memsvc.principal import Principal
 from memsvc.token_auth import TokenAuthenticator
 from memsvc.tokens import TokenError
 from storage.catalog import ApiKeyRow, Catalog, Scope
+from storage.files import write_new
 
 log = logging.getLogger(__name__)
 
@@ -104,14 +105,8 @@ class ServerKey:
 
 def make_server_key(path: Path) -> ServerKey:
     """Makes the key file, mode 0600. An existing one is loaded instead."""
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return load_server_key(path)
-    with os.fdopen(handle, "w") as file:
-        file.write(secrets.token_hex(_KEY_BYTES) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    with suppress(FileExistsError):
+        write_new(path, f"{secrets.token_hex(_KEY_BYTES)}\n".encode())
     return load_server_key(path)
 
 

@@ -36,6 +36,7 @@ from storage.catalog import migrate
 from storage.catalog.database import sqlite_url
 from storage.catalog.snapshot import copy_catalog, put_catalog
 from storage.failpoints import Failpoint, reach
+from storage.files import sync_folder, write_new
 from storage.lmdb_store import LmdbReader
 from storage.paths import DataFolder
 from storage.store import StoreNotFoundError
@@ -81,7 +82,7 @@ def back_up(config: Config, target: Path) -> Outcome:
         outcome = _seal(staged, target, damage)
         reach(Failpoint.BACKUP_SEALED)
         staged.rename(target)
-        _sync(target.parent)
+        sync_folder(target.parent)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise
@@ -170,7 +171,7 @@ def _view(
     def write() -> None:
         copy(target.tenant(tenant))
         if keys is not None:
-            _write(target.keys(tenant), keys)
+            write_new(target.keys(tenant), keys)
 
     return write
 
@@ -221,9 +222,9 @@ def _seal(staged: Path, target: Path, damage: tuple[str, ...]) -> Outcome:
         "damage": len(damage),
         "files": listed,
     }
-    _write(staged / MANIFEST, json.dumps(manifest, indent=1).encode())
+    write_new(staged / MANIFEST, json.dumps(manifest, indent=1).encode())
     for folder in {path.parent for path in files} | {staged}:
-        _sync(folder)
+        sync_folder(folder)
     return Outcome(target, len(files), sum(path.stat().st_size for path in files), damage)
 
 
@@ -271,16 +272,7 @@ def _copy_file(source: Path, target: Path) -> None:
         shutil.copyfileobj(original, copy, _PIECE_BYTES)
         copy.flush()
         os.fsync(copy.fileno())
-    _sync(target.parent)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Durably, with mode 0600."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    sync_folder(target.parent)
 
 
 def _remove_log(catalog: Path) -> None:
@@ -299,11 +291,3 @@ def _remove_locks(folder: DataFolder) -> None:
     _remove_log(folder.catalog)
     for path in folder.tenant("any").parent.glob("*/lock.mdb"):
         path.unlink()
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

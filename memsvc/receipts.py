@@ -9,7 +9,6 @@ verify-deletion` looks for. There is no user text in it: numbers, counts and uid
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from storage.document_json import dump_json
+from storage.files import sync_folder, write_new
 from storage.paths import DataFolder
 
 VERSION = 1
@@ -98,11 +98,8 @@ class Receipts:
         folder = self._folder / tenant_uid
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         name = f"{time.time_ns() // 1000:016d}-{secrets.token_hex(4)}.json"
-        handle = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(receipt)
-            file.flush()
-            os.fsync(handle)
+        write_new(folder / name, receipt)
+        sync_folder(folder)
 
 
 def _numbers(numbers: Iterable[int] | None) -> str | None:

@@ -25,6 +25,7 @@ from typing import TypeVar
 import lmdb
 
 from storage.failpoints import Failpoint, reach
+from storage.files import sync_file, sync_folder
 from storage.store import (
     StorageError,
     StorageFullError,
@@ -142,7 +143,7 @@ class Environment:
         self._writer_lock = lock
         if new:
             # The folder's own entry must outlive a power cut as well as its files do.
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
 
     def _open(self) -> lmdb.Environment:
         data = self.path / DATA_FILE
@@ -162,7 +163,7 @@ class Environment:
                 max_spare_txns=4,
             )
         if not self._readonly:
-            _sync_folder(self.path)
+            sync_folder(self.path)
         return env
 
     @property
@@ -210,8 +211,8 @@ class Environment:
                     folder.mkdir(mode=0o700, parents=True)
                     with _translated():
                         self._env.copy(str(folder), compact=True, txn=transaction)
-                    _sync_file(folder / DATA_FILE)
-                    _sync_folder(folder)
+                    sync_file(folder / DATA_FILE)
+                    sync_folder(folder)
 
                 yield copy
 
@@ -328,19 +329,6 @@ class Environment:
 
 def _pages(size: int) -> int:
     return -(-size // 4096) * 4096
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _storage_error(error: OSError | lmdb.Error) -> StorageError:

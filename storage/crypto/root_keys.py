@@ -20,6 +20,8 @@ from typing import Protocol
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from storage.files import sync_folder, write_new
+
 KEY_BYTES = 32
 _NONCE_BYTES = 12
 _PIECE_BYTES = 2**20
@@ -115,14 +117,10 @@ def write_root_keys(path: Path, keys: Sequence[str]) -> None:
     """Writes a key file, mode 0600, durable on return; the earlier one is overwritten first."""
     staged = path.with_name(f".{path.name}.new")
     staged.unlink(missing_ok=True)
-    handle = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(handle, "w") as file:
-        file.write("".join(f"{key}\n" for key in keys))
-        file.flush()
-        os.fsync(file.fileno())
+    write_new(staged, "".join(f"{key}\n" for key in keys).encode())
     old = os.open(path, os.O_WRONLY | os.O_CLOEXEC) if path.exists() else None
     staged.replace(path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     if old is not None:
         overwrite(old)
 
@@ -135,11 +133,3 @@ def overwrite(handle: int) -> None:
             left -= file.write(bytes(min(left, _PIECE_BYTES)))
         file.flush()
         os.fsync(handle)
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

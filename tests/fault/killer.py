@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import random
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
+
+from tests.fault.figures import Figures
+from tests.fault.scene import Scene
 
 #: Lets the clients work for a random while.
 Live = Callable[[], Awaitable[None]]
 
 
-class Killer:
-    """Base of them all. kill(): one kill, after which everything runs."""
+class Killer(ABC):
+    """Base of them all."""
 
+    @abstractmethod
     async def kill(self) -> None:
-        """Raises CrashLoopError when something does not come back."""
-        raise NotImplementedError
+        """One kill, after which everything runs. Raises CrashLoopError when it does not."""
 
     async def rest(self) -> None:
         """Makes sure that nothing dies from here on until the next kill."""
+
+
+class SceneKiller(Killer):
+    """Kills something of the scene."""
+
+    def __init__(self, scene: Scene, rng: random.Random, figures: Figures, live: Live) -> None:
+        self._scene = scene
+        self._rng = rng
+        self._figures = figures
+        self._live = live

@@ -13,7 +13,7 @@ import psutil
 
 from storage.failpoints import Failpoint
 from tests.fault.figures import CrashLoopError, Figures, count
-from tests.fault.killer import Killer, Live
+from tests.fault.killer import Killer, Live, SceneKiller
 from tests.fault.outages import DatabaseKiller, DiskKiller, PowerKiller
 from tests.fault.scene import Scene
 from tests.fault.spoil import MENDING, spoil
@@ -33,20 +33,11 @@ _MIGRATIONS = (Failpoint.MIGRATE_UNCOMMITTED, Failpoint.MIGRATE_COMMITTED)
 _BACKUPS = tuple(point for point in Failpoint if point.startswith(("backup", "restore")))
 
 
-class ServerKiller(Killer):
+class ServerKiller(SceneKiller):
     """SIGKILL to the server at a random moment, and now and then while it starts again."""
 
-    def __init__(
-        self,
-        scene: Scene,
-        rng: random.Random,
-        figures: Figures,
-        live: Live,
-    ) -> None:
-        self._scene = scene
-        self._rng = rng
-        self._figures = figures
-        self._live = live
+    def __init__(self, scene: Scene, rng: random.Random, figures: Figures, live: Live) -> None:
+        super().__init__(scene, rng, figures, live)
         self._started_s = 1.0
 
     async def kill(self) -> None:
@@ -66,51 +57,36 @@ class ServerKiller(Killer):
         self._started_s = time.monotonic() - begun
 
 
-class WorkerKiller(Killer):
+class WorkerKiller(SceneKiller):
     """SIGKILL to the supervised worker, one that serves or now and then one that starts."""
-
-    def __init__(
-        self,
-        scene: Scene,
-        rng: random.Random,
-        figures: Figures,
-        live: Live,
-    ) -> None:
-        self._server = scene.server
-        self._rng = rng
-        self._figures = figures
-        self._live = live
 
     async def kill(self) -> None:
         """See Killer. The server starts another worker by itself."""
         await self._live()
         if self._rng.random() > _KILLED_STARTING_SHARE:
-            await asyncio.to_thread(self._server.wait_model)
+            await asyncio.to_thread(self._scene.server.wait_model)
             await asyncio.sleep(self._rng.uniform(0.0, 0.5))
         else:
             self._figures.kills_while_starting += 1
         end = time.monotonic() + _ANSWER_S
-        while not (workers := await asyncio.to_thread(self._server.workers)):
+        while not (workers := await asyncio.to_thread(self._scene.server.workers)):
             if time.monotonic() > end:
-                raise CrashLoopError(f"no worker came back\n{self._server.log_tail()}")
+                raise CrashLoopError(f"no worker came back\n{self._scene.server.log_tail()}")
             await asyncio.sleep(0.05)
         with suppress(psutil.NoSuchProcess):
             workers[0].kill()
         self._figures.kills_worker += 1
         if self._figures.kills_worker % _KILLS_BETWEEN_DRAINS == 0:
-            await asyncio.to_thread(self._server.stop)
+            await asyncio.to_thread(self._scene.server.stop)
             self._figures.drains += 1
-            await asyncio.to_thread(self._server.start)
+            await asyncio.to_thread(self._scene.server.start)
 
 
-class PointKiller(Killer):
+class PointKiller(SceneKiller):
     """Servers that die at a failpoint, one after another through all of them."""
 
     def __init__(self, scene: Scene, rng: random.Random, figures: Figures, live: Live) -> None:
-        del live  # A server lives until it comes to its point.
-        self._scene = scene
-        self._rng = rng
-        self._figures = figures
+        super().__init__(scene, rng, figures, live)
         self._points = self._shuffled()
         self._armed: Failpoint | None = None
 

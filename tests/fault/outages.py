@@ -7,7 +7,7 @@ import random
 import shutil
 
 from tests.fault.figures import CannotTryError, Figures, count
-from tests.fault.killer import Killer, Live
+from tests.fault.killer import Live, SceneKiller
 from tests.fault.scene import Scene
 from tests.support.live import LiveError
 
@@ -22,20 +22,8 @@ _DISK_ERRORS = (
 )
 
 
-class DatabaseKiller(Killer):
+class DatabaseKiller(SceneKiller):
     """SIGKILL to every process of PostgreSQL, mid-transaction; server and clients go on."""
-
-    def __init__(
-        self,
-        scene: Scene,
-        rng: random.Random,
-        figures: Figures,
-        live: Live,
-    ) -> None:
-        self._scene = scene
-        self._rng = rng
-        self._figures = figures
-        self._live = live
 
     async def kill(self) -> None:
         """See Killer."""
@@ -48,14 +36,11 @@ class DatabaseKiller(Killer):
         await asyncio.to_thread(postgres.start)
 
 
-class DiskKiller(Killer):
+class DiskKiller(SceneKiller):
     """Servers whose disk fails now and then, by an error put in for a system call, then killed."""
 
     def __init__(self, scene: Scene, rng: random.Random, figures: Figures, live: Live) -> None:
-        self._scene = scene
-        self._rng = rng
-        self._figures = figures
-        self._live = live
+        super().__init__(scene, rng, figures, live)
         if shutil.which("strace") is None:
             raise CannotTryError("disk errors need strace")
 
@@ -82,19 +67,8 @@ class DiskKiller(Killer):
         self._figures.kills_server += 1
 
 
-class PowerKiller(Killer):
+class PowerKiller(SceneKiller):
     """Cuts the power of the disk under everything; the processes end after it, not before."""
-
-    def __init__(
-        self,
-        scene: Scene,
-        rng: random.Random,
-        figures: Figures,
-        live: Live,
-    ) -> None:
-        self._scene = scene
-        self._figures = figures
-        self._live = live
 
     async def kill(self) -> None:
         """See Killer."""
