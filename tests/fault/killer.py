@@ -20,6 +20,7 @@ class Killer(ABC):
     async def kill(self) -> None:
         """One kill, after which everything runs. Raises CrashLoopError when it does not."""
 
+    @abstractmethod
     async def rest(self) -> None:
         """Makes sure that nothing dies from here on until the next kill."""
 
@@ -32,3 +33,6 @@ class SceneKiller(Killer):
         self._rng = rng
         self._figures = figures
         self._live = live
+
+    async def rest(self) -> None:
+        """Nothing dies unless kill() is called."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,8 +47,8 @@ async def test_one_of_both_is_changed(start: Serve) -> None:
     async with start() as served:
         memory = await served.create("herons", display_name=NAME, labels={"k": LABEL})
 
-        async def update(path: str, etag: str = "", **fields: object) -> resources.Memory:
-            wanted = resources.Memory(name=memory.name, etag=etag, **fields)  # type: ignore[arg-type]
+        async def update(path: str, etag: str = "", **fields: Any) -> resources.Memory:
+            wanted = resources.Memory(name=memory.name, etag=etag, **fields)
             request = pb.UpdateMemoryRequest(memory=wanted)
             request.update_mask.paths.append(path)
             reply: resources.Memory = await served.as_operator(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -20,8 +21,8 @@ def in_days(days: float) -> int:
     return round((time.time() + days * DAY_S) * 1e6)
 
 
-async def update(served: Served, name: str, *paths: str, **fields: object) -> resources.Memory:
-    wanted = resources.Memory(name=name, **fields)  # type: ignore[arg-type]
+async def update(served: Served, name: str, *paths: str, **fields: Any) -> resources.Memory:
+    wanted = resources.Memory(name=name, **fields)
     request = pb.UpdateMemoryRequest(memory=wanted)
     request.update_mask.paths.extend(paths)
     reply: resources.Memory = await served.as_operator(served.memories.UpdateMemory, request)

@@ -24,7 +24,7 @@ async def ended(call: object) -> str:
             async for _ in call:
                 pass
         else:
-            await call  # type: ignore[misc]
+            await call  # type: ignore[misc]  # a unary call: streams were taken above
     except aio.AioRpcError as error:
         return refusal(error).reason
     return ""

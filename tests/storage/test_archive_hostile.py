@@ -19,6 +19,7 @@ from storage.archive import (
     ArchiveVersionError,
     open_archive,
 )
+from storage.layout import KVBlock
 from storage.store import StoredDocument
 from tests.support.archives import (
     DOCUMENTS,
@@ -212,7 +213,7 @@ def test_a_file_that_changes_after_it_was_verified(tmp_path: Path) -> None:
             list(archive.documents())
 
 
-def contents(path: Path) -> tuple[object, list[StoredDocument], list[object]]:
+def contents(path: Path) -> tuple[object, list[StoredDocument], list[KVBlock]]:
     with open_archive(path) as archive:
         found = [list(archive.blocks(e.encoding_id)) for e in archive.manifest.encodings]
         return archive.manifest, list(archive.documents()), [b for run in found for b in run]
@@ -248,5 +249,5 @@ def test_random_damage_is_refused_or_does_no_harm(tmp_path: Path) -> None:
             continue
         assert found[:2] == (manifest, documents)
         pairs = zip(found[2], blocks, strict=True)
-        assert all(same_block(left, right) for left, right in pairs)  # type: ignore[arg-type]
+        assert all(same_block(left, right) for left, right in pairs)
     assert refused > 2000

@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 from model_adapter.lease import Lease
 from model_adapter.pager import Budgets
 from model_adapter.residency import MemoryKey
-from storage.layout import KVBlock
+from storage.layout import KVBlock, KVLayout
 from tests.support.blocks import LAYOUTS
 from tests.support.pages import OTHER_TENANT, TENANT, World, check_view, document_bytes, key
 
@@ -45,7 +45,7 @@ class PagerMachine(RuleBasedStateMachine):
         routing=st.sampled_from([0, 20, 60, 1000]),
         content=st.sampled_from([0, 2, 1000]),
     )
-    def begin(self, layout, routing, content) -> None:  # type: ignore[no-untyped-def]
+    def begin(self, layout: KVLayout, routing: int, content: int) -> None:
         one = document_bytes(layout, 5)
         self.world = World(layout, Budgets(routing * one, content * one, slab_bytes=3 * one))
         self.last = dict.fromkeys(NAMES, 0)
