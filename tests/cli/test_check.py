@@ -23,8 +23,6 @@ from storage.store import MemoryUid
 from tests.support.keys import open_store
 from tests.support.live import live_server
 
-pytestmark = pytest.mark.xdist_group("cli")
-
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:

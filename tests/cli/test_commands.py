@@ -16,7 +16,6 @@ from memsvc.cli.exits import ExitCode
 from memsvc.cli.main import build
 from tests.support.live import LiveServer, live_server, run_cli
 
-pytestmark = pytest.mark.xdist_group("cli")
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 

@@ -6,13 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from examples.demo_story import QUESTIONS, read_conversation
 from tests.support.live import environment
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.xdist_group("cli")
 
 
 def demo(*arguments: str, cache: Path) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,6 @@ from memsvc.client import TLS, Client, RetryPolicy, UnavailableError
 from tests.support.live import LiveServer, LiveWorker, run_cli
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.xdist_group("cli")
 
 
 def test_a_worker_that_runs_apart(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from memsvc.client import TextSource, Turn
 from tests.support.chat_stub import API_KEY, ChatStub, chat_stub
 from tests.support.live import LiveServer, environment, live_server
 
-pytestmark = pytest.mark.xdist_group("client")
 QUESTION = "Who repaired the boiler?"
 
 

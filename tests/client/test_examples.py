@@ -17,7 +17,6 @@ ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "examples/quickstart.py"
 #: Around the client example in README.md.
 MARKED = re.compile(r"<!-- quickstart -->\s*```python\n(.*?)```\s*<!-- /quickstart -->", re.DOTALL)
-pytestmark = pytest.mark.xdist_group("client")
 
 
 @pytest.fixture(scope="module")

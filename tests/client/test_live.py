@@ -34,7 +34,6 @@ from memsvc.client import (
 )
 from tests.support.live import LiveServer, live_server
 
-pytestmark = pytest.mark.xdist_group("client")
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
 

@@ -9,8 +9,6 @@ import pytest
 from tests.fault.crash_loop import SKIPPED, Options, crash_loop, main
 from tests.fault.figures import CannotTryError, Figures
 
-pytestmark = pytest.mark.xdist_group("crash")
-
 
 async def run(folder: Path, target: str, kills: int) -> Figures:
     options = Options(kills=kills, target=target, memories=2, most_acks_between_kills=20)

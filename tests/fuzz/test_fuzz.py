@@ -17,7 +17,6 @@ from tests.fuzz.target import METHODS, Target
 from tests.support.live import LiveServer, live_server
 
 EXAMPLES = 85  # of each of the 24 methods
-pytestmark = pytest.mark.xdist_group("fuzz")
 
 
 class Fuzzed:

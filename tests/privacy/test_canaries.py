@@ -32,7 +32,6 @@ from tests.support.served import free_port
 DEBUG = ("--set", "log_level=debug", "--set", "log_format=json")
 METRICS_PORT = free_port()
 METRICS = ("--set", f"metrics_listen=127.0.0.1:{METRICS_PORT}", "--set", "metrics_tenants=false")
-pytestmark = pytest.mark.xdist_group("privacy")
 
 MEMORY = f"{MARK}-memory"
 TENANT = f"{MARK}-tenant"
