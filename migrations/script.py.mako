@@ -7,8 +7,9 @@ Rules for a migration:
 - It runs on SQLite and PostgreSQL, up and down, with data in the tables; tests/catalog proves it.
 - Short: all of an upgrade is one transaction with an exclusive lock on what it alters. Schema here;
   a change to many rows goes in batches of its own, after the release that can read both forms.
-- PostgreSQL: `op.execute("SET LOCAL lock_timeout = '5s'")` before altering a table that exists, so
-  that it gives up instead of queueing every query behind it. Add a column nullable or with a constant
+- It comes with tests/catalog/rows/${up_revision}.sql: rows that fill what it adds.
+- PostgreSQL: whoever runs it has set lock_timeout and statement_timeout (storage/catalog/schema.py),
+  so that it gives up instead of queueing every query behind it. Add a column nullable or with a constant
   default; add a constraint NOT VALID, then validate it in the next revision.
 - SQLite: alter through `with op.batch_alter_table(...)`, which copies the table. Foreign keys are off
   meanwhile and checked at the end.

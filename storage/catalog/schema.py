@@ -21,6 +21,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import URL, Connection, text
 
 from storage.catalog.database import (
@@ -38,6 +39,9 @@ Result = TypeVar("Result")
 ADVISORY_LOCK = 0x6D656D737663
 #: How long one migration waits for another to end.
 LOCK_WAIT_S = 120
+#: PostgreSQL: how long a statement of a migration may wait for a table's lock. Whoever comes
+#: after it queues behind it, so it gives up soon, with all of the upgrade, and is run again.
+TABLE_LOCK_S = 5
 #: How long one statement of a migration may take on PostgreSQL.
 MIGRATION_S = 3600
 
@@ -55,8 +59,18 @@ def alembic_config() -> Config:
 
 @cache
 def head_revision() -> str:
-    """The schema revision that this code needs."""
-    head = ScriptDirectory.from_config(alembic_config()).get_current_head()
+    """The schema revision that this code needs. Raises SchemaError."""
+    return only_head(ScriptDirectory.from_config(alembic_config()))
+
+
+def only_head(script: ScriptDirectory) -> str:
+    """The one revision that no other follows. Raises SchemaError where there is none, or where
+    two lines of work each added one.
+    """
+    try:
+        head = script.get_current_head()
+    except CommandError as error:
+        raise SchemaError(f"the migrations end in several revisions: {error}") from error
     if head is None:
         raise SchemaError("the migrations package holds no revision")
     return head
@@ -146,6 +160,8 @@ async def _on_postgres(url: URL, work: Callable[[Connection], Result]) -> Result
             await connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_WAIT_S}s'"))
             lock = text("SELECT pg_advisory_xact_lock(:key)")
             await connection.execute(lock, {"key": ADVISORY_LOCK})
+            await connection.execute(text(f"SET LOCAL lock_timeout = '{TABLE_LOCK_S}s'"))
+            await connection.execute(text(f"SET LOCAL statement_timeout = '{MIGRATION_S}s'"))
             return await connection.run_sync(work)
     finally:
         await engine.dispose()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from alembic import command
+from alembic.config import Config
 from sqlalchemy import Connection
 
 from storage.catalog import (
@@ -82,13 +83,21 @@ async def make_key(
     return await catalog.create_api_key(key_id, tenant.uid, "", scope, False, b"d" * 32, None)
 
 
+def upgrade(url: str, revision: str) -> None:
+    """Brings a database to a revision, the newest or an earlier one; blocks."""
+    _move(url, command.upgrade, revision)
+
+
 def downgrade(url: str, revision: str) -> None:
     """Takes a database back to an earlier revision; blocks."""
+    _move(url, command.downgrade, revision)
 
+
+def _move(url: str, move: Callable[[Config, str], None], revision: str) -> None:
     def work(connection: Connection) -> None:
         config = alembic_config()
         config.attributes["connection"] = connection
-        command.downgrade(config, revision)
+        move(config, revision)
 
     run_locked(url, work)
 
