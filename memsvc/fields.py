@@ -15,10 +15,10 @@ import binascii
 import hashlib
 import hmac
 import json
+import logging
 import secrets
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
@@ -27,7 +27,9 @@ from memsvc.keys import Keys
 from memsvc.v1 import resources_pb2
 from storage.catalog import MemoryRow
 from storage.crypto import TenantKeys
-from storage.store import MemoryUid, WrongKeyError
+from storage.store import KeyMissingError, MemoryUid, WrongKeyError
+
+log = logging.getLogger(__name__)
 
 #: Begins every sealed text. No display name holds it: control characters are refused.
 _MARK = "\x01"
@@ -64,18 +66,19 @@ class Fields:
 
     async def opened(self, row: MemoryRow) -> MemoryRow:
         """The row as users see it. Raises WrongKeyError, KeyMissingError."""
-        (found,) = await self.all_opened([row])
-        return found
+        if not (row.display_name or row.labels):
+            return row
+        keys = await self._tenant(row.tenant_uid)
+        return row if keys is None else await asyncio.to_thread(_open, keys, row)
 
-    async def all_opened(self, rows: Iterable[MemoryRow]) -> list[MemoryRow]:
-        """Rows of one tenant."""
-        rows = list(rows)
+    async def those_opened(self, rows: Sequence[MemoryRow]) -> Sequence[MemoryRow]:
+        """Rows of one tenant, without those whose keys were destroyed since they were read."""
         if not any(row.display_name or row.labels for row in rows):
             return rows
         keys = await self._tenant(rows[0].tenant_uid)
         if keys is None:
             return rows
-        return await asyncio.to_thread(lambda: list(map(partial(_open, keys), rows)))
+        return await asyncio.to_thread(_those_open, keys, rows)
 
     async def opened_reply(
         self, tenant_uid: str, memory: resources_pb2.Memory
@@ -113,6 +116,16 @@ def _seal(keys: TenantKeys, row: MemoryRow) -> MemoryRow:
     context = _Text(row.tenant_uid, row.uid, "").context
     sealed = nonce + keys.fields(_uid(row)).encrypt(nonce, plain, context)
     return replace(row, display_name=_MARK + base64.b64encode(sealed).decode(), labels={})
+
+
+def _those_open(keys: TenantKeys, rows: Sequence[MemoryRow]) -> list[MemoryRow]:
+    found = []
+    for row in rows:
+        try:
+            found.append(_open(keys, row))
+        except KeyMissingError:
+            log.warning("memory without its key", extra={"memory": row.uid})
+    return found
 
 
 def _open(keys: TenantKeys, row: MemoryRow) -> MemoryRow:

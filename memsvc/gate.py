@@ -30,7 +30,12 @@ from memsvc.principal import Principal, set_principal
 from memsvc.v1.errors_pb2 import ErrorReason
 from memsvc.wire import METHODS, parse_request
 from storage.catalog import CatalogFullError, CatalogUnavailableError, Scope
-from storage.store import CorruptRecordError, StorageFullError, StoreUnavailableError
+from storage.store import (
+    CorruptRecordError,
+    KeyMissingError,
+    StorageFullError,
+    StoreUnavailableError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -256,11 +261,18 @@ def _translated(method: str, error: Exception) -> ApiError:
             log.error("store unavailable", exc_info=error, extra=extra)
             return errors.store_unavailable()
         case CorruptRecordError():
-            log.error("corrupt record", exc_info=error, extra=extra)
-            return errors.record_corrupt("a stored record")
+            return _unreadable(error, extra)
     incident = secrets.token_hex(8)
     log.error("internal fault", exc_info=error, extra={**extra, "incident": incident})
     return errors.internal_fault(incident)
+
+
+def _unreadable(error: CorruptRecordError, extra: dict[str, str]) -> ApiError:
+    if isinstance(error, KeyMissingError):  # Who deleted the memory under the call destroyed it.
+        log.warning("key missing", exc_info=error, extra=extra)
+        return errors.memory_not_found()
+    log.error("corrupt record", exc_info=error, extra=extra)
+    return errors.record_corrupt("a stored record")
 
 
 def _log_call(method: str, outcome: str, seconds: float) -> None:

@@ -70,7 +70,9 @@ class MemoriesHandler:
 
         try:
             answer = await self._app.writes.once(call, attempt)
-        except BaseException:
+        except errors.ApiError:
+            # Only what says that there is no such row: one whose caller left, or whose
+            # database went away at its commit, may be there, and `reconcile` knows.
             await fields.forget(row)
             raise
         self._app.encoding.wake()
@@ -120,11 +122,11 @@ class MemoriesHandler:
         encodings: Mapping[str, list[EncodingRow]] = await self._catalog.list_encodings_for(
             [row.uid for row in rows]
         )
-        opened = await self._app.fields.all_opened(rows)
+        opened = await self._app.fields.those_opened(rows)
         memories = [memory_to_wire(row, encodings.get(row.uid, ())) for row in opened]
         kept = fitting(memory.ByteSize() for memory in memories)
         if kept < len(memories):
-            after = (rows[kept - 1].created_us, rows[kept - 1].uid)
+            after = (opened[kept - 1].created_us, opened[kept - 1].uid)
         return pb.ListMemoriesResponse(
             memories=memories[:kept],
             next_page_token=self._app.page_tokens.issue(binding, after) if after else "",

@@ -13,6 +13,7 @@ from memsvc.canaries import Search
 from memsvc.fields import Fields
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2 as resources
+from memsvc.writes import memory_uid
 from storage.store import KeyMissingError, WrongKeyError
 from tests.service.test_deletion import row_of
 from tests.support.served import Serve, Served, refused
@@ -41,6 +42,22 @@ async def test_names_and_labels_come_back_and_rest_nowhere(start: Serve) -> None
         row = await row_of(served, memory.name)
         assert row.display_name.startswith("\x01")
         assert row.labels == {}
+
+
+async def test_a_memory_whose_key_is_gone_is_no_memory_and_hides_no_other(start: Serve) -> None:
+    """As between the destruction of its key and the end of its deletion."""
+    async with start() as served:
+        for name in ("herons", "otters", "storks"):
+            await served.create(name, display_name=NAME)
+        row = await row_of(served, "memories/otters")
+        keys = served.server.application.keys.tenant(row.tenant_uid)
+        assert keys is not None
+        keys.destroy(memory_uid(row))
+        list_all = pb.ListMemoriesRequest()
+        page = await served.as_operator(served.memories.ListMemories, list_all)
+        assert [one.name for one in page.memories] == ["memories/storks", "memories/herons"]
+        got = served.memories.GetMemory, pb.GetMemoryRequest(name="memories/otters")
+        assert (await refused(served.as_operator(*got))).reason == "MEMORY_NOT_FOUND"
 
 
 async def test_one_of_both_is_changed(start: Serve) -> None:
