@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from memsvc.check import Severity, check_data
-from memsvc.client import AsyncClient, Conversation, MemsvcError
+from memsvc.client import AsyncClient, Conversation, MemsvcError, NotFoundError
 from memsvc.config import Config
 from tests.fault.figures import CrashLoopError, Figures
 from tests.fault.ledger import Ledger, Stored, problems
 
 _ANSWER_S = 90.0
+#: More than a crash loop ever stores.
+_NO_DOCUMENT = 10**9
 
 
 async def verify(
@@ -27,6 +30,7 @@ async def verify(
     figures.turns_stored = 0
     for memory in memories:
         own = [ledger for ledger in ledgers if ledger.memory == memory]
+        await _settled(client, memory)
         stored = await _read(client, memory)
         figures.turns_stored += len(stored)
         found += [f"{memory}: {problem}" for problem in problems(own, stored)]
@@ -46,6 +50,15 @@ async def _check(config: Config, figures: Figures) -> list[str]:
         else:
             figures.leftovers_seen += 1
     return damage
+
+
+async def _settled(client: AsyncClient, memory: str) -> None:
+    """Returns when no write is under way: one whose client was cut off goes on to its end,
+    and whoever writes next waits for it."""
+    with suppress(NotFoundError):
+        await client.memory(memory).documents.delete(
+            [f"memories/{memory}/documents/{_NO_DOCUMENT}"]
+        )
 
 
 async def _read(client: AsyncClient, memory: str) -> list[Stored]:
@@ -73,5 +86,11 @@ async def _ask(
     if answer.done.revision < revision:
         return [f"the answer saw revision {answer.done.revision} of {revision}"]
     if answer.usage is None or answer.usage.routed_documents != len(stored):
-        return [f"the answer saw {answer.usage} of {len(stored)} documents"]
+        again = await client.memory(memory).ask(question, timeout_s=_ANSWER_S)
+        later = [one.number for one in await _read(client, memory)]
+        return [
+            f"the answer at {answer.done.revision} saw {answer.usage} of {len(stored)} documents;"
+            f" asked again at {again.done.revision}: {again.usage}; numbers"
+            f" {[one.number for one in stored]}, read again: {later}"
+        ]
     return []
