@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from model_adapter.msa.kernels import KeyStorage, ResidentKeys
 from storage.layout import KVBlock, KVLayout
 
 
@@ -54,6 +55,8 @@ class ModelDescription:
     """What a model is and what it takes. Limits in tokens.
 
     lexical_weight: share of the question's words in a ranking when nobody says otherwise.
+    storing: how its kernels read routing keys on the device; None: it has none. placement: what
+    it runs on and why, for people.
     """
 
     model_id: str
@@ -66,6 +69,8 @@ class ModelDescription:
     device: str
     compute_dtype: str
     lexical_weight: float = 0.0
+    storing: KeyStorage | None = None
+    placement: str = ""
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,15 @@ class MemoryView(Protocol):
 
     def text(self, number: int) -> str:
         """The rendered source text of a document. Raises KeyError for an unknown number."""
+
+
+@runtime_checkable
+class ResidentView(Protocol):
+    """A MemoryView that may have its routing keys on the device, as kernels read them."""
+
+    def resident_keys(self) -> ResidentKeys | None:
+        """Of the whole memory; None when they are not all there, or there is no document, and
+        `routing_keys` is to be used."""
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,17 @@ def choose_device(name: str) -> torch.device:
 
 
 def load_engine(
-    spec: str, data: DataFolder, device: torch.device, dtype: str, adapter: str = "auto"
+    spec: str,
+    data: DataFolder,
+    device: torch.device,
+    dtype: str,
+    adapter: str = "auto",
+    *,
+    routing_keys: str = "auto",
 ) -> Engine:
     """An engine for "fake", "default" or a path; adapter as in load_engine_source.
 
-    Raises UnusableModelError.
+    routing_keys: a value of kernel_choice.RoutingKeyChoice. Raises UnusableModelError.
     """
     if spec.partition(":")[0] == "fake":
         try:
@@ -35,8 +41,12 @@ def load_engine(
     # ruff: noqa: PLC0415  # imported late: the fake engine starts without them
     from model_adapter.checkpoints import CheckpointError, load_engine_source
     from model_adapter.msa.engine import MsaEngine
+    from model_adapter.msa.kernel_choice import RoutingKeyChoice, choose
 
     try:
-        return MsaEngine(load_engine_source(spec, data, dtype, adapter), str(device))
+        model = load_engine_source(spec, data, dtype, adapter)
+        wanted = RoutingKeyChoice(routing_keys)
+        routing = choose(wanted, model.config, model.compute_dtype, device)
+        return MsaEngine(model, str(device), routing=routing)
     except CheckpointError as error:
         raise UnusableModelError(str(error)) from error

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from model_adapter.engine import EngineError
+from model_adapter.msa.kernels import ResidentKeys
 from model_adapter.residency import HeldMemory
 
 if TYPE_CHECKING:  # The pager makes leases.
@@ -30,7 +31,15 @@ class Lease:
         self._index = memory.full.until(last_number)
         self._segments = memory.table.segments
         self._resident = memory.table.index.until(last_number)
+        self._keys: ResidentKeys | None = None
+        if pager.by_kernels and len(self._resident.numbers_N) == len(self._index.numbers_N):
+            self._keys = memory.table.resident(self._index)
         self._released = False
+
+    @property
+    def _coarse(self) -> bool:
+        """Routing keys on the device are not the exact ones, if those are asked for as content."""
+        return bool(self._segments) and self._segments[0].keys.scale_LCS is not None
 
     @property
     def numbers_N(self) -> npt.NDArray[np.int64]:
@@ -48,10 +57,15 @@ class Lease:
         for position, segment in enumerate(self._segments):
             last = position + 1 == len(self._segments)
             end = self._resident.chunks if last else self._segments[position + 1].first
-            count = min(end, self._resident.chunks) - segment.first
-            if count > 0:
-                yield segment.first, segment.keys_LCE[layer, :count]
+            stop = min(end, self._resident.chunks)
+            if stop > segment.first:
+                yield from segment.slabs(layer, self._resident, stop, self._pager.device)
         yield from self._streamed(layer)
+
+    def resident_keys(self) -> ResidentKeys | None:
+        """See ResidentView."""
+        assert not self._released
+        return self._keys
 
     def content(self, layer: int, documents: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """See MemoryView. Raises CorruptRecordError and MemoryChangedError."""
@@ -117,7 +131,7 @@ class Lease:
     def _content_of(self, layer: int, position: int) -> tuple[torch.Tensor, torch.Tensor]:
         first, end = (int(c) for c in self._index.offsets_N1[position : position + 2])
         number = int(self._index.numbers_N[position])
-        keys_too = number > self._resident.last_number
+        keys_too = number > self._resident.last_number or self._coarse
         try:
             key, value = self._pager.copy_content(self._memory, layer, number, keys_too)
             if key is None:
@@ -131,4 +145,4 @@ class Lease:
 
     def _resident_keys(self, layer: int, first: int, end: int) -> torch.Tensor:
         segment = next(s for s in reversed(self._segments) if s.first <= first)
-        return segment.keys_LCE[layer, first - segment.first : end - segment.first]
+        return segment.keys.values_LCE[layer, first - segment.first : end - segment.first]

@@ -25,6 +25,7 @@ from model_adapter.engine import Engine
 from model_adapter.engines import UnusableModelError, choose_device, load_engine
 from model_adapter.lexical import NoFullTextSearchError, check_available
 from model_adapter.pager import Budgets
+from model_adapter.placement import routing_budget
 from model_adapter.registration import Registration, registered
 from model_adapter.tls import TlsFiles
 from model_adapter.worker import ListenError, WorkerConfig, serving
@@ -49,6 +50,10 @@ def parse_bytes(text: str) -> int:
     return int(match[1]) * _UNITS[match[2].upper()]
 
 
+def _budget_or_auto(text: str) -> int | None:
+    return None if text == "auto" else parse_bytes(text)
+
+
 def parser() -> argparse.ArgumentParser:
     """What the command takes."""
     made = argparse.ArgumentParser(prog="python -m model_adapter", description=__doc__)
@@ -63,7 +68,18 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     made.add_argument("--dtype", default="auto", choices=("auto", "bf16", "fp32"))
     made.add_argument("--threads", type=int, default=0, help="of torch; 0: one per core")
-    made.add_argument("--routing-budget", type=parse_bytes, default=_DEFAULT_BUDGET)
+    made.add_argument(
+        "--routing-keys",
+        default="auto",
+        choices=("auto", "float", "int8", "int4", "two-stage"),
+        help="how routing keys lie on the device",
+    )
+    made.add_argument(
+        "--routing-budget", type=_budget_or_auto, default="auto", help="on the device"
+    )
+    made.add_argument(
+        "--exact-budget", type=parse_bytes, default="16G", help="of two-stage keys in host RAM"
+    )
     made.add_argument("--content-budget", type=parse_bytes, default=_DEFAULT_BUDGET)
     made.add_argument("--lexical-budget", type=parse_bytes, default="256M")
     made.add_argument("--drain-grace", type=float, default=10.0, help="seconds for queries to end")
@@ -118,16 +134,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = WorkerConfig(
         listen=options.listen,
         data=DataFolder(options.data_dir),
-        budgets=Budgets(
-            options.routing_budget, options.content_budget, lexical_bytes=options.lexical_budget
-        ),
+        budgets=Budgets(0, options.content_budget, lexical_bytes=options.lexical_budget),
         drain_grace_s=options.drain_grace,
         tls=tls,
     )
     try:
         check_available()
         device = choose_device(options.device)
-        engine = _load_apart(options.model, config.data, device, options.dtype, options.adapter)
+        engine = _load_apart(options, config.data, device)
+        budget, why = routing_budget(
+            engine.description, device, options.routing_budget, options.exact_budget
+        )
+        config = replace(config, budgets=replace(config.budgets, routing_bytes=budget))
+        log.info("%s; %s", engine.description.placement, why)
         sound = asyncio.run(_serve(engine, device, config, options.exit_with_parent, registration))
     except (UnusableModelError, ListenError, NoFullTextSearchError) as error:
         log.error("the worker can't start: %s", error)
@@ -135,15 +154,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if sound else EXIT_FAULT
 
 
-def _load_apart(
-    spec: str, data: DataFolder, device: torch.device, dtype: str, adapter: str
-) -> Engine:
+def _load_apart(options: argparse.Namespace, data: DataFolder, device: torch.device) -> Engine:
     """Loads in a thread that ends with it, and with it the OpenMP threads it had started.
 
     Those would outnumber the cores together with the engine's; see residency.copy_into.
     """
+
+    def load() -> Engine:
+        own = (options.model, data, device, options.dtype, options.adapter)
+        return load_engine(*own, routing_keys=options.routing_keys)
+
     with ThreadPoolExecutor(1) as loading:
-        return loading.submit(load_engine, spec, data, device, dtype, adapter).result()
+        return loading.submit(load).result()
 
 
 async def _serve(

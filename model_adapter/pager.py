@@ -28,6 +28,7 @@ from model_adapter.errors import InterruptedQueryError, MemoryInUseError
 from model_adapter.keys import HeldKeys
 from model_adapter.lease import Lease
 from model_adapter.lexicons import Lexicons
+from model_adapter.msa.kernels import KeyStorage
 from model_adapter.paging import BlockSource, Slab
 from model_adapter.readers import Readers
 from model_adapter.residency import (
@@ -89,7 +90,11 @@ class Pager:
         budgets: Budgets,
         device: torch.device,
         keys: HeldKeys | None = None,
+        *,
+        storing: KeyStorage | None = None,
     ) -> None:
+        """storing: how kernels want routing keys on the device; None: they are not for kernels."""
+        self._storing = storing
         self._layout = layout
         self._encoding = encoding
         self._readers = readers
@@ -124,7 +129,8 @@ class Pager:
                 self._let_go(memory)
                 memory = None
             if memory is None:
-                memory = HeldMemory(key, epoch, RoutingTable(self._layout, self.device))
+                table = RoutingTable(self._layout, self.device, self._storing)
+                memory = HeldMemory(key, epoch, table)
                 self._make_place()
                 self._memories[key] = memory
             self._memories.move_to_end(key)
@@ -167,6 +173,11 @@ class Pager:
         if not memory:
             self._readers.close_tenant(tenant)
         return max(freed, 0)
+
+    @property
+    def by_kernels(self) -> bool:
+        """Leases have resident_keys."""
+        return self._storing is not None
 
     def residency(self) -> Residency:
         """What is held now."""

@@ -8,16 +8,19 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from model_adapter.msa.kernels import KeyStack, KeyStorage, Part, ResidentKeys, Spans
 from storage.layout import Bits, KVLayout
 
 #: Room in the smallest segment.
 _FEWEST_CHUNKS = 16
+#: Chunks of coarse keys that are made floats of at a time.
+_SLAB_CHUNKS = 65536
 
 TORCH_DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -112,10 +115,60 @@ class Index:
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """Routing keys [L, capacity, E] of the chunks from `first` on."""
+    """Routing keys of the chunks from `first` on; the stack's capacity is the segment's.
+
+    exact_LCE: the same in RAM in the layout's own type, where the stack is coarse. spans: of
+    its documents by their number, the last that was asked for.
+    """
 
     first: int
-    keys_LCE: torch.Tensor
+    keys: KeyStack
+    exact_LCE: torch.Tensor | None
+    spans: dict[int, Spans] = field(default_factory=dict)
+
+    @property
+    def capacity(self) -> int:
+        """Chunks it has room for."""
+        return int(self.keys.values_LCE.shape[1])
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Everything that holds keys."""
+        held = (self.keys.values_LCE, self.keys.scale_LCS, self.exact_LCE)
+        return [tensor for tensor in held if tensor is not None]
+
+    def slabs(
+        self, layer: int, index: Index, stop: int, device: torch.device
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """(first chunk, keys [c, E]) up to chunk `stop`, as floats, cut between documents."""
+        if self.keys.scale_LCS is None:
+            yield self.first, self.keys.values_LCE[layer, : stop - self.first]
+            return
+        start = self.first
+        while start < stop:
+            document = int(np.searchsorted(index.offsets_N1, start + _SLAB_CHUNKS, side="right"))
+            after = int(np.searchsorted(index.offsets_N1, start, side="right"))
+            end = min(int(index.offsets_N1[max(document - 1, after)]), stop)
+            low, high = start - self.first, end - self.first
+            if self.exact_LCE is not None:
+                yield start, self.exact_LCE[layer, low:high].to(device)
+            else:
+                yield start, self.keys.layer(layer, low, high).dequantised()
+            start = end
+
+    def part(self, index: Index, stop: int) -> Part:
+        """Its documents up to chunk `stop`, as kernels read them."""
+        first, last = np.searchsorted(index.offsets_N1, (self.first, stop))
+        documents = len(index.numbers_N)
+        spans = self.spans.get(int(last))
+        if spans is None:
+            offsets_n1 = index.offsets_N1[first : last + 1] - self.first
+            device = self.keys.values_LCE.device
+            spans = Spans.of(offsets_n1, device, int(first), documents)
+            self.spans.clear()
+            self.spans[int(last)] = spans
+        elif spans.documents != documents:
+            spans = replace(spans, documents=documents)
+        return Part(self.first, spans, self.keys, self.exact_LCE)
 
 
 class RoutingTable:
@@ -126,16 +179,20 @@ class RoutingTable:
     are never written again, so a reader of a prefix needs no copy and no lock.
     """
 
-    def __init__(self, layout: KVLayout, device: torch.device) -> None:
+    def __init__(
+        self, layout: KVLayout, device: torch.device, storing: KeyStorage | None = None
+    ) -> None:
+        """storing: other than the layout's own type, for kernels."""
         self._layout = layout
         self._device = device
+        self._storing = storing or KeyStorage()
         self.index = Index.empty()
         self.segments: tuple[Segment, ...] = ()
 
     @property
     def bytes(self) -> int:
-        """Of all segments, unused rows included."""
-        return sum(tensor_bytes(segment.keys_LCE) for segment in self.segments)
+        """Of all segments on the device, unused rows included."""
+        return sum(segment.keys.nbytes for segment in self.segments)
 
     @property
     def room(self) -> int:
@@ -143,13 +200,14 @@ class RoutingTable:
         if not self.segments:
             return 0
         last = self.segments[-1]
-        return int(last.keys_LCE.shape[1]) - (self.index.chunks - last.first)
+        return last.capacity - (self.index.chunks - last.first)
 
     def bytes_for(self, chunks: int) -> int:
         """Of a segment with room for `chunks`."""
         layout = self._layout
         item = TORCH_DTYPE[layout.dtype].itemsize
-        return len(layout.routed_layers) * chunks * layout.width * item
+        per_chunk = self._storing.chunk_bytes(layout.width, item)
+        return len(layout.routed_layers) * chunks * per_chunk
 
     def comfortable(self, chunks: int) -> int:
         """Chunks that a new segment should have room for when `chunks` are to be added."""
@@ -158,8 +216,10 @@ class RoutingTable:
     def add_segment(self, capacity: int) -> None:
         """Makes room for `capacity` chunks more; what the last one had left is given up."""
         shape = (len(self._layout.routed_layers), capacity, self._layout.width)
-        keys = torch.empty(shape, dtype=TORCH_DTYPE[self._layout.dtype], device=self._device)
-        self.segments += (Segment(self.index.chunks, keys),)
+        dtype = TORCH_DTYPE[self._layout.dtype]
+        keys = self._storing.empty(shape, dtype, self._device)
+        exact_LCE = torch.empty(shape, dtype=dtype) if self._storing.exact else None
+        self.segments += (Segment(self.index.chunks, keys, exact_LCE),)
 
     def append(self, numbers: Sequence[int], chunks: Sequence[int], keys_LCE: torch.Tensor) -> None:
         """Adds documents with ascending numbers; there must be room."""
@@ -167,13 +227,34 @@ class RoutingTable:
         assert sum(chunks) == count <= self.room
         last = self.segments[-1]
         start = self.index.chunks - last.first
-        copy_into(last.keys_LCE[:, start : start + count], keys_LCE)
+        stop = start + count
+        if last.keys.scale_LCS is None:
+            copy_into(last.keys.values_LCE[:, start:stop], keys_LCE)
+        else:
+            made = self._storing.stack(keys_LCE.to(self._device))
+            assert made.scale_LCS is not None
+            copy_into(last.keys.values_LCE[:, start:stop], made.values_LCE)
+            copy_into(last.keys.scale_LCS[:, start:stop], made.scale_LCS)
+        if last.exact_LCE is not None:
+            copy_into(last.exact_LCE[:, start:stop], keys_LCE)
         self.index = self.index.extended(numbers, chunks)
+
+    def resident(self, index: Index) -> ResidentKeys | None:
+        """What kernels read of a prefix of the documents; None for no document."""
+        parts = []
+        for position, segment in enumerate(self.segments):
+            last = position + 1 == len(self.segments)
+            stop = index.chunks if last else min(index.chunks, self.segments[position + 1].first)
+            if stop > segment.first:
+                parts.append(segment.part(index, stop))
+        offsets_N1 = index.offsets_N1
+        return ResidentKeys(offsets_N1[:-1], offsets_N1[1:], tuple(parts)) if parts else None
 
     def wipe(self) -> None:
         """Overwrites everything with zeros and lets go of it. Nobody may be reading."""
         for segment in self.segments:
-            wipe(segment.keys_LCE)
+            for tensor in segment.tensors():
+                wipe(tensor)
         self.segments = ()
         self.index = Index.empty()
 
@@ -183,7 +264,7 @@ class RoutingTable:
         firsts = [segment.first for segment in self.segments]
         ends = [*firsts[1:], self.index.chunks]
         for segment, end in zip(self.segments, ends, strict=False):
-            assert 0 < end - segment.first <= segment.keys_LCE.shape[1]
+            assert 0 < end - segment.first <= segment.capacity
         assert firsts[:1] in ([], [0]) and self.room >= 0
 
 

@@ -88,6 +88,7 @@ class ModelAdapter(ModelAdapterServiceServicer):
             ),
             draining=load.draining,
             lexical_weight=own.lexical_weight,
+            placement=own.placement,
         )
 
     async def Encode(

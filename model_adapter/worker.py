@@ -70,7 +70,15 @@ async def serving(
     keys = HeldKeys()
     readers = Readers(lambda tenant: LmdbReader(config.data.tenant(tenant), keys.tenant(tenant)))
     encoding = EncodingId(bytes.fromhex(description.identity)[:16])
-    pager = Pager(description.layout, encoding, readers, config.budgets, device, keys)
+    pager = Pager(
+        description.layout,
+        encoding,
+        readers,
+        config.budgets,
+        device,
+        keys,
+        storing=description.storing,
+    )
     scheduler = Scheduler(engine, config.limits, on_fault=on_fault)
     service = ModelAdapter(description, scheduler, pager, config.budgets)
     server = aio.server(options=_OPTIONS, maximum_concurrent_rpcs=_MAX_CALLS)

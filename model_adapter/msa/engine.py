@@ -26,9 +26,10 @@ from model_adapter.engine import (
 from model_adapter.msa import ranking
 from model_adapter.msa.config import MAX_TOP_K, LoadedModel
 from model_adapter.msa.encode import TokenisedDocument, batches, encode_batch
-from model_adapter.msa.forward import Attend, encode_prefix, run
+from model_adapter.msa.forward import Attend, Segment, encode_prefix, run
 from model_adapter.msa.generate import Limits, Model, Session
 from model_adapter.msa.interleave import InterleaveSession
+from model_adapter.msa.kernel_choice import RoutingChoice
 from model_adapter.msa.model import Decoder
 from model_adapter.msa.prompt import Answering, PromptBuilder
 from model_adapter.msa.routed_text import RoutedTextSession, routing_segment
@@ -63,10 +64,12 @@ class MsaEngine:
         limits: Limits | None = None,
         *,
         injection: Attend = Attend.CAUSAL,
+        routing: RoutingChoice | None = None,
     ) -> None:
         """threads: of the CPU for torch, 0 for as many as it finds. injection:
         BIDIRECTIONAL reproduces the published attention of the question that is put in
-        again. The weights move out of `model`; CheckpointError when they do not fit it.
+        again. routing: by kernels, or by the formula (the default). The weights move out of
+        `model`; CheckpointError when they do not fit it.
         """
         if threads:
             torch.set_num_threads(threads)
@@ -74,6 +77,7 @@ class MsaEngine:
         limits = limits or limits_of(model)
         with torch.inference_mode():
             decoder = Decoder(model, place)
+            decoder.kernels = routing.kernels if routing else None
             model.weights.clear()
             prefix = encode_prefix(decoder, model.template.head)
         self._model = Model(
@@ -96,6 +100,8 @@ class MsaEngine:
             device=device,
             compute_dtype=model.compute_dtype,
             lexical_weight=model.template.lexical_weight,
+            storing=routing.storing if routing else None,
+            placement=f"on {device}" + (f"; {routing.reason}" if routing else ""),
         )
 
     @property
@@ -137,7 +143,7 @@ class MsaEngine:
         with torch.inference_mode():
             segment = routing_segment(self._model, question, memory, k)
             found = run(self._model.decoder, [segment], only_routing=True).routings[0]
-        assert found is not None
+        assert found is not None and found.error is None
         return list(ranking.rank(found, memory.numbers_N, limit, prior))
 
     def start(self, request: Generate, memory: MemoryView) -> Generation:
@@ -151,8 +157,9 @@ class MsaEngine:
     def step(self, generations: Sequence[Generation]) -> list[StepResult]:
         """Advances each by one unit.
 
-        Rows that only continue share one pass; a row that routes has a pass of its
-        own, so that a memory that cannot be read ends that row alone.
+        Rows that only continue share one pass. A row that routes has a pass of its own,
+        unless kernels score all such rows at once; a memory that cannot be read ends its
+        row alone.
         """
         sessions = [generation for generation in generations if isinstance(generation, Session)]
         if len(sessions) != len(generations) or any(session.done for session in sessions):
@@ -173,15 +180,12 @@ class MsaEngine:
         errors: dict[int, EngineError],
     ) -> None:
         segments = [session.segment() for session in sessions]
-        joined = [place for place, segment in enumerate(segments) if segment.routing is None]
-        alone = [[place] for place, segment in enumerate(segments) if segment.routing is not None]
-        for places in ([joined] if joined else []) + alone:
-            only_routing = sessions[places[0]].only_routes
+        for places in self._passes(sessions, segments):
             try:
                 outcome = run(
                     self._model.decoder,
                     [segments[place] for place in places],
-                    only_routing=only_routing,
+                    only_routing=sessions[places[0]].only_routes,
                 )
             except EngineError as error:
                 if len(places) > 1:  # nothing of a shared pass belongs to one row
@@ -191,11 +195,29 @@ class MsaEngine:
                 continue
             for row, place in enumerate(places):
                 logits_V = None if outcome.logits is None else outcome.logits[row]
+                routing = outcome.routings[row]
                 try:
-                    events[place] = sessions[place].accept(logits_V, outcome.routings[row])
+                    if routing is not None and routing.error is not None:
+                        raise routing.error
+                    events[place] = sessions[place].accept(logits_V, routing)
                 except EngineError as error:
                     sessions[place].fail()
                     errors[place] = error
+
+    def _passes(self, sessions: Sequence[Session], segments: Sequence[Segment]) -> list[list[int]]:
+        """Places of the rows that run together."""
+        continuing, routing, answering = [], [], []
+        for place, segment in enumerate(segments):
+            if segment.routing is None:
+                continuing.append(place)
+            elif sessions[place].only_routes:
+                routing.append(place)
+            else:
+                answering.append(place)
+        if self._model.decoder.kernels is not None:
+            return [places for places in (continuing, routing, answering) if places]
+        alone = [[place] for place in sorted(routing + answering)]
+        return [continuing, *alone] if continuing else alone
 
     def _check_question(self, question: str) -> None:
         tokens = len(self._model.prompts.text(question))

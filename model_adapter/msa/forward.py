@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from model_adapter.engine import MemoryView
+from model_adapter.engine import EngineError, MemoryView, ResidentView
+from model_adapter.msa.boards import Board
 from model_adapter.msa.config import LayerChoice
+from model_adapter.msa.kernel_pass import Asked, KernelPass, voters_of
 from model_adapter.msa.kvcache import KVCache
 from model_adapter.msa.model import Decoder, Probe, Projected, Want
 from model_adapter.msa.routing import Positions, Scores, prepare, score_documents, select
@@ -75,11 +77,17 @@ class Segment:
 
 @dataclass
 class RowRouting:
-    """What routing found for one row, by model layer; combined_N under LayerChoice.COMBINED."""
+    """What routing found for one row, by model layer; combined_N under LayerChoice.COMBINED.
+
+    board: all scores, where they stayed on the device; scores_N is empty then. error: why the
+    memory could not be read, in a pass of several rows; the row is of no further use.
+    """
 
     scores_N: dict[int, Scores] = field(default_factory=dict)
     chosen: dict[int, Positions] = field(default_factory=dict)
     combined_N: Scores | None = None
+    board: Board | None = None
+    error: EngineError | None = None
     seconds: float = 0.0
 
 
@@ -104,13 +112,15 @@ def run(
 
     only_routing stops behind the last routed layer's choice; the rows are of no
     further use then. Under LayerChoice.COMBINED a row that routes runs twice, the first
-    time for its routing alone.
+    time for its routing alone. A memory that can't be read raises EngineError when the pass
+    has one row; among several it is the row's own `RowRouting.error`.
     """
     together = decoder.config.msa.layer_choice is LayerChoice.COMBINED
     if together and not only_routing:
         routings = _look_ahead(decoder, segments)
     else:
         routings = [RowRouting() if segment.routing else None for segment in segments]
+    kernels = None if together and not only_routing else _kernel_pass(decoder, segments)
     device = decoder.device
     ids_T = torch.tensor([token for segment in segments for token in segment.ids], device=device)
     positions = [s.row.position + offset for s in segments for offset in range(len(s.ids))]
@@ -128,11 +138,13 @@ def run(
         if routes and probe is not None and projected.routing_THD is not None:
             probe(f"routing_query{index}", projected.routing_THD)
         if routes:
-            _route(decoder, index, segments, projected, routings)
-        if only_routing and index == routed_layers[-1]:
-            if together:
-                _choose_together(segments, routings, routed_layers)
-            return Outcome(None, routings)
+            _route(decoder, index, segments, projected, routings, kernels=kernels)
+        if index == routed_layers[-1]:
+            _end_kernels(kernels, routings, together=together)
+            if only_routing:
+                if together:
+                    _choose_together(segments, routings, routed_layers)
+                return Outcome(None, routings)
         attention_THD = _attend(index, segments, projected, masks)
         hidden_TM = decoder.finish(index, hidden_TM, attention_THD, probe)
     for segment in segments:
@@ -169,26 +181,79 @@ def _choose_together(
         found.chosen = {layer: forced.get(layer, best) for layer in layers}
 
 
+def _kernel_pass(decoder: Decoder, segments: Sequence[Segment]) -> KernelPass | None:
+    """The rows whose memories' keys lie on the device, to be routed there together."""
+    msa = decoder.config.msa
+    if decoder.kernels is None:
+        return None
+    asked, first = list[Asked](), 0
+    for place, segment in enumerate(segments):
+        request = segment.routing
+        memory = None if request is None or request.forced is not None else request.memory
+        if request is not None and isinstance(memory, ResidentView):
+            resident = memory.resident_keys()
+            voters = voters_of(request.votes, first, request.last, msa)
+            if resident is not None and voters:
+                asked.append(Asked(place, resident, voters, request.k))
+        first += len(segment.ids)
+    together, fused = msa.layer_choice is LayerChoice.COMBINED, decoder.kernels.fused
+    return KernelPass(asked, msa, together=together, fused=fused) if asked else None
+
+
+def _end_kernels(
+    kernels: KernelPass | None, routings: Sequence[RowRouting | None], *, together: bool
+) -> None:
+    """Hands the rows what stayed on the device, and their choice if it is one for all layers."""
+    if kernels is None:
+        return
+    started = time.perf_counter()
+    if together:
+        kernels.choose_together()
+    for asked, board in zip(kernels.asked, kernels.boards(), strict=True):
+        found = routings[asked.place]
+        assert found is not None
+        found.board = board
+        found.chosen.update(asked.chosen)
+        found.seconds += time.perf_counter() - started
+
+
 def _route(
     decoder: Decoder,
     index: int,
     segments: Sequence[Segment],
     projected: Projected,
     routings: Sequence[RowRouting | None],
+    *,
+    kernels: KernelPass | None,
 ) -> None:
     """Scores documents for every row that routes and appends its choice to its cache."""
-    assert projected.routing_THD is not None
+    routing_THD = projected.routing_THD
+    assert routing_THD is not None
     layer = decoder.config.msa.routed_layers.index(index)
+    started = time.perf_counter()
+    by_kernels = {}
+    if kernels is not None:
+        kernels.route(index, routing_THD, decoder.config.num_kv_heads)
+        by_kernels = {asked.place: asked for asked in kernels.asked}
+    elapsed = time.perf_counter() - started
     first = 0
-    for segment, found in zip(segments, routings, strict=True):
+    for place, (segment, found) in enumerate(zip(segments, routings, strict=True)):
         stop = first + len(segment.ids)
         request = segment.routing
-        if request is not None and found is not None:
-            if index not in found.chosen:
-                started = time.perf_counter()
-                _score(decoder, index, request, projected.routing_THD[first:stop], found)
-                found.seconds += time.perf_counter() - started
-            _take_in(decoder, index, layer, segment, found)
+        if request is not None and found is not None and found.error is None:
+            try:
+                if place in by_kernels:
+                    found.chosen.update(by_kernels[place].chosen)
+                    found.seconds += elapsed
+                elif index not in found.chosen:
+                    started = time.perf_counter()
+                    _score(decoder, index, request, routing_THD[first:stop], found)
+                    found.seconds += time.perf_counter() - started
+                _take_in(decoder, index, layer, segment, found)
+            except EngineError as error:
+                if len(segments) == 1:
+                    raise
+                found.error = error
         first = stop
 
 

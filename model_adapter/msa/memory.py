@@ -10,6 +10,7 @@ import torch
 
 from model_adapter.engine import ModelMismatchError
 from model_adapter.msa.encode import from_bits
+from model_adapter.msa.kernels import KeyStorage, ResidentKeys
 from storage.layout import KVBlock, KVLayout, LayoutError
 
 
@@ -22,8 +23,14 @@ class InMemoryView:
         blocks: Sequence[KVBlock],
         texts: Mapping[int, str],
         slab_chunks: int = 0,
+        *,
+        storing: KeyStorage | None = None,
+        device: torch.device = torch.device("cpu"),  # noqa: B008  # immutable
     ) -> None:
-        """Raises ModelMismatchError for a block of another layout."""
+        """storing: how kernels find the routing keys on the device; None: not at all.
+
+        Raises ModelMismatchError for a block of another layout.
+        """
         blocks = sorted(blocks, key=lambda block: block.number)
         for block in blocks:
             try:
@@ -41,6 +48,9 @@ class InMemoryView:
         if layout.separate_routing_keys:
             keys = [block.key_LCE for block in blocks if block.key_LCE is not None]
             self._key_LCE = _join(keys, layout)
+        self._resident = None
+        if storing is not None and len(self._numbers_N):
+            self._resident = ResidentKeys.of(self._offsets_N1, self._routing_LCE, storing, device)
         #: Documents whose content was read, for tests of "unselected is never read".
         self.content_read: set[int] = set()
 
@@ -72,6 +82,10 @@ class InMemoryView:
             stop = int(self._offsets_N1[document])
             yield first, self._routing_LCE[layer, first:stop]
             first = stop
+
+    def resident_keys(self) -> ResidentKeys | None:
+        """See ResidentView."""
+        return self._resident
 
     def content(self, layer: int, documents: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [c, E] of the documents at these positions, in order."""

@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional
 
 from model_adapter.msa.config import TORCH_DTYPE, LoadedModel, ModelConfig
+from model_adapter.msa.kernels import Kernels
 from model_adapter.msa.rope import RopeTable, rotate
 
 #: Called with a name ("embed", "attn0", "layer0", .. "final_norm") and a value [T, M].
@@ -89,6 +90,8 @@ class Decoder:
             else reader.take("lm_head.weight", c.vocab_size, c.hidden_size)
         )
         self.rope = RopeTable(c.head_dim, c.rope_theta, self.dtype, device)
+        #: How routing goes over keys that lie on the device; None: by the formula alone.
+        self.kernels: Kernels | None = None
         self._before_attention = before_attention
         self._after_attention = after_attention
 

@@ -7,12 +7,15 @@ Layers trained for one combined choice share a scale: the mean of their scores r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from model_adapter.blending import DEPTH, blend
 from model_adapter.engine import LayerScore, LexicalPrior, RankedDocument
+from model_adapter.msa.boards import Board, HostBoard
 from model_adapter.msa.forward import RowRouting
-from model_adapter.msa.routing import Positions, Scores, select
+from model_adapter.msa.routing import Positions, Scores
 
 
 def combine(routing: RowRouting) -> Scores:
@@ -37,21 +40,21 @@ def rank(
 
     With a prior, by the blend of both; a document may then come from the words alone.
     """
-    combined_N = combine(routing)
-    layers = _layer_scores(routing)
-    depth = limit if prior is None else max(limit, DEPTH)
-    best = {int(n): float(combined_N[n]) for n in select(combined_N, depth)}
+    board = _board(routing)
+    layers = _layer_scores(routing, board)
+    best = _scored(board, board.best(limit if prior is None else max(limit, DEPTH)))
     words: dict[int, float] = {}
     order = list(best.items())
     if prior is not None:
         words = _by_position(prior, numbers_N)
         order = blend(best, words, prior.weight, limit)
+        best |= _scored(board, [n for n, _ in order if n not in best])
     return tuple(
         RankedDocument(
             int(numbers_N[n]),
             score,
             tuple(layers.get(n, ())),
-            float(combined_N[n]),
+            best[n],
             words.get(n, 0.0),
         )
         for n, score in order
@@ -60,15 +63,25 @@ def rank(
 
 def chosen(routing: RowRouting, numbers_N: Positions) -> tuple[RankedDocument, ...]:
     """All documents that some layer chose, best first by the combined score."""
-    combined_N = combine(routing)
-    layers = _layer_scores(routing)
-    order = sorted(layers, key=lambda n: (-combined_N[n], n))
+    board = _board(routing)
+    layers = _layer_scores(routing, board)
+    scores = _scored(board, list(layers))
+    order = sorted(layers, key=lambda n: (-scores[n], n))
     return tuple(
-        RankedDocument(
-            int(numbers_N[n]), float(combined_N[n]), tuple(layers[n]), float(combined_N[n])
-        )
-        for n in order
+        RankedDocument(int(numbers_N[n]), scores[n], tuple(layers[n]), scores[n]) for n in order
     )
+
+
+def _board(routing: RowRouting) -> Board:
+    return routing.board or HostBoard(combine(routing), routing.scores_N)
+
+
+def _scored(board: Board, positions: Sequence[int] | Positions) -> dict[int, float]:
+    """Scores over all layers, by position."""
+    if not len(positions):
+        return {}
+    scores = board.at(positions)
+    return {int(n): float(score) for n, score in zip(positions, scores, strict=True)}
 
 
 def _by_position(prior: LexicalPrior, numbers_N: Positions) -> dict[int, float]:
@@ -82,10 +95,11 @@ def _by_position(prior: LexicalPrior, numbers_N: Positions) -> dict[int, float]:
     }
 
 
-def _layer_scores(routing: RowRouting) -> dict[int, list[LayerScore]]:
+def _layer_scores(routing: RowRouting, board: Board) -> dict[int, list[LayerScore]]:
     found: dict[int, list[LayerScore]] = {}
+    scores = board.layers_at(routing.chosen)
     for layer, positions in routing.chosen.items():
-        for place, n in enumerate(positions, start=1):
-            score = float(routing.scores_N[layer][n])
-            found.setdefault(int(n), []).append(LayerScore(layer, place, score))
+        ranked = zip(positions, scores[layer], strict=True)
+        for place, (n, score) in enumerate(ranked, start=1):
+            found.setdefault(int(n), []).append(LayerScore(layer, place, float(score)))
     return found

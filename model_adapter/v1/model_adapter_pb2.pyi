@@ -57,6 +57,7 @@ class GetInfoResponse(_message.Message):
     RESIDENCY_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     LEXICAL_WEIGHT_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """Last part of the model's resource name."""
     display_name: _builtins.str
@@ -78,6 +79,10 @@ class GetInfoResponse(_message.Message):
     lexical_weight: _builtins.float
     """Share of a question's words in a ranking when a request names none; 0:
     routing alone.
+    """
+    placement: _builtins.str
+    """What it runs on and how it routes, and why, for people. Empty: it does not
+    say.
     """
     @_builtins.property
     def layout(self) -> Global___KVLayout:
@@ -102,10 +107,11 @@ class GetInfoResponse(_message.Message):
         residency: Global___ResidencyInfo | None = ...,
         draining: _builtins.bool = ...,
         lexical_weight: _builtins.float = ...,
+        placement: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout", "residency", b"residency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_dtype", b"compute_dtype", "device", b"device", "display_name", b"display_name", "draining", b"draining", "identity", b"identity", "layout", b"layout", "lexical_weight", b"lexical_weight", "max_answer_tokens", b"max_answer_tokens", "max_document_tokens", b"max_document_tokens", "max_question_tokens", b"max_question_tokens", "model_id", b"model_id", "residency", b"residency"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_dtype", b"compute_dtype", "device", b"device", "display_name", b"display_name", "draining", b"draining", "identity", b"identity", "layout", b"layout", "lexical_weight", b"lexical_weight", "max_answer_tokens", b"max_answer_tokens", "max_document_tokens", b"max_document_tokens", "max_question_tokens", b"max_question_tokens", "model_id", b"model_id", "placement", b"placement", "residency", b"residency"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

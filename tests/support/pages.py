@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from model_adapter.engine import MemoryView
+from model_adapter.msa.kernels import KeyStorage
 from model_adapter.pager import Budgets, Pager
 from model_adapter.readers import Readers
 from model_adapter.residency import MemoryKey, as_tensor
@@ -69,10 +70,10 @@ class World:
     def __post_init__(self) -> None:
         self.pager = self.new_pager(self.budgets)
 
-    def new_pager(self, budgets: Budgets) -> Pager:
+    def new_pager(self, budgets: Budgets, storing: KeyStorage | None = None) -> Pager:
         """Another pager over the same stores."""
-        cpu = torch.device("cpu")
-        return Pager(self.layout, self.encoding, Readers(self._open), budgets, cpu)
+        cpu, readers = torch.device("cpu"), Readers(self._open)
+        return Pager(self.layout, self.encoding, readers, budgets, cpu, storing=storing)
 
     def _open(self, tenant: str) -> BlockReader:
         if tenant not in self.stores:

@@ -7,6 +7,7 @@ question is written.
 
   keys.py    routing keys of one layer as they lie on the device: floats, int8 or int4
   plan.py    which chunks every program takes, for questions over one memory or many
+  resident.py  memories whose keys lie on the device, in parts; many as one batch
   score.py   the launches; kernels when triton and a GPU are there, else the twin
   fused.py   the kernels (imports triton)
   twin.py    the same results in plain torch
@@ -15,20 +16,43 @@ Shape suffixes are those of model.py; R rows: voting tokens of all questions, ea
 the same number; B questions; S groups of consecutive dimensions that share a scale.
 """
 
-from model_adapter.msa.kernels.keys import KeyFormat, RoutingKeys, quantise
+from model_adapter.msa.kernels.keys import (
+    KeyFormat,
+    KeyStack,
+    KeyStorage,
+    RoutingKeys,
+    quantise,
+)
 from model_adapter.msa.kernels.plan import Plan, Spans
+from model_adapter.msa.kernels.resident import Batch, Part, ResidentKeys
 from model_adapter.msa.kernels.rows import Rows
-from model_adapter.msa.kernels.score import Chosen, best, score, two_stage
+from model_adapter.msa.kernels.score import (
+    Chosen,
+    Kernels,
+    best,
+    best_keys,
+    read_keys,
+    score,
+    two_stage,
+)
 
 __all__ = [
+    "Batch",
     "Chosen",
+    "Kernels",
     "KeyFormat",
+    "KeyStack",
+    "KeyStorage",
+    "Part",
     "Plan",
+    "ResidentKeys",
     "RoutingKeys",
     "Rows",
     "Spans",
     "best",
+    "best_keys",
     "quantise",
+    "read_keys",
     "score",
     "two_stage",
 ]

@@ -141,7 +141,7 @@ def _later_segment(document: Any, value: Any, next_document: Any, next_value: An
 @triton.jit
 def score_tiles(
     tiles: Any,
-    memories: Any,
+    parts: Any,
     values: Any,
     scales: Any,
     documents: Any,
@@ -158,32 +158,32 @@ def score_tiles(
     FORMAT: tl.constexpr,
     TWO_PARTS: tl.constexpr,
 ) -> None:
-    """values, scales, documents: int64 addresses, one per memory. FORMAT: bits of integer
+    """values, scales, documents: int64 addresses, one per part. FORMAT: bits of integer
     keys (8, 4), or 0 with `high` in the keys' own float type. QUESTIONS: scored at once."""
     tile = tiles + tl.program_id(0) * 4
-    memory, first = tl.load(tile).to(tl.int64), tl.load(tile + 1)
+    part, first = tl.load(tile).to(tl.int64), tl.load(tile + 1)
     count, shared = tl.load(tile + 2), tl.load(tile + 3)
-    table = memories + memory * 4
+    table = parts + part * 4
     first_question, questions = tl.load(table), tl.load(table + 1)
     first_score, document_count = tl.load(table + 2), tl.load(table + 3)
 
     chunk = tl.arange(0, CHUNKS)
     inside = chunk < count
     at = (first + chunk).to(tl.int64)
-    owner = tl.load(documents + memory).to(tl.pointer_type(tl.int32))
+    owner = tl.load(documents + part).to(tl.pointer_type(tl.int32))
     document = tl.load(owner + at, mask=inside, other=-1)
     following = tl.load(owner + at + 1, mask=chunk + 1 < count, other=-1)
-    ends = inside & (document != following)
+    ends = inside & (document != following) & (document >= 0)
     owner_cb = tl.broadcast_to(document[:, None], (CHUNKS, QUESTIONS))
 
-    address = tl.load(values + memory)
+    address = tl.load(values + part)
     if FORMAT == 0:
         keys = address.to(tl.pointer_type(high.dtype.element_ty))
     elif FORMAT == 8:
         keys = address.to(tl.pointer_type(tl.int8))
     else:
         keys = address.to(tl.pointer_type(tl.uint8))
-    scale = tl.load(scales + memory).to(tl.pointer_type(tl.float32))
+    scale = tl.load(scales + part).to(tl.pointer_type(tl.float32))
 
     row = tl.arange(0, QUESTIONS * TOKENS)
     for block in range(0, questions, QUESTIONS):
@@ -208,19 +208,24 @@ def score_tiles(
 
 @triton.jit
 def partial_best(
-    scores: Any, found: Any, documents: Any, BLOCK: tl.constexpr, K: tl.constexpr
+    scores: Any, questions: Any, found: Any, BLOCK: tl.constexpr, K: tl.constexpr
 ) -> None:
-    """The K best of each block of a question's documents, as keys of `twin.order_keys`."""
+    """The K best of each block of a question's documents, as keys of `twin.order_keys`.
+
+    questions: int64 (first score, documents). found is left as it is for blocks beyond.
+    """
     block, question = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    document = block * BLOCK + tl.arange(0, BLOCK)
-    inside = document < documents
-    value = tl.load(scores + question * documents + document, mask=inside, other=0.0)
-    bits = (value + 0.0).to(tl.int32, bitcast=True)  # one zero, not two
-    ascending = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64)
-    key = (ascending << 32) | (0xFFFFFFFF - document.to(tl.int64))
-    key = tl.where(inside, key, _LOWEST)
-    out = found + (question * tl.num_programs(0) + block) * K
-    for place in range(K):
-        best = tl.max(key, axis=0)
-        tl.store(out + place, best)
-        key = tl.where(key == best, _LOWEST, key)
+    first, documents = tl.load(questions + question * 2), tl.load(questions + question * 2 + 1)
+    if block * BLOCK < documents:
+        document = block * BLOCK + tl.arange(0, BLOCK)
+        inside = document < documents
+        value = tl.load(scores + first + document, mask=inside, other=0.0)
+        bits = (value + 0.0).to(tl.int32, bitcast=True)  # one zero, not two
+        ascending = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64)
+        key = (ascending << 32) | (0xFFFFFFFF - document.to(tl.int64))
+        key = tl.where(inside, key, _LOWEST)
+        out = found + (question * tl.num_programs(0) + block) * K
+        for place in range(K):
+            best = tl.max(key, axis=0)
+            tl.store(out + place, best)
+            key = tl.where(key == best, _LOWEST, key)

@@ -65,6 +65,73 @@ class RoutingKeys:
         return (torch.cat(halves, dim=-1).to(torch.int8) - 8).flatten(1)
 
 
+@dataclass(frozen=True, eq=False)
+class KeyStack:
+    """Keys of consecutive documents in all routed layers, with room for more chunks.
+
+    values_LCE, scale_LCS: as in RoutingKeys, [L, capacity, ...].
+    """
+
+    format: KeyFormat
+    values_LCE: torch.Tensor
+    scale_LCS: torch.Tensor | None
+    group: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the device, scales and unused room included."""
+        scale = 0 if self.scale_LCS is None else self.scale_LCS.nbytes
+        return self.values_LCE.nbytes + scale
+
+    def layer(self, layer: int, first: int = 0, stop: int | None = None) -> RoutingKeys:
+        """Keys of one layer, of chunks first to stop."""
+        scale_CS = None if self.scale_LCS is None else self.scale_LCS[layer, first:stop]
+        return RoutingKeys(self.format, self.values_LCE[layer, first:stop], scale_CS, self.group)
+
+
+@dataclass(frozen=True)
+class KeyStorage:
+    """How routing keys are held: format and dimensions that share a scale.
+
+    exact: a copy in the layout's own type lies in host RAM, to score the best again.
+    """
+
+    format: KeyFormat = KeyFormat.FLOAT
+    group: int = 0
+    exact: bool = False
+
+    def chunk_bytes(self, width: int, item_bytes: int) -> int:
+        """On the device, of one chunk in one layer. item_bytes: of a FLOAT dimension."""
+        if self.format is KeyFormat.FLOAT:
+            return width * item_bytes
+        scales = width // self.group * torch.float32.itemsize
+        return width // (1 if self.format is KeyFormat.INT8 else 2) + scales
+
+    def empty(
+        self, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device
+    ) -> KeyStack:
+        """Room for [L, capacity, E] keys."""
+        layers, capacity, width = shape
+        if self.format is KeyFormat.FLOAT:
+            values = torch.empty(shape, dtype=dtype, device=device)
+            return KeyStack(self.format, values, None, self.group or width)
+        packed, kind = (
+            (width, torch.int8) if self.format is KeyFormat.INT8 else (width // 2, torch.uint8)
+        )
+        values = torch.empty(layers, capacity, packed, dtype=kind, device=device)
+        scale = torch.empty(layers, capacity, width // self.group, device=device)
+        return KeyStack(self.format, values, scale, self.group)
+
+    def stack(self, keys_LCE: torch.Tensor) -> KeyStack:
+        """Keys [L, C, E] in this format, where they lie."""
+        layers, chunks, width = keys_LCE.shape
+        flat = quantise(keys_LCE.flatten(0, 1), self.format, self.group or width)
+        scale = None if flat.scale_CS is None else flat.scale_CS.view(layers, chunks, -1)
+        return KeyStack(
+            self.format, flat.values_CE.view(layers, chunks, -1), scale, self.group or width
+        )
+
+
 def floats(keys_CE: torch.Tensor, group: int) -> RoutingKeys:
     """Keys as they are. group: dimensions that are multiplied at once, a divisor of E."""
     return RoutingKeys(KeyFormat.FLOAT, _whole_groups(keys_CE, group), None, group)

@@ -24,8 +24,12 @@ Offsets = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Spans:
-    """A memory's documents. tiles_T3: int32 (first chunk, chunks, shared) per tile;
-    document_C: int32 position of the document that each chunk belongs to."""
+    """The documents of a memory, or of a part of it whose keys lie together.
+
+    documents: of the whole memory. chunks: of this part. tiles_T3: int32 (first chunk,
+    chunks, shared) per tile; document_C: int32 position in the memory of the document that
+    each chunk belongs to, or -1 for one that does not count.
+    """
 
     documents: int
     chunks: int
@@ -33,15 +37,20 @@ class Spans:
     document_C: torch.Tensor
 
     @classmethod
-    def of(cls, offsets_N1: Offsets, device: torch.device) -> Spans:
-        """Document n owns chunks [offsets_N1[n], offsets_N1[n + 1]), at least one."""
+    def of(
+        cls, offsets_N1: Offsets, device: torch.device, first: int = 0, documents: int = 0
+    ) -> Spans:
+        """The part's document n owns chunks [offsets_N1[n], offsets_N1[n + 1]), at least one.
+
+        first: position of its first document in the memory of `documents`, by default of these.
+        """
         counts_N = np.diff(offsets_N1)
-        document_C = np.repeat(np.arange(len(counts_N), dtype=np.int32), counts_N)
+        positions_N = np.arange(first, first + len(counts_N), dtype=np.int32)
         return cls(
-            documents=len(counts_N),
+            documents=documents or first + len(counts_N),
             chunks=int(offsets_N1[-1]),
             tiles_T3=torch.from_numpy(_tiles(offsets_N1)).to(device),
-            document_C=torch.from_numpy(document_C).to(device),
+            document_C=torch.from_numpy(np.repeat(positions_N, counts_N)).to(device),
         )
 
 
@@ -50,40 +59,57 @@ class Plan:
     """Questions over memories: question b of memory m has its score of document n at
     first_m + b * documents_m + n of one flat array.
 
-    tiles_T4: int32 (memory, first chunk, chunks, shared); memories_M4: int64 (first
-    question, questions, first score, documents).
+    parts: of all memories in order; owners: the memory of each. tiles_T4: int32 (part,
+    first chunk, chunks, shared); parts_P4: int64 (first question, questions, first score,
+    documents) of the part's memory; questions_B2: int64 (first score, documents).
     """
 
-    spans: tuple[Spans, ...]
+    parts: tuple[Spans, ...]
+    owners: tuple[int, ...]
+    documents: tuple[int, ...]
     questions: tuple[int, ...]
     tiles_T4: torch.Tensor
-    memories_M4: torch.Tensor
+    parts_P4: torch.Tensor
+    questions_B2: torch.Tensor
     size: int
 
     @classmethod
-    def of(cls, spans: Sequence[Spans], questions: Sequence[int]) -> Plan:
+    def of(cls, memories: Sequence[Spans | Sequence[Spans]], questions: Sequence[int]) -> Plan:
         """questions: how many over each memory, whose rows come in this order."""
-        device = spans[0].tiles_T3.device
-        tiles, memories = [], []
+        parts, owners, documents, tiles = list[Spans](), list[int](), list[int](), []
+        rows, scores = list[tuple[int, ...]](), list[tuple[int, int]]()
         question = size = 0
-        for index, (memory, count) in enumerate(zip(spans, questions, strict=True)):
-            owner_T = memory.tiles_T3.new_full((memory.tiles_T3.shape[0], 1), index)
-            tiles.append(torch.cat((owner_T, memory.tiles_T3), dim=1))
-            memories.append((question, count, size, memory.documents))
-            question, size = question + count, size + count * memory.documents
-        table_M4 = torch.tensor(memories, dtype=torch.int64, device=device)
-        return cls(tuple(spans), tuple(questions), torch.cat(tiles), table_M4, size)
+        for memory, count in zip(memories, questions, strict=True):
+            own = (memory,) if isinstance(memory, Spans) else memory
+            for spans in own:
+                tiles_T3 = spans.tiles_T3
+                owner_T = tiles_T3.new_full((tiles_T3.shape[0], 1), len(parts))
+                tiles.append(torch.cat((owner_T, tiles_T3), dim=1))
+                rows.append((question, count, size, own[0].documents))
+                parts.append(spans)
+                owners.append(len(documents))
+            documents.append(own[0].documents)
+            scores += [
+                (size + own[0].documents * asked, own[0].documents) for asked in range(count)
+            ]
+            question, size = question + count, size + count * own[0].documents
+        device = parts[0].tiles_T3.device
+        return cls(
+            tuple(parts),
+            tuple(owners),
+            tuple(documents),
+            tuple(questions),
+            tiles_T4=torch.cat(tiles),
+            parts_P4=torch.tensor(rows, dtype=torch.int64).to(device),
+            questions_B2=torch.tensor(scores, dtype=torch.int64).to(device),
+            size=size,
+        )
 
     def split(self, scores: torch.Tensor) -> list[torch.Tensor]:
         """The flat array as one [questions, documents] per memory."""
-        sizes = [
-            count * spans.documents for spans, count in zip(self.spans, self.questions, strict=True)
-        ]
-        parts = torch.split(scores, sizes)
-        return [
-            part.view(count, spans.documents)
-            for part, spans, count in zip(parts, self.spans, self.questions, strict=True)
-        ]
+        shapes = list(zip(self.questions, self.documents, strict=True))
+        parts = torch.split(scores, [count * documents for count, documents in shapes])
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def _tiles(offsets_N1: Offsets) -> npt.NDArray[np.int32]:

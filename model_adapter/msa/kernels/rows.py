@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,11 @@ from model_adapter.msa.kernels.keys import INT8_MAX, KeyFormat, RoutingKeys
 _FEWEST_TOKENS = 16
 #: The second part of an integer row counts in 1/254 of the first one's unit.
 LOW_UNIT = 1.0 / (2 * INT8_MAX)
+
+
+def padded_tokens(counts: Iterable[int]) -> int:
+    """Rows of one question, for questions of so many tokens."""
+    return 1 << (max(_FEWEST_TOKENS, *counts) - 1).bit_length()
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +39,7 @@ class Rows:
     @classmethod
     def of(cls, questions: Sequence[torch.Tensor], keys: RoutingKeys) -> Rows:
         """questions: fp32 [Q, E] each, at least one token, of the memories in order."""
-        longest = max(_FEWEST_TOKENS, *(question.shape[0] for question in questions))
-        tokens = 1 << (longest - 1).bit_length()
+        tokens = padded_tokens(question.shape[0] for question in questions)
         device, width = keys.values_CE.device, keys.width
         rows_RE = torch.zeros(len(questions) * tokens, width, device=device)
         bias_R = torch.full((len(questions) * tokens,), -torch.inf, device=device)
@@ -43,6 +47,13 @@ class Rows:
             first = index * tokens
             rows_RE[first : first + question_QE.shape[0]] = question_QE
             bias_R[first : first + question_QE.shape[0]] = 0
+        return cls.padded(tokens, rows_RE, bias_R, keys)
+
+    @classmethod
+    def padded(
+        cls, tokens: int, rows_RE: torch.Tensor, bias_R: torch.Tensor, keys: RoutingKeys
+    ) -> Rows:
+        """Of rows that are padded already: zeros and a bias of minus infinity."""
         if keys.format is KeyFormat.FLOAT:
             return cls._floats(tokens, rows_RE, bias_R, keys.values_CE.dtype)
         return cls._integers(tokens, rows_RE, bias_R)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from model_adapter.msa.kernels import twin
@@ -14,11 +16,28 @@ from model_adapter.msa.kernels.keys import KeyFormat, RoutingKeys, floats
 from model_adapter.msa.kernels.plan import TILE_CHUNKS, Offsets, Plan, Spans
 from model_adapter.msa.kernels.rows import Rows
 
+Documents = npt.NDArray[np.int64]
+Scores = npt.NDArray[np.float32]
+
 #: Rows multiplied at once by one program, at most: more only grow its registers.
 _BLOCK_ROWS = 128
 #: Documents of one program of the choice.
 _BLOCK_DOCUMENTS = 2048
+#: Below the key of every document.
+LOWEST = -(1 << 63)
 _BITS = {KeyFormat.FLOAT: 0, KeyFormat.INT8: 8, KeyFormat.INT4: 4}
+
+
+class Kernels(Enum):
+    """What computes over keys on a device: Triton, or the same in plain torch."""
+
+    FUSED = "fused"
+    TWIN = "twin"
+
+    @property
+    def fused(self) -> bool:
+        """By Triton."""
+        return self is Kernels.FUSED
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,13 +69,38 @@ def score(
 
 def best(scores_BN: torch.Tensor, k: int, *, fused: bool | None = None) -> Chosen:
     """The k best documents of each question over one memory."""
-    if fused is None:
-        fused = fused_available(scores_BN.device)
     k = min(k, scores_BN.shape[1])
-    keys_BX = _partial_best(scores_BN, k) if fused else twin.order_keys(scores_BN)
-    top_BK = keys_BX.topk(k, dim=1).values
+    questions, documents = scores_BN.shape
+    firsts_B = torch.arange(questions, device=scores_BN.device) * documents
+    table_B2 = torch.stack((firsts_B, torch.full_like(firsts_B, documents)), dim=1)
+    sizes = [documents] * questions
+    top_BK = _best_keys(scores_BN.flatten(), table_B2, sizes, k, fused=fused)
     documents_BK = 0xFFFFFFFF - (top_BK & 0xFFFFFFFF)
     return Chosen(documents_BK, scores_BN.gather(1, documents_BK))
+
+
+def best_keys(
+    plan: Plan, scores: torch.Tensor, k: int, *, fused: bool | None = None
+) -> torch.Tensor:
+    """int64 [B, k] on the device: the k best of every question of the plan in one launch, best
+    first, as `twin.order_keys` has them; LOWEST where a memory has fewer documents."""
+    sizes = [
+        documents
+        for documents, count in zip(plan.documents, plan.questions, strict=True)
+        for _ in range(count)
+    ]
+    return _best_keys(scores, plan.questions_B2, sizes, k, fused=fused)
+
+
+def read_keys(keys_BK: torch.Tensor) -> list[tuple[Documents, Scores]]:
+    """Positions and scores of each question's best, on the host: one transfer for all."""
+    found = []
+    for keys_K in keys_BK.cpu().numpy():
+        kept_k = keys_K[keys_K != LOWEST]
+        high_k = (kept_k >> 32).astype(np.int32)
+        bits_k = np.where(high_k < 0, high_k ^ np.int32(0x7FFFFFFF), high_k)
+        found.append((0xFFFFFFFF - (kept_k & 0xFFFFFFFF), bits_k.view(np.float32)))
+    return found
 
 
 def two_stage(
@@ -91,19 +135,22 @@ def two_stage(
     return Chosen(kept[found.documents_BK], found.scores_BK)
 
 
-def _fused(plan: Plan, keys: Sequence[RoutingKeys], rows: Rows) -> torch.Tensor:
+def launch(
+    plan: Plan,
+    first: RoutingKeys,
+    addresses: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    rows: Rows,
+) -> torch.Tensor:
+    """`score` by the kernel. first: keys of one part, whose kind all have; addresses: int64
+    [P] of values, scales (anything for floats) and documents, on the device."""
     from model_adapter.msa.kernels import fused  # noqa: PLC0415  # triton is optional
 
-    first, device = keys[0], keys[0].values_CE.device
-    scales = [first.values_CE if item.scale_CS is None else item.scale_CS for item in keys]
-    scores = torch.full((plan.size,), -torch.inf, device=device)
+    scores = torch.full((plan.size,), -torch.inf, device=rows.bias_R.device)
     questions = max(1, _BLOCK_ROWS // rows.tokens)
     fused.score_tiles[(plan.tiles_T4.shape[0],)](
         plan.tiles_T4,
-        plan.memories_M4,
-        _addresses([item.values_CE for item in keys], device),
-        _addresses(scales, device),
-        _addresses([spans.document_C for spans in plan.spans], device),
+        plan.parts_P4,
+        *addresses,
         rows.high_RE,
         rows.low_RE,
         rows.scale_R,
@@ -120,17 +167,46 @@ def _fused(plan: Plan, keys: Sequence[RoutingKeys], rows: Rows) -> torch.Tensor:
     return scores
 
 
+def _fused(plan: Plan, keys: Sequence[RoutingKeys], rows: Rows) -> torch.Tensor:
+    device = keys[0].values_CE.device
+    scales = [item.values_CE if item.scale_CS is None else item.scale_CS for item in keys]
+    values_P = _addresses([item.values_CE for item in keys], device)
+    documents_P = _addresses([spans.document_C for spans in plan.parts], device)
+    return launch(plan, keys[0], (values_P, _addresses(scales, device), documents_P), rows)
+
+
 def _addresses(tensors: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
-    return torch.tensor([item.data_ptr() for item in tensors], dtype=torch.int64, device=device)
+    return torch.tensor([item.data_ptr() for item in tensors], dtype=torch.int64).to(device)
 
 
-def _partial_best(scores_BN: torch.Tensor, k: int) -> torch.Tensor:
+def _best_keys(
+    scores: torch.Tensor,
+    questions_B2: torch.Tensor,
+    sizes: Sequence[int],
+    k: int,
+    *,
+    fused: bool | None,
+) -> torch.Tensor:
+    if fused is None:
+        fused = fused_available(scores.device)
+    if fused:
+        return _partial_best(scores, questions_B2, sizes, k).topk(k, dim=1).values
+    rows = []
+    for scores_N in torch.split(scores, list(sizes)):
+        kept_k = twin.order_keys(scores_N[None])[0].topk(min(k, len(scores_N))).values
+        rows.append(torch.nn.functional.pad(kept_k, (0, k - len(kept_k)), value=LOWEST))
+    return torch.stack(rows)
+
+
+def _partial_best(
+    scores: torch.Tensor, questions_B2: torch.Tensor, sizes: Sequence[int], k: int
+) -> torch.Tensor:
     from model_adapter.msa.kernels import fused  # noqa: PLC0415  # triton is optional
 
-    questions, documents = scores_BN.shape
-    blocks = -(-documents // _BLOCK_DOCUMENTS)
-    found = torch.empty(questions, blocks * k, dtype=torch.int64, device=scores_BN.device)
-    fused.partial_best[(blocks, questions)](
-        scores_BN.contiguous(), found, documents, BLOCK=_BLOCK_DOCUMENTS, K=k
+    blocks = -(-max(sizes) // _BLOCK_DOCUMENTS)
+    shape = (len(sizes), blocks * k)
+    found = torch.full(shape, LOWEST, dtype=torch.int64, device=scores.device)
+    fused.partial_best[(blocks, len(sizes))](
+        scores, questions_B2, found, BLOCK=_BLOCK_DOCUMENTS, K=k
     )
     return found

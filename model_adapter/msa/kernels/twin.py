@@ -16,22 +16,21 @@ _BLOCK_CHUNKS = 65536
 
 
 def score(plan: Plan, keys: Sequence[RoutingKeys], rows: Rows) -> torch.Tensor:
-    """Flat fp32 scores, laid out as the plan says."""
-    parts = []
-    question = 0
-    for memory, (spans, count) in enumerate(zip(plan.spans, plan.questions, strict=True)):
-        chosen = slice(question * rows.tokens, (question + count) * rows.tokens)
+    """Flat fp32 scores, laid out as the plan says. keys: one layer of each part."""
+    scores = torch.full((plan.size,), -torch.inf, device=rows.bias_R.device)
+    by_memory = plan.split(scores)
+    firsts = [0]
+    for count in plan.questions:
+        firsts.append(firsts[-1] + count)
+    for spans, owner, held in zip(plan.parts, plan.owners, keys, strict=True):
+        chosen = slice(firsts[owner] * rows.tokens, firsts[owner + 1] * rows.tokens)
         best_CB = torch.cat(
-            [
-                _block(keys[memory], rows, chosen, first)
-                for first in range(0, spans.chunks, _BLOCK_CHUNKS)
-            ]
+            [_block(held, rows, chosen, first) for first in range(0, spans.chunks, _BLOCK_CHUNKS)]
         )
-        index_CB = spans.document_C.long()[:, None].expand(-1, count)
-        scores_NB = best_CB.new_full((spans.documents, count), -torch.inf)
-        parts.append(scores_NB.scatter_reduce_(0, index_CB, best_CB, "amax").T.flatten())
-        question += count
-    return torch.cat(parts)
+        counts_C = spans.document_C >= 0
+        index_BC = spans.document_C[counts_C].long().expand(plan.questions[owner], -1)
+        by_memory[owner].scatter_reduce_(1, index_BC, best_CB[counts_C].T, "amax")
+    return scores
 
 
 def _block(keys: RoutingKeys, rows: Rows, chosen: slice, first: int) -> torch.Tensor:

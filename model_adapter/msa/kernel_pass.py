@@ -1,0 +1,174 @@
+"""Routing of all rows of one pass together, over keys that lie on the device.
+
+One launch scores a layer for every row and memory, and one more chooses. Nothing waits
+for the device but what must: a layer that chooses for itself tells the host which
+documents' content to bring; layers that choose together say so once, behind the last.
+
+Shape suffixes are those of kernels; B rows that route.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from model_adapter.msa import kernels
+from model_adapter.msa.boards import DeviceBoard
+from model_adapter.msa.config import ChunkReduce, HeadReduce, MsaConfig, QueryReduce
+from model_adapter.msa.kernels import Batch, Plan, ResidentKeys, Rows, Spans
+from model_adapter.msa.kernels.keys import floats
+from model_adapter.msa.kernels.rows import padded_tokens
+from model_adapter.msa.routing import INVALID, Positions, mean_heads, scaled_query
+
+#: Documents of each row whose exact scores replace the coarse ones, at least, and for each
+#: that is chosen.
+_SURVIVORS, _SURVIVORS_EACH = 128, 8
+
+
+def why_not(msa: MsaConfig, head_dim: int) -> str:
+    """Why a model's routing needs the formula; empty when the kernels compute it."""
+    if msa.head_reduce is not HeadReduce.MEAN or msa.chunk_reduce is not ChunkReduce.MAX:
+        return "the model reduces heads or chunks otherwise than the kernels do"
+    if msa.query_reduce is QueryReduce.MEAN:
+        return "the model takes the mean over tokens"
+    if head_dim < 16 or head_dim & (head_dim - 1):
+        return f"a head has {head_dim} dimensions, no power of two of at least 16"
+    return ""
+
+
+@dataclass
+class Asked:
+    """One row: its place among the pass's segments, and the tokens that vote (in the pass).
+
+    chosen: positions by model layer, best first, as far as known.
+    """
+
+    place: int
+    resident: ResidentKeys
+    voters: Sequence[int]
+    k: int
+    chosen: dict[int, Positions] = field(default_factory=dict)
+
+
+class KernelPass:
+    """Scores and choices of one pass."""
+
+    def __init__(
+        self, asked: Sequence[Asked], msa: MsaConfig, *, together: bool, fused: bool
+    ) -> None:
+        """asked: not empty. together: all layers make one choice, by the mean of scores."""
+        groups: dict[int, list[Asked]] = {}
+        for one in asked:
+            groups.setdefault(id(one.resident), []).append(one)
+        self.asked = [one for group in groups.values() for one in group]
+        self._memories = [group[0].resident for group in groups.values()]
+        self._counts = [len(group) for group in groups.values()]
+        self._msa, self._layers = msa, list(msa.routed_layers)
+        self._together, self._fused = together, fused
+        self._batch = Batch.of(self._memories, self._counts)
+        self._k = max(one.k for one in asked)
+        device = self._batch.documents_P.device
+        self._tokens = padded_tokens(len(one.voters) for one in asked)
+        voters = [token for one in self.asked for token in one.voters]
+        slots = [
+            row * self._tokens + index
+            for row, one in enumerate(self.asked)
+            for index in range(len(one.voters))
+        ]
+        self._voters, self._slots = torch.tensor([voters, slots]).to(device).unbind()
+        self._bias_R = torch.full((len(asked) * self._tokens,), -torch.inf, device=device)
+        self._bias_R[self._slots] = 0.0
+        self._two_stage = self._memories[0].two_stage
+        self._questions: dict[int, torch.Tensor] = {}
+        self._scores: dict[int, torch.Tensor] = {}
+
+    def route(self, layer: int, routing_THD: torch.Tensor, num_kv_heads: int) -> None:
+        """Scores one layer (its model index) and, unless layers choose together, chooses."""
+        query_QHD = scaled_query(routing_THD[self._voters], self._msa)
+        reduced_QE = mean_heads(query_QHD, num_kv_heads)
+        shape = (len(self._bias_R), reduced_QE.shape[1])
+        rows_RE = reduced_QE.new_zeros(shape).index_copy_(0, self._slots, reduced_QE)
+        keys = self._batch.stacks[0].layer(self._layers.index(layer))
+        rows = Rows.padded(self._tokens, rows_RE, self._bias_R, keys)
+        scores = self._batch.score(self._layers.index(layer), rows, fused=self._fused)
+        self._scores[layer] = scores
+        if self._two_stage:
+            self._questions[layer] = rows_RE
+        if self._together:
+            return
+        best = self._refine([layer], scores) if self._two_stage else self._best(scores, self._k)
+        for one, positions in zip(self.asked, best, strict=True):
+            one.chosen[layer] = positions[: one.k]
+
+    def choose_together(self) -> None:
+        """One choice for all layers that were scored, by the mean of their scores."""
+        mean = torch.stack(list(self._scores.values())).mean(dim=0)
+        if self._two_stage:
+            best = self._refine(list(self._scores), mean)
+        else:
+            best = self._best(mean, self._k)
+        for one, positions in zip(self.asked, best, strict=True):
+            one.chosen = dict.fromkeys(self._layers, positions[: one.k])
+
+    def boards(self) -> list[DeviceBoard]:
+        """All scores of each row, in the order of `asked`."""
+        parts = {layer: self._batch.plan.split(flat) for layer, flat in self._scores.items()}
+        return [
+            DeviceBoard(
+                {layer: split[memory][question] for layer, split in parts.items()},
+                together=self._together,
+            )
+            for memory, count in enumerate(self._counts)
+            for question in range(count)
+        ]
+
+    def _best(self, scores: torch.Tensor, k: int) -> list[Positions]:
+        keys_BK = kernels.best_keys(self._batch.plan, scores, k, fused=self._fused)
+        return [places[scores_K > INVALID] for places, scores_K in kernels.read_keys(keys_BK)]
+
+    def _refine(self, layers: Sequence[int], coarse: torch.Tensor) -> list[Positions]:
+        """The best by exact scores (their mean over `layers`) of the coarse scores' best.
+
+        The exact scores take the place of the coarse ones.
+        """
+        survivors = self._best(coarse, max(_SURVIVORS, _SURVIVORS_EACH * self._k))
+        kept, row = list[Positions](), 0
+        for count in self._counts:
+            kept.append(np.unique(np.concatenate(survivors[row : row + count])))
+            row += count
+        exact = [self._exact(layer, kept) for layer in layers]
+        for layer, (plan, flat) in zip(layers, exact, strict=True):
+            coarse_parts = self._batch.plan.split(self._scores[layer])
+            for found_BN, all_BN, places in zip(plan.split(flat), coarse_parts, kept, strict=True):
+                all_BN[:, torch.from_numpy(places).to(all_BN.device)] = found_BN
+        plan, mean = exact[0][0], torch.stack([flat for _, flat in exact]).mean(dim=0)
+        keys_BK = kernels.best_keys(plan, mean, self._k, fused=self._fused)
+        owners = np.repeat(np.arange(len(kept)), self._counts)
+        return [
+            kept[owner][places[scores_K > INVALID]]
+            for owner, (places, scores_K) in zip(owners, kernels.read_keys(keys_BK), strict=True)
+        ]
+
+    def _exact(self, layer: int, kept: Sequence[Positions]) -> tuple[Plan, torch.Tensor]:
+        """Exact scores in one layer of these documents of each memory."""
+        rows_RE, device = self._questions[layer], self._bias_R.device
+        spans, keys = [], []
+        for memory, documents_N in zip(self._memories, kept, strict=True):
+            offsets_N1, keys_cE = memory.exact(self._layers.index(layer), documents_N)
+            spans.append(Spans.of(offsets_N1, device))
+            keys.append(floats(keys_cE.to(device), self._batch.stacks[0].group))
+        plan = Plan.of(spans, self._counts)
+        rows = Rows.padded(self._tokens, rows_RE, self._bias_R, keys[0])
+        return plan, kernels.score(plan, keys, rows, fused=self._fused)
+
+
+def voters_of(votes: Sequence[bool], first: int, last: int | None, msa: MsaConfig) -> list[int]:
+    """Tokens of the pass that vote for a row which begins at `first`; see routing.prepare."""
+    voters = [place for place, vote in enumerate(votes) if vote]
+    if msa.query_reduce is QueryReduce.LAST and voters:
+        chosen = voters[-1] if last is None else last
+        voters = [place for place in voters if place == chosen]
+    return [first + place for place in voters]

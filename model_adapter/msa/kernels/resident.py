@@ -1,0 +1,137 @@
+"""Routing keys of whole memories as they lie on the device, and many of them as one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from model_adapter.msa.kernels import score as scoring
+from model_adapter.msa.kernels.keys import KeyStack, KeyStorage
+from model_adapter.msa.kernels.plan import Offsets, Plan, Spans
+from model_adapter.msa.kernels.rows import Rows
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Keys of consecutive documents of a memory, from first_chunk on.
+
+    exact_LCE: the same in host RAM in the layout's own type, where keys are coarse.
+    """
+
+    first_chunk: int
+    spans: Spans
+    keys: KeyStack
+    exact_LCE: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ResidentKeys:
+    """All routing keys of a memory's snapshot. Document n owns chunks firsts_N[n] to ends_N[n]
+    (exclusive), counted over all parts."""
+
+    firsts_N: Offsets
+    ends_N: Offsets
+    parts: tuple[Part, ...]
+
+    @property
+    def documents(self) -> int:
+        """Of the memory."""
+        return len(self.firsts_N)
+
+    @property
+    def two_stage(self) -> bool:
+        """The keys on the device only say which documents to look at in host RAM."""
+        return self.parts[0].exact_LCE is not None
+
+    @classmethod
+    def of(
+        cls,
+        offsets_N1: Offsets,
+        keys_LCE: torch.Tensor,
+        storing: KeyStorage,
+        device: torch.device,
+    ) -> ResidentKeys:
+        """One part, made of a memory's keys [L, C, E] in RAM."""
+        exact_LCE = keys_LCE if storing.exact else None
+        part = Part(0, Spans.of(offsets_N1, device), storing.stack(keys_LCE.to(device)), exact_LCE)
+        return cls(offsets_N1[:-1], offsets_N1[1:], (part,))
+
+    def only(self, positions_n: Offsets) -> ResidentKeys:
+        """The memory as if it held these documents (ascending) alone. Nothing is copied but
+        whose chunk is whose."""
+        place_N = np.full(self.documents, -1, dtype=np.int32)
+        place_N[positions_n] = np.arange(len(positions_n), dtype=np.int32)
+        place_dev_N = torch.from_numpy(place_N).to(self.parts[0].spans.document_C.device)
+        parts = []
+        for part in self.parts:
+            document_C = place_dev_N[part.spans.document_C.long()]
+            spans = replace(part.spans, documents=len(positions_n), document_C=document_C)
+            parts.append(replace(part, spans=spans))
+        return ResidentKeys(self.firsts_N[positions_n], self.ends_N[positions_n], tuple(parts))
+
+    def exact(self, layer: int, documents_n: Offsets) -> tuple[Offsets, torch.Tensor]:
+        """Offsets of the chunks of these documents (ascending), and exact keys [c, E], in RAM."""
+        counts_n = self.ends_N[documents_n] - self.firsts_N[documents_n]
+        compact_n1 = np.concatenate(([0], np.cumsum(counts_n))).astype(np.int64)
+        begin = np.repeat(self.firsts_N[documents_n] - compact_n1[:-1], counts_n)
+        chunks = begin + np.arange(compact_n1[-1])
+        pieces = []
+        for part in self.parts:
+            assert part.exact_LCE is not None
+            first, stop = np.searchsorted(
+                chunks, (part.first_chunk, part.first_chunk + part.spans.chunks)
+            )
+            rows = torch.from_numpy(chunks[first:stop] - part.first_chunk)
+            pieces.append(part.exact_LCE[layer].index_select(0, rows))
+        return compact_n1, torch.cat(pieces)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Questions over resident memories in all layers. Addresses are worked out once.
+
+    values_LP, scales_LP, documents_P: int64 addresses, one per part, on the device.
+    """
+
+    plan: Plan
+    stacks: tuple[KeyStack, ...]
+    values_LP: torch.Tensor
+    scales_LP: torch.Tensor
+    documents_P: torch.Tensor
+
+    @classmethod
+    def of(cls, memories: Sequence[ResidentKeys], questions: Sequence[int]) -> Batch:
+        """questions: how many over each memory. All keys are of one format, width and group."""
+        plan = Plan.of([[part.spans for part in one.parts] for one in memories], questions)
+        stacks = tuple(part.keys for one in memories for part in one.parts)
+        device = stacks[0].values_LCE.device
+        scales = [one.values_LCE if one.scale_LCS is None else one.scale_LCS for one in stacks]
+        return cls(
+            plan,
+            stacks,
+            _addresses([one.values_LCE for one in stacks], device),
+            _addresses(scales, device),
+            torch.tensor([one.document_C.data_ptr() for one in plan.parts]).to(device),
+        )
+
+    def score(self, layer: int, rows: Rows, *, fused: bool) -> torch.Tensor:
+        """Flat fp32 scores of one layer, as the plan lays them out."""
+        if not fused:
+            keys = [
+                stack.layer(layer, 0, spans.chunks)
+                for stack, spans in zip(self.stacks, self.plan.parts, strict=True)
+            ]
+            return scoring.score(self.plan, keys, rows, fused=False)
+        addresses = self.values_LP[layer], self.scales_LP[layer], self.documents_P
+        return scoring.launch(self.plan, self.stacks[0].layer(layer), addresses, rows)
+
+
+def _addresses(tensors: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """int64 [L, P] of [L, ...] tensors."""
+    bases_P = torch.tensor([item.data_ptr() for item in tensors])
+    steps_P = torch.tensor([item.stride(0) * item.element_size() for item in tensors])
+    layers_L1 = torch.arange(tensors[0].shape[0])[:, None]
+    return (bases_P + layers_L1 * steps_P).to(device)
