@@ -25,6 +25,8 @@ from model_adapter.engine import (
 )
 from model_adapter.msa import ranking
 from model_adapter.msa.config import MAX_TOP_K, LoadedModel
+from model_adapter.msa.decode_step import PooledRows, Way
+from model_adapter.msa.decode_step import choose as choose_rows
 from model_adapter.msa.encode import TokenisedDocument, batches, encode_batch
 from model_adapter.msa.forward import Attend, Segment, encode_prefix, run
 from model_adapter.msa.generate import Limits, Model, Session
@@ -65,10 +67,12 @@ class MsaEngine:
         *,
         injection: Attend = Attend.CAUSAL,
         routing: RoutingChoice | None = None,
+        pooled: Way | None = None,
     ) -> None:
         """threads: of the CPU for torch, 0 for as many as it finds. injection:
         BIDIRECTIONAL reproduces the published attention of the question that is put in
-        again. routing: by kernels, or by the formula (the default). The weights move out of
+        again. routing: by kernels, or by the formula (the default). pooled: how
+        rows share a pool, by default by what the device allows. The weights move out of
         `model`; CheckpointError when they do not fit it.
         """
         if threads:
@@ -80,15 +84,27 @@ class MsaEngine:
             decoder.kernels = routing.kernels if routing else None
             model.weights.clear()
             prefix = encode_prefix(decoder, model.template.head)
+            prompts = PromptBuilder(model.tokenizer, model.template)
+            chats = model.template.answering is Answering.ROUTED_TEXT
+            opening = prompts.chat_opening() if chats else []
+            opened = encode_prefix(decoder, opening)
+            if pooled is None:
+                decoder.rows, attending = choose_rows(decoder, limits.positions, place)
+            else:
+                decoder.rows = PooledRows(decoder, limits.positions, pooled)
+                attending = f"rows attend by {pooled.value}"
         self._model = Model(
             decoder=decoder,
             tokenizer=model.tokenizer,
-            prompts=PromptBuilder(model.tokenizer, model.template),
+            prompts=prompts,
             prefix=prefix,
+            opening=opening,
+            opened=opened,
             eos_ids=frozenset(model.eos_ids),
             limits=limits,
             injection=injection,
         )
+        reasons = [routing.reason] if routing else []
         self._description = ModelDescription(
             model_id=model.model_id,
             display_name=model.display_name,
@@ -101,7 +117,7 @@ class MsaEngine:
             compute_dtype=model.compute_dtype,
             lexical_weight=model.template.lexical_weight,
             storing=routing.storing if routing else None,
-            placement=f"on {device}" + (f"; {routing.reason}" if routing else ""),
+            placement="; ".join([f"on {device}", *reasons, attending]),
         )
 
     @property
@@ -193,13 +209,19 @@ class MsaEngine:
                 sessions[places[0]].fail()
                 errors[places[0]] = error
                 continue
+            # One wait for the device, not one a row.
+            best: list[int] = []
+            if outcome.logits is not None:
+                best = outcome.logits.argmax(dim=-1).tolist()
             for row, place in enumerate(places):
                 logits_V = None if outcome.logits is None else outcome.logits[row]
                 routing = outcome.routings[row]
                 try:
                     if routing is not None and routing.error is not None:
                         raise routing.error
-                    events[place] = sessions[place].accept(logits_V, routing)
+                    events[place] = sessions[place].accept(
+                        logits_V, routing, best[row] if best else None
+                    )
                 except EngineError as error:
                     sessions[place].fail()
                     errors[place] = error

@@ -9,86 +9,43 @@ Shape suffixes are those of model.py; R rows.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch.nn import functional
 
-from model_adapter.engine import EngineError, MemoryView, ResidentView
-from model_adapter.msa.boards import Board
+from model_adapter.engine import EngineError, ResidentView
+from model_adapter.msa.attending import attention_of, step
 from model_adapter.msa.config import LayerChoice
 from model_adapter.msa.kernel_pass import Asked, KernelPass, voters_of
-from model_adapter.msa.kvcache import KVCache
 from model_adapter.msa.model import Decoder, Probe, Projected, Want
-from model_adapter.msa.routing import Positions, Scores, prepare, score_documents, select
+from model_adapter.msa.pool import Cache
+from model_adapter.msa.routing import prepare, score_documents, select
+from model_adapter.msa.segments import (
+    Attend,
+    RoutingRequest,
+    Row,
+    RowRouting,
+    Segment,
+    new_row,
+)
+
+__all__ = [
+    "Attend",
+    "Outcome",
+    "RoutingRequest",
+    "Row",
+    "RowRouting",
+    "Segment",
+    "encode_prefix",
+    "new_row",
+    "run",
+]
 
 #: Documents of each layer whose scores are exact when a mean over layers chooses: far more
 #: than are taken, so that none of the best is known to bf16 alone.
 COMBINED_EXACT = 128
-
-
-class Attend(Enum):
-    """Who a segment's tokens see, beside everything cached before them.
-
-    CAUSAL: themselves and earlier tokens of the segment. BIDIRECTIONAL: the whole
-    segment (the reference does so when it puts the question in again). GHOST: only
-    the cache, and they leave no trace in it (the reference's idle rows).
-    """
-
-    CAUSAL = "causal"
-    BIDIRECTIONAL = "bidirectional"
-    GHOST = "ghost"
-
-
-@dataclass
-class Row:
-    """A sequence that is being run. position: of its next token."""
-
-    cache: KVCache
-    position: int
-
-
-@dataclass(frozen=True)
-class RoutingRequest:
-    """Asks a prefill to route. votes: per token. k: documents per routed layer.
-
-    forced: positions per model layer, taken instead of the best (parity runs).
-    """
-
-    memory: MemoryView
-    votes: Sequence[bool]
-    k: int
-    last: int | None = None
-    forced: Mapping[int, Positions] | None = None
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Tokens to run for a row."""
-
-    row: Row
-    ids: Sequence[int]
-    routing: RoutingRequest | None = None
-    attend: Attend = Attend.CAUSAL
-
-
-@dataclass
-class RowRouting:
-    """What routing found for one row, by model layer; combined_N under LayerChoice.COMBINED.
-
-    board: all scores, where they stayed on the device; scores_N is empty then. error: why the
-    memory could not be read, in a pass of several rows; the row is of no further use.
-    """
-
-    scores_N: dict[int, Scores] = field(default_factory=dict)
-    chosen: dict[int, Positions] = field(default_factory=dict)
-    combined_N: Scores | None = None
-    board: Board | None = None
-    error: EngineError | None = None
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -115,6 +72,8 @@ def run(
     time for its routing alone. A memory that can't be read raises EngineError when the pass
     has one row; among several it is the row's own `RowRouting.error`.
     """
+    if probe is None and (logits := step(decoder, segments)) is not None:
+        return Outcome(logits, [None] * len(segments))
     together = decoder.config.msa.layer_choice is LayerChoice.COMBINED
     if together and not only_routing:
         routings = _look_ahead(decoder, segments)
@@ -126,7 +85,7 @@ def run(
     positions = [s.row.position + offset for s in segments for offset in range(len(s.ids))]
     positions_T = torch.tensor(positions, device=device)
     cos_TD, sin_TD = decoder.rope.at(positions_T, max(positions) + 1)
-    masks = [_mask(segment, device) for segment in segments]
+    attend = attention_of(decoder, segments)
     hidden_TM = decoder.embed(ids_T)
     if probe is not None:
         probe("embed", hidden_TM)
@@ -140,13 +99,10 @@ def run(
         if routes:
             _route(decoder, index, segments, projected, routings, kernels=kernels)
         if index == routed_layers[-1]:
-            _end_kernels(kernels, routings, together=together)
+            _end_routing(decoder, segments, routings, kernels)
             if only_routing:
-                if together:
-                    _choose_together(segments, routings, routed_layers)
                 return Outcome(None, routings)
-        attention_THD = _attend(index, segments, projected, masks)
-        hidden_TM = decoder.finish(index, hidden_TM, attention_THD, probe)
+        hidden_TM = decoder.finish(index, hidden_TM, attend(index, projected), probe)
     for segment in segments:
         if segment.attend is not Attend.GHOST:
             segment.row.position += len(segment.ids)
@@ -165,20 +121,6 @@ def _look_ahead(decoder: Decoder, segments: Sequence[Segment]) -> list[RowRoutin
             copies.append(replace(segment, row=row))
     found = iter(run(decoder, copies, only_routing=True).routings if copies else ())
     return [next(found) if segment.routing else None for segment in segments]
-
-
-def _choose_together(
-    segments: Sequence[Segment], routings: Sequence[RowRouting | None], layers: Sequence[int]
-) -> None:
-    """One choice for all layers, by the mean of their scores."""
-    for segment, found in zip(segments, routings, strict=True):
-        request = segment.routing
-        if request is None or found is None or not found.scores_N:
-            continue
-        found.combined_N = np.mean(list(found.scores_N.values()), axis=0, dtype=np.float32)
-        best = select(found.combined_N, request.k)
-        forced = request.forced or {}
-        found.chosen = {layer: forced.get(layer, best) for layer in layers}
 
 
 def _kernel_pass(decoder: Decoder, segments: Sequence[Segment]) -> KernelPass | None:
@@ -200,10 +142,17 @@ def _kernel_pass(decoder: Decoder, segments: Sequence[Segment]) -> KernelPass | 
     return KernelPass(asked, msa, together=together, fused=fused) if asked else None
 
 
-def _end_kernels(
-    kernels: KernelPass | None, routings: Sequence[RowRouting | None], *, together: bool
+def _end_routing(
+    decoder: Decoder,
+    segments: Sequence[Segment],
+    routings: Sequence[RowRouting | None],
+    kernels: KernelPass | None,
 ) -> None:
-    """Hands the rows what stayed on the device, and their choice if it is one for all layers."""
+    """Behind the last routed layer: the choice of layers that choose together, unless it was
+    known before, and what stayed on the device."""
+    together = decoder.config.msa.layer_choice is LayerChoice.COMBINED
+    if together:
+        _choose_together(segments, routings, decoder.config.msa.routed_layers)
     if kernels is None:
         return
     started = time.perf_counter()
@@ -215,6 +164,20 @@ def _end_kernels(
         found.board = board
         found.chosen.update(asked.chosen)
         found.seconds += time.perf_counter() - started
+
+
+def _choose_together(
+    segments: Sequence[Segment], routings: Sequence[RowRouting | None], layers: Sequence[int]
+) -> None:
+    """One choice for all layers, by the mean of their scores, of rows that have not theirs."""
+    for segment, found in zip(segments, routings, strict=True):
+        request = segment.routing
+        if request is None or found is None or not found.scores_N or found.chosen:
+            continue
+        found.combined_N = np.mean(list(found.scores_N.values()), axis=0, dtype=np.float32)
+        best = select(found.combined_N, request.k)
+        forced = request.forced or {}
+        found.chosen = {layer: forced.get(layer, best) for layer in layers}
 
 
 def _route(
@@ -297,52 +260,7 @@ def _take_in(decoder: Decoder, index: int, layer: int, segment: Segment, found: 
     )
 
 
-def _attend(
-    index: int,
-    segments: Sequence[Segment],
-    projected: Projected,
-    masks: Sequence[torch.Tensor | None],
-) -> torch.Tensor:
-    """Attention output [T, H, D], row by row."""
-    parts = []
-    first = 0
-    for segment, mask_TT in zip(segments, masks, strict=True):
-        stop = first + len(segment.ids)
-        cache = segment.row.cache
-        before = cache.length(index)
-        if segment.attend is not Attend.GHOST:
-            cache.append(index, projected.k_TKD[first:stop], projected.v_TKD[first:stop])
-        keys_KSD, values_KSD = cache.read(index)
-        mask_TS = None if mask_TT is None else functional.pad(mask_TT, (before, 0), value=True)
-        out_1HTD = functional.scaled_dot_product_attention(
-            projected.q_THD[first:stop].transpose(0, 1)[None],
-            keys_KSD[None],
-            values_KSD[None],
-            attn_mask=mask_TS,
-            enable_gqa=True,
-        )
-        parts.append(out_1HTD[0].transpose(0, 1))
-        first = stop
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _mask(segment: Segment, device: torch.device) -> torch.Tensor | None:
-    """What a segment's tokens see of the segment itself; None when that is all of it."""
-    size = len(segment.ids)
-    if size == 1 or segment.attend is not Attend.CAUSAL:
-        return None
-    return torch.ones(size, size, dtype=torch.bool, device=device).tril_()
-
-
-def new_row(decoder: Decoder, prefix: KVCache | None = None, position: int = 0) -> Row:
-    """A fresh row, behind a copy of the template prefix or behind nothing."""
-    cache = KVCache(decoder.config, decoder.dtype, decoder.device)
-    if prefix is not None:
-        cache.begin_with(prefix)
-    return Row(cache, position)
-
-
-def encode_prefix(decoder: Decoder, head: Sequence[int]) -> KVCache:
+def encode_prefix(decoder: Decoder, head: Sequence[int]) -> Cache:
     """The template head alone, at positions from 0: the prefix of every question row."""
     row = new_row(decoder)
     if head:

@@ -7,7 +7,7 @@ the engine runs the segments of all sessions together. A session computes nothin
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,8 +25,8 @@ from model_adapter.engine import (
 )
 from model_adapter.msa import ranking
 from model_adapter.msa.forward import Attend, Row, RowRouting, Segment, new_row
-from model_adapter.msa.kvcache import KVCache
 from model_adapter.msa.model import Decoder
+from model_adapter.msa.pool import Cache
 from model_adapter.msa.prompt import PromptBuilder, Template
 from model_adapter.msa.sampling import Detokeniser, Sampler
 
@@ -49,9 +49,12 @@ class Model:
     decoder: Decoder
     tokenizer: Tokenizer
     prompts: PromptBuilder
-    prefix: KVCache
+    prefix: Cache
     eos_ids: frozenset[int]
     limits: Limits
+    #: Every chat turn with documents begins with these tokens (none for INTERLEAVE), run already.
+    opening: Sequence[int]
+    opened: Cache
     #: CAUSAL, or BIDIRECTIONAL as the published loop has it: who sees whom in the
     #: question that is put in again.
     injection: Attend = Attend.CAUSAL
@@ -60,6 +63,13 @@ class Model:
     def template(self) -> Template:
         """Formats and control tokens."""
         return self.prompts.template
+
+    def chat_row(self, ids: Sequence[int]) -> tuple[Row, list[int]]:
+        """A row for a chat turn, and what of its tokens is still to be run."""
+        known = len(self.opening)
+        if not known or list(ids[:known]) != list(self.opening):
+            return new_row(self.decoder), list(ids)
+        return new_row(self.decoder, self.opened, known), list(ids[known:])
 
     def question_row(self, k: int) -> Row:
         """A row behind the template prefix; questions stand at positions from head + k."""
@@ -93,8 +103,11 @@ class Session(ABC):
         """What to run next. Called once before each accept."""
 
     @abstractmethod
-    def accept(self, logits_V: torch.Tensor | None, routing: RowRouting | None) -> list[Event]:
-        """Takes the result of the segment: fp32 logits [V] after it, and its routing."""
+    def accept(
+        self, logits_V: torch.Tensor | None, routing: RowRouting | None, best: int | None = None
+    ) -> list[Event]:
+        """Takes the result of the segment: fp32 logits [V] after it, and its routing. best: the
+        likeliest token, where it is known."""
 
     def fail(self) -> None:
         """Ends the session without further events."""

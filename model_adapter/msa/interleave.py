@@ -61,7 +61,9 @@ class InterleaveSession(Session):
             return Segment(self._row, self._pending, attend=self._model.injection)
         return Segment(self._row, self._pending, self._routing)
 
-    def accept(self, logits_V: torch.Tensor | None, routing: RowRouting | None) -> list[Event]:
+    def accept(
+        self, logits_V: torch.Tensor | None, routing: RowRouting | None, best: int | None = None
+    ) -> list[Event]:
         """Takes one token and decides what follows it."""
         assert logits_V is not None
         events: list[Event] = []
@@ -72,7 +74,7 @@ class InterleaveSession(Session):
             self._pending, self._queued = self._queued, []
             return events
         self._asking = False
-        token = self._sampler.pick(logits_V)
+        token = self._sampler.pick(logits_V, best)
         if token in self._model.eos_ids:
             return [*events, *self._end(FinishReason.STOP)]
         self.counts.answer_tokens += 1

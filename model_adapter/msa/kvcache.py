@@ -45,12 +45,6 @@ class KVCache:
         store = self._store[layer]
         return store[0, :, :stop], store[1, :, :stop]
 
-    def begin_with(self, prefix: KVCache) -> None:
-        """Fills this empty cache with a copy of another one's positions."""
-        for layer in range(len(self._store)):
-            keys, values = prefix.read(layer)
-            self.append(layer, keys.transpose(0, 1), values.transpose(0, 1))
-
     def _reserve(self, layer: int, size: int) -> None:
         store = self._store[layer]
         if size <= store.shape[2]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
@@ -21,6 +22,9 @@ from torch.nn import functional
 from model_adapter.msa.config import TORCH_DTYPE, LoadedModel, ModelConfig
 from model_adapter.msa.kernels import Kernels
 from model_adapter.msa.rope import RopeTable, rotate
+
+if TYPE_CHECKING:  # It steps a Decoder.
+    from model_adapter.msa.decode_step import PooledRows
 
 #: Called with a name ("embed", "attn0", "layer0", .. "final_norm") and a value [T, M].
 Probe = Callable[[str, torch.Tensor], None]
@@ -92,6 +96,8 @@ class Decoder:
         self.rope = RopeTable(c.head_dim, c.rope_theta, self.dtype, device)
         #: How routing goes over keys that lie on the device; None: by the formula alone.
         self.kernels: Kernels | None = None
+        #: Where all rows keep their keys and values; None: every row its own.
+        self.rows: PooledRows | None = None
         self._before_attention = before_attention
         self._after_attention = after_attention
 

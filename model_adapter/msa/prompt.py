@@ -129,13 +129,19 @@ class PromptBuilder:
         """A document's text as it is put before the model."""
         return self.text(f"[{number}]. {text}\n")
 
-    def chat(self, documents: Sequence[Sequence[int]], question: str) -> list[int]:
-        """A chat turn with documents' tokens before the question, open for the answer."""
+    def chat_opening(self, *, documents: bool = True) -> list[int]:
+        """What every chat turn begins with: up to the first document, if there will be any."""
         t = self.template
         ids: list[int] = []
         if t.system:
             ids += [*t.turn_start, *self.text(f"system\n{t.system}"), *t.turn_end, *self.text("\n")]
-        ids += [*t.turn_start, *self.text("user\n" + (t.documents_before if documents else ""))]
+        before = t.documents_before if documents else ""
+        return [*ids, *t.turn_start, *self.text("user\n" + before)]
+
+    def chat(self, documents: Sequence[Sequence[int]], question: str) -> list[int]:
+        """A chat turn with documents' tokens before the question, open for the answer."""
+        t = self.template
+        ids = self.chat_opening(documents=bool(documents))
         for document in documents:
             ids += document
         after = t.documents_after if documents else ""

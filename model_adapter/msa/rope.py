@@ -29,6 +29,14 @@ class RopeTable:
         self._grow(limit)
         return self._cos_TD[positions_T], self._sin_TD[positions_T]
 
+    def reach(self, limit: int) -> None:
+        """Makes the table hold all positions below `limit`."""
+        self._grow(limit)
+
+    def taken(self, positions_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `at`, of positions that the table holds already; nothing is looked at on the host."""
+        return self._cos_TD[positions_T], self._sin_TD[positions_T]
+
     def _grow(self, size: int) -> None:
         if size <= self._cos_TD.shape[0]:
             return

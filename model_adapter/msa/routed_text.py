@@ -18,7 +18,7 @@ from model_adapter.engine import (
     MemoryView,
     TextEvent,
 )
-from model_adapter.msa.forward import RoutingRequest, Row, RowRouting, Segment, new_row
+from model_adapter.msa.forward import RoutingRequest, Row, RowRouting, Segment
 from model_adapter.msa.generate import AnswerText, Model, Session
 from model_adapter.msa.prompt import join
 
@@ -43,13 +43,15 @@ class RoutedTextSession(Session):
             return Segment(self._row, self._pending)
         return routing_segment(self._model, self._request.question, self._memory, self._k)
 
-    def accept(self, logits_V: torch.Tensor | None, routing: RowRouting | None) -> list[Event]:
+    def accept(
+        self, logits_V: torch.Tensor | None, routing: RowRouting | None, best: int | None = None
+    ) -> list[Event]:
         """Documents after the first segment, text after the others."""
         if self._row is None:
             assert routing is not None
             return self._open_chat(routing)
         assert logits_V is not None
-        token = self._sampler.pick(logits_V)
+        token = self._sampler.pick(logits_V, best)
         if token in self._model.eos_ids:
             return self._finish(FinishReason.STOP, self._answer.flush())
         self.counts.answer_tokens += 1
@@ -71,8 +73,8 @@ class RoutedTextSession(Session):
         kept = self._fitting(best_first, self._room(len(bare)))
         if not kept and self._model.template.unknown:
             return [chosen, *self._finish(FinishReason.STOP, self._model.template.unknown)]
-        self._pending = prompts.chat([ids for _, ids in kept], self._request.question)
-        self._row = new_row(self._model.decoder)
+        turn = prompts.chat([ids for _, ids in kept], self._request.question)
+        self._row, self._pending = self._model.chat_row(turn)
         citations = [CitationEvent(number, chosen.round) for number, _ in kept]
         return [chosen, *citations]
 

@@ -25,10 +25,10 @@ class Sampler:
         else:
             self._generator.seed()
 
-    def pick(self, logits_V: torch.Tensor) -> int:
-        """The next token from fp32 logits [V]."""
+    def pick(self, logits_V: torch.Tensor, best: int | None = None) -> int:
+        """The next token from fp32 logits [V]. best: the likeliest one, where it is known."""
         if self._temperature <= 0:
-            return int(logits_V.argmax())
+            return int(logits_V.argmax()) if best is None else best
         probabilities_V = torch.softmax(logits_V.float().cpu() / self._temperature, dim=-1)
         if 0 < self._top_p < 1:
             ordered_V, tokens_V = probabilities_V.sort(descending=True, stable=True)

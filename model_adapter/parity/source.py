@@ -22,9 +22,9 @@ from model_adapter.checkpoints import load_directory
 from model_adapter.msa.config import LoadedModel, ModelConfig
 from model_adapter.msa.encode import TokenisedDocument, batches, encode_batch
 from model_adapter.msa.forward import Row, encode_prefix, new_row
-from model_adapter.msa.kvcache import KVCache
 from model_adapter.msa.memory import InMemoryView
 from model_adapter.msa.model import Decoder
+from model_adapter.msa.pool import Cache
 from model_adapter.parity.comparison import BF16, EXACT, RUNNING_SUM, Tolerance
 from model_adapter.parity.reference_text import document_ids
 from storage.layout import KVBlock
@@ -44,7 +44,7 @@ class Setup:
     tokenizer: Tokenizer
     eos_ids: frozenset[int]
     decoder: Decoder
-    prefix: KVCache
+    prefix: Cache
     head: tuple[int, ...]
     texts: list[str]
     blocks: list[KVBlock]
