@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+
+from storage.store import StorageError, StorageFullError, StoreUnavailableError
+
+#: Error numbers of a disk that has no room.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def disk_error(error: Exception, what: str = "") -> StorageError:
+    """What a failed call of the system is to callers of a store. what: failed, for operators."""
+    text = f"{what}: {error}" if what else str(error)
+    if any(os.strerror(code) in str(error) for code in FULL):
+        return StorageFullError(f"disk is full: {text}")
+    return StoreUnavailableError(text)
 
 
 def sync_folder(folder: Path) -> None:

@@ -25,7 +25,7 @@ from typing import TypeVar
 import lmdb
 
 from storage.failpoints import Failpoint, reach
-from storage.files import sync_file, sync_folder
+from storage.files import FULL, disk_error, sync_file, sync_folder
 from storage.store import (
     StorageError,
     StorageFullError,
@@ -38,7 +38,6 @@ _T = TypeVar("_T")
 _MIB = 2**20
 _READER_CHECK_S = 60.0
 _MAX_RESIZES = 8
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: Pages of the tree that a commit writes besides its values.
 _SLACK_BYTES = 256 * 1024
 
@@ -134,7 +133,7 @@ class Environment:
                 self.path / WRITER_LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
             )
         except OSError as error:
-            raise _storage_error(error) from error
+            raise disk_error(error) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -267,7 +266,7 @@ class Environment:
             with tempfile.TemporaryFile(dir=self.path) as probe:
                 os.posix_fallocate(probe.fileno(), 0, room)
         except OSError as error:
-            return error.errno in _FULL
+            return error.errno in FULL
         return False
 
     def _grow(self, expected_bytes: int, frees: bool) -> None:
@@ -331,12 +330,6 @@ def _pages(size: int) -> int:
     return -(-size // 4096) * 4096
 
 
-def _storage_error(error: OSError | lmdb.Error) -> StorageError:
-    if any(os.strerror(code) in str(error) for code in _FULL):
-        return StorageFullError(f"disk is full: {error}")
-    return StoreUnavailableError(str(error))
-
-
 @contextmanager
 def _translated() -> Iterator[None]:
     """Turns LMDB's errors into ours, but for those that the caller answers by trying again."""
@@ -349,4 +342,4 @@ def _translated() -> Iterator[None]:
     except lmdb.Error as error:
         if "already open" in str(error):
             raise StoreBusyError(str(error)) from error
-        raise _storage_error(error) from error
+        raise disk_error(error) from error

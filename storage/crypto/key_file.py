@@ -34,8 +34,8 @@ from storage.crypto.key_slots import (
 from storage.crypto.memory_secret import KeySource, MemorySecret, NoKeys
 from storage.crypto.root_keys import KEY_BYTES, RootKeyError, RootKeys, overwrite
 from storage.failpoints import Failpoint, reach
-from storage.files import sync_folder
-from storage.store import KeyMissingError, MemoryUid, StorageError, StoreNotFoundError
+from storage.files import disk_error, sync_folder
+from storage.store import KeyMissingError, MemoryUid, StoreNotFoundError
 
 _CACHED = 1024
 _TENANT_CONTEXT = b"memsvc tenant key "
@@ -210,7 +210,7 @@ class TenantKeys:
             if old is not None:
                 overwrite(old)
         except OSError as error:
-            raise StorageError(f"the key file cannot be written: {error}") from error
+            raise disk_error(error, "the key file cannot be written") from error
 
     def _load(self) -> None:
         tidy = not self._readonly
@@ -226,7 +226,7 @@ class TenantKeys:
         except FileNotFoundError:
             raise StoreNotFoundError(f"no keys at {self._path.name}") from None
         except OSError as error:
-            raise StorageError(f"the key file cannot be read: {error}") from error
+            raise disk_error(error, "the key file cannot be read") from error
 
     def _unwrap(self, raw: bytes) -> None:
         head, _ = newest_head(raw, self._path.name)
@@ -288,14 +288,14 @@ class TenantKeys:
             finally:
                 os.close(handle)
         except OSError as error:
-            raise StorageError(f"the key file cannot be written: {error}") from error
+            raise disk_error(error, "the key file cannot be written") from error
 
     def _read(self, place: int) -> bytes:
         try:
             with self._path.open("rb", buffering=0) as file:
                 return os.pread(file.fileno(), SLOT_BYTES, place)
         except OSError as error:
-            raise StorageError(f"the key file cannot be read: {error}") from error
+            raise disk_error(error, "the key file cannot be read") from error
 
     def _write(self, place: int, data: bytes) -> None:
         try:
@@ -306,7 +306,7 @@ class TenantKeys:
             finally:
                 os.close(handle)
         except OSError as error:
-            raise StorageError(f"the key file cannot be written: {error}") from error
+            raise disk_error(error, "the key file cannot be written") from error
 
     def _end(self) -> int:
         size = self._path.stat().st_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 from pathlib import Path
 from unittest.mock import patch
 
@@ -12,7 +13,13 @@ import pytest
 from storage.crypto import LocalRootKeys, RootKeyError, TenantKeys
 from storage.crypto.key_slots import HEAD_BYTES, SLOT_BYTES
 from storage.crypto.root_keys import new_root_key, parse_root_keys, read_root_keys, write_root_keys
-from storage.store import KeyMissingError, StorageError, StoreNotFoundError
+from storage.store import (
+    KeyMissingError,
+    StorageError,
+    StorageFullError,
+    StoreNotFoundError,
+    StoreUnavailableError,
+)
 from tests.support.blocks import memory_uid
 
 TENANT = "0a" * 16
@@ -62,6 +69,24 @@ def test_a_destroyed_key_leaves_no_byte_of_itself(path: Path) -> None:
         assert holder.memories() == [A, C]
     keys.create(B)
     assert len(path.read_bytes()) == len(data), "the slot is used again"
+
+
+def test_a_disk_without_room_or_out_of_order_is_said_so(path: Path) -> None:
+    keys = opened(path)
+    keys.create(A)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, limits[1]))
+    try:
+        with pytest.raises(StorageFullError):
+            keys.create(B)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    keys.create(B)
+    assert opened(path).memories() == [A, B]
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(StoreUnavailableError):
+        keys.create(C)
 
 
 def test_replacing_destroys_what_was_there(path: Path) -> None:
