@@ -24,7 +24,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from benchmarks.service import MODEL_CACHE, Service, machine, running
+from benchmarks.machine import machine
+from benchmarks.service import MODEL_CACHE, Service, running
 from benchmarks.workload import Line, conversation
 from memsvc.client import Client, EncodingState, Turn
 from storage import documents

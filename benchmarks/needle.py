@@ -30,11 +30,11 @@ from typing import Any
 
 from benchmarks import sizes, workload
 from benchmarks.ingest import as_source
+from benchmarks.machine import machine
 from benchmarks.progress import bar
 from benchmarks.quality import metrics
 from benchmarks.quality.answers import Asked, answer_all
 from benchmarks.quality.encoded import BlockCache, Encoded, EncodedView, join, of_blocks
-from benchmarks.service import machine
 from model_adapter.engine import DocumentText, Engine
 from model_adapter.engines import UnusableModelError, choose_device, load_engine
 from storage.documents import Conversation, Role, Turn, render

@@ -26,7 +26,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks.ingest import as_turn, quantiles, wait_encoded
-from benchmarks.service import Service, machine, running
+from benchmarks.machine import machine
+from benchmarks.service import Service, running
 from benchmarks.workload import conversation
 from memsvc.client import NO_RETRIES, ApiError, AsyncClient, Client, Generation, Scope, Turn
 

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.ingest import TURNS_PER_APPEND, as_source, as_turn, wait_encoded
-from benchmarks.service import MODEL_CACHE, Service, machine, running
+from benchmarks.machine import machine
+from benchmarks.service import MODEL_CACHE, Service, running
 from benchmarks.workload import conversation
 from memsvc.client import Client, Generation, TextDelta, Turn, Usage
 from storage import documents

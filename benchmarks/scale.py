@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import plot, sizes
+from benchmarks.machine import machine
 from benchmarks.progress import bar
 from benchmarks.quality import banks, rankers
 from benchmarks.quality.banks import Bank, BankError, Document, Question
@@ -28,7 +29,6 @@ from benchmarks.quality.encoded import BlockCache, Encoded, EncodedView, join
 from benchmarks.quality.evaluate import BM25, HYBRID, OURS
 from benchmarks.quality.rankers import Bm25, MissingPackageError, Ranker
 from benchmarks.quality.tally import Tally
-from benchmarks.service import machine
 from model_adapter.engine import Engine
 from model_adapter.engines import UnusableModelError, choose_device, load_engine
 from storage.documents import TextSource

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import signal
 import subprocess
 import sys
@@ -61,13 +59,3 @@ def running(data: Path, model: str, *settings: str) -> Iterator[Service]:
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(timeout=60)
-
-
-def machine() -> dict[str, object]:
-    """What the figures were taken on."""
-    cpu = platform.processor()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].partition(":")[2].strip() if names else cpu
-    return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version()}

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.machine import machine
 from benchmarks.quality import banks
 from benchmarks.quality.evaluate import DEFAULT_ROWS, ROWS, Evaluation, Figures, Plan
 from benchmarks.quality.rankers import MissingPackageError
 from benchmarks.quality.through_grpc import WEIGHTS, measure
-from benchmarks.service import machine
 from model_adapter.engines import UnusableModelError, choose_device, load_engine
 from storage.paths import DataFolder
 

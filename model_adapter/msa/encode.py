@@ -1,8 +1,9 @@
 """Documents to compressed KV blocks (paper section 3.2).
 
 Each document is encoded alone, at positions from 0. Several share the linear
-layers, packed without padding; attention is computed per document, padded on the
-right under a causal mask, so that no token of one reaches another.
+layers, packed without padding; attention is computed per document, so that no token of
+one reaches another: padded on the right under a causal mask, or on a GPU by torch's
+kernel for sequences of different lengths.
 
 Shape suffixes are those of model.py; B documents of a batch, P their longest length.
 """
@@ -24,6 +25,8 @@ from storage.layout import Bits, KVBlock
 
 #: Tokens that share one pass; bounds activation memory.
 BATCH_TOKENS = 4096
+#: The same on a GPU, where documents of any lengths share a pass.
+PACKED_TOKENS = 32768
 #: Documents of one pass are at most this much longer than the shortest one, plus SLACK.
 LENGTH_RATIO = 1.25
 SLACK = 48
@@ -35,6 +38,24 @@ class TokenisedDocument:
 
     number: int
     ids: Sequence[int]
+
+
+def packs(decoder: Decoder) -> bool:
+    """Whether documents are attended to without padding: on a GPU, but for fp32."""
+    return decoder.device.type == "cuda" and decoder.dtype is not torch.float32
+
+
+def packed_batches(documents: Sequence[TokenisedDocument]) -> Iterator[list[TokenisedDocument]]:
+    """Groups in the order given, each within PACKED_TOKENS (one longer document alone)."""
+    batch, tokens = list[TokenisedDocument](), 0
+    for document in documents:
+        if batch and tokens + len(document.ids) > PACKED_TOKENS:
+            yield batch
+            batch, tokens = [], 0
+        batch.append(document)
+        tokens += len(document.ids)
+    if batch:
+        yield batch
 
 
 def batches(documents: Sequence[TokenisedDocument]) -> Iterator[list[TokenisedDocument]]:
@@ -58,7 +79,8 @@ def encode_batch(
 ) -> list[KVBlock]:
     """Blocks of the documents of one batch, in its order. Every document has a token."""
     msa = decoder.config.msa
-    rows = PackedRows([len(document.ids) for document in batch], decoder.device)
+    lengths = [len(document.ids) for document in batch]
+    rows = PackedRows(lengths, decoder.device, varlen=packs(decoder))
     ids_T = torch.tensor([token for document in batch for token in document.ids])
     hidden_TM = decoder.embed(ids_T.to(decoder.device))
     if probe is not None:

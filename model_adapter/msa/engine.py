@@ -27,7 +27,13 @@ from model_adapter.msa import ranking
 from model_adapter.msa.config import MAX_TOP_K, LoadedModel
 from model_adapter.msa.decode_step import PooledRows, Way
 from model_adapter.msa.decode_step import choose as choose_rows
-from model_adapter.msa.encode import TokenisedDocument, batches, encode_batch
+from model_adapter.msa.encode import (
+    TokenisedDocument,
+    batches,
+    encode_batch,
+    packed_batches,
+    packs,
+)
 from model_adapter.msa.forward import Attend, Segment, encode_prefix, run
 from model_adapter.msa.generate import Limits, Model, Session
 from model_adapter.msa.interleave import InterleaveSession
@@ -142,8 +148,9 @@ class MsaEngine:
             )
             result.failures.append(EncodeFailure(document.number, error))
         with torch.inference_mode():
-            for batch in batches(tokenised):
-                result.blocks.extend(encode_batch(self._model.decoder, batch))
+            decoder = self._model.decoder
+            for batch in packed_batches(tokenised) if packs(decoder) else batches(tokenised):
+                result.blocks.extend(encode_batch(decoder, batch))
         return result
 
     def route(

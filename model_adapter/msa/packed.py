@@ -36,6 +36,7 @@ class PackedRows:
         positions: tuple[torch.Tensor, int] | None = None,
         *,
         training: bool = False,
+        varlen: bool = False,
     ) -> None:
         self.lengths = list(lengths)
         self.longest = max(self.lengths)
@@ -47,7 +48,7 @@ class PackedRows:
         self._slot_T = row_T.to(device) * self.longest + place_T
         self._ends_B1 = None
         self._plain = training and device.type == "cpu"
-        if training and not self._plain:
+        if varlen or (training and not self._plain):
             ends = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
             self._ends_B1 = ends.to(device=device, dtype=torch.int32)
 

@@ -1,0 +1,56 @@
+"""The speed benchmarks run through on a tiny random model and report what they say they do."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+
+from benchmarks import encode, generate, models
+from benchmarks.models import SHAPES, byte_tokenizer, parameters
+
+
+def report(
+    main: object,
+    arguments: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> dict[str, object]:
+    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments.split()])
+    assert callable(main)
+    main()
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.mark.parametrize("way", ["auto --routing-keys auto", "padded --routing-keys two-stage"])
+def test_generate(
+    way: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = f"--model random:tiny --device cpu --concurrent 1 2 --tokens 3 --way {way}"
+    found = report(
+        generate.main, f"{arguments} --documents 5 --no-plain --json", monkeypatch, capsys
+    )
+    rows = found["results"]
+    assert isinstance(rows, list) and [row["at_once"] for row in rows] == [1, 2]
+    assert all(row["tokens_per_s"] > 0 and row["ttft_p99_ms"] >= row["ttft_p50_ms"] for row in rows)
+
+
+def test_encode(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = "--model random:tiny --device cpu --documents 3 --letters 90 --repeats 1"
+    found = report(encode.main, f"{arguments} --matmul 64 --json", monkeypatch, capsys)
+    assert found["tokens"] and found["tflops"] is not None and found["share_of_bare"]
+
+
+def test_a_random_model_has_what_its_shape_says() -> None:
+    sizes = {name: torch.Size(size).numel() for name, size in parameters(SHAPES["4b"])}
+    assert 4.0e9 < sum(sizes.values()) < 4.6e9  # routers included
+    assert "model.layers.17.self_attn.router_q_proj.0.weight" not in sizes
+    assert "model.layers.18.self_attn.router_q_proj.0.weight" in sizes
+    tokenizer = byte_tokenizer()
+    ids = tokenizer.encode("Größe <|im_end|>\n").ids
+    assert tokenizer.decode(ids, skip_special_tokens=False) == "Größe <|im_end|>\n"
+    assert models.SHAPES["tiny"].vocab_size >= tokenizer.get_vocab_size()
