@@ -21,6 +21,8 @@ from model_adapter.msa.config import ChunkReduce, HeadReduce, MsaConfig, QueryRe
 from model_adapter.msa.kernels import Batch, Plan, ResidentKeys, Rows, Spans
 from model_adapter.msa.kernels.keys import floats
 from model_adapter.msa.kernels.rows import padded_tokens
+from model_adapter.msa.kernels.score import LOWEST
+from model_adapter.msa.kernels.sharding import gather_scores, merge
 from model_adapter.msa.routing import INVALID, Positions, mean_heads, scaled_query
 
 #: Documents of each row whose exact scores replace the coarse ones, at least, and for each
@@ -82,6 +84,8 @@ class KernelPass:
         self._bias_R = torch.full((len(asked) * self._tokens,), -torch.inf, device=device)
         self._bias_R[self._slots] = 0.0
         self._two_stage = self._memories[0].two_stage
+        self._shards = [one.shard for one in self._memories if one.shard is not None]
+        assert len(self._shards) in (0, len(self._memories)), "ranks hold all memories or none"
         self._questions: dict[int, torch.Tensor] = {}
         self._scores: dict[int, torch.Tensor] = {}
 
@@ -116,17 +120,25 @@ class KernelPass:
     def boards(self) -> list[DeviceBoard]:
         """All scores of each row, in the order of `asked`."""
         parts = {layer: self._batch.plan.split(flat) for layer, flat in self._scores.items()}
-        return [
-            DeviceBoard(
-                {layer: split[memory][question] for layer, split in parts.items()},
-                together=self._together,
-            )
-            for memory, count in enumerate(self._counts)
-            for question in range(count)
-        ]
+        found = []
+        for memory, count in enumerate(self._counts):
+            for question in range(count):
+                scores_Ln = torch.stack([split[memory][question] for split in parts.values()])
+                if self._shards:
+                    scores_Ln = gather_scores(scores_Ln, self._shards[memory])
+                scores_N = dict(zip(parts, scores_Ln, strict=True))
+                found.append(DeviceBoard(scores_N, together=self._together))
+        return found
 
-    def _best(self, scores: torch.Tensor, k: int) -> list[Positions]:
+    def _best(self, scores: torch.Tensor, k: int, *, own: bool = False) -> list[Positions]:
+        """Best first. own: of this rank's documents alone, by their places among these."""
         keys_BK = kernels.best_keys(self._batch.plan, scores, k, fused=self._fused)
+        return self._read(keys_BK, own=own)
+
+    def _read(self, keys_BK: torch.Tensor, *, own: bool = False) -> list[Positions]:
+        if self._shards and not own:
+            firsts = np.repeat([shard.own[0] for shard in self._shards], self._counts)
+            keys_BK = merge(keys_BK, firsts.tolist(), LOWEST)
         return [places[scores_K > INVALID] for places, scores_K in kernels.read_keys(keys_BK)]
 
     def _refine(self, layers: Sequence[int], coarse: torch.Tensor) -> list[Positions]:
@@ -134,7 +146,8 @@ class KernelPass:
 
         The exact scores take the place of the coarse ones.
         """
-        survivors = self._best(coarse, max(_SURVIVORS, _SURVIVORS_EACH * self._k))
+        most = max(_SURVIVORS, _SURVIVORS_EACH * self._k)
+        survivors = self._best(coarse, most, own=True)
         kept, row = list[Positions](), 0
         for count in self._counts:
             kept.append(np.unique(np.concatenate(survivors[row : row + count])))
@@ -146,11 +159,17 @@ class KernelPass:
                 all_BN[:, torch.from_numpy(places).to(all_BN.device)] = found_BN
         plan, mean = exact[0][0], torch.stack([flat for _, flat in exact]).mean(dim=0)
         keys_BK = kernels.best_keys(plan, mean, self._k, fused=self._fused)
-        owners = np.repeat(np.arange(len(kept)), self._counts)
-        return [
-            kept[owner][places[scores_K > INVALID]]
-            for owner, (places, scores_K) in zip(owners, kernels.read_keys(keys_BK), strict=True)
-        ]
+        return self._read(self._placed(keys_BK, kept))
+
+    def _placed(self, keys_BK: torch.Tensor, kept: Sequence[Positions]) -> torch.Tensor:
+        """Order keys that name documents by their places among `kept`, by those in the memory."""
+        owners = [memory for memory, count in enumerate(self._counts) for _ in range(count)]
+        rows = []
+        for owner, keys_K in zip(owners, keys_BK, strict=True):
+            places_K = (0xFFFFFFFF - (keys_K & 0xFFFFFFFF)).clamp_max(len(kept[owner]) - 1)
+            moved_K = torch.from_numpy(kept[owner]).to(keys_K.device)[places_K] - places_K
+            rows.append(torch.where(keys_K == LOWEST, keys_K, keys_K - moved_K))
+        return torch.stack(rows)
 
     def _exact(self, layer: int, kept: Sequence[Positions]) -> tuple[Plan, torch.Tensor]:
         """Exact scores in one layer of these documents of each memory."""

@@ -92,7 +92,7 @@ def test_more_rows_than_a_step_takes_go_in_one_pass(monkeypatch: pytest.MonkeyPa
         torch.testing.assert_close(ghost, wanted, atol=1e-4, rtol=1e-4)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     steps=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 90)), min_size=1, max_size=14),
     dropped=st.sets(st.integers(0, 3), max_size=2),

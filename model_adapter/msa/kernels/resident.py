@@ -12,6 +12,7 @@ from model_adapter.msa.kernels import score as scoring
 from model_adapter.msa.kernels.keys import KeyStack, KeyStorage
 from model_adapter.msa.kernels.plan import Offsets, Plan, Spans
 from model_adapter.msa.kernels.rows import Rows
+from model_adapter.msa.kernels.sharding import Shard
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,11 +31,15 @@ class Part:
 @dataclass(frozen=True, eq=False)
 class ResidentKeys:
     """All routing keys of a memory's snapshot. Document n owns chunks firsts_N[n] to ends_N[n]
-    (exclusive), counted over all parts."""
+    (exclusive), counted over all parts.
+
+    shard: set where these are a rank's own documents of a memory that several ranks hold.
+    """
 
     firsts_N: Offsets
     ends_N: Offsets
     parts: tuple[Part, ...]
+    shard: Shard | None = None
 
     @property
     def documents(self) -> int:
