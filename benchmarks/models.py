@@ -95,7 +95,7 @@ def load(spec: str, data: DataFolder, dtype: str, device: torch.device) -> Loade
         weights=weights,
         tokenizer=tokenizer,
         eos_ids=(),
-        template=base_template(tokenizer),
+        template=base_template(tokenizer, trained=False),
         compute_dtype=compute,
     )
 

@@ -174,9 +174,10 @@ class Dilution:
         texts = {int(number): self._texts[int(number)] for number in encoded.numbers_N}
         memory = EncodedView(encoded, texts, self._engine.description.device)
         made: dict[str, Ranker] = {OURS: rankers.Routing(self._engine, memory)}
-        if tallies.keys() & {BM25, HYBRID}:
+        if BM25 in tallies:
             made[BM25] = Bm25(texts)
-            made[HYBRID] = rankers.Blend(made[OURS], made[BM25])
+        if HYBRID in tallies:
+            made[HYBRID] = rankers.Hybrid(self._engine, memory, texts)
         for row, tally in tallies.items():
             for question in group.questions:
                 ranking = made[row].rank(question.text, DEPTH)
@@ -225,7 +226,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Raises BankError, MissingPackageError, UnusableModelError."""
     rows = arguments.rows.split(",")
-    if {BM25, HYBRID} & set(rows):
+    if BM25 in rows:
         rankers.require("bm25s", BM25)
         rankers.require("Stemmer", BM25)
     bank = banks.read(arguments.bank, arguments.data, limit=arguments.limit, seed=arguments.seed)

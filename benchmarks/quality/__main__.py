@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import machine
-from benchmarks.quality import banks
+from benchmarks.quality import banks, sampling
 from benchmarks.quality.evaluate import DEFAULT_ROWS, ROWS, Evaluation, Figures, Plan
 from benchmarks.quality.rankers import MissingPackageError
 from benchmarks.quality.through_grpc import WEIGHTS, measure
@@ -66,7 +66,7 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality")
     parser.add_argument("--bank", required=True, help="a name in --data, a folder, a path prefix")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
@@ -85,6 +85,10 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", default=",".join(DEFAULT_ROWS), help="of " + ", ".join(ROWS))
     parser.add_argument("--limit", type=int, default=0, help="questions, drawn; 0 for all")
     parser.add_argument("--scopes", type=int, default=0, help="the first N conversations")
+    parser.add_argument(
+        "--characters", type=int, default=0, help="of the corpus, drawn; 0 for all of it"
+    )
+    parser.add_argument("--left-out", default="", help="conversations that take no part: A,B")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-dates", action="store_true", help="leave occurred_at out")
     parser.add_argument("--answers", type=int, default=0, help="questions to answer")
@@ -117,10 +121,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     bank = banks.read(
         arguments.bank,
         arguments.data,
-        limit=arguments.limit,
         scopes=arguments.scopes,
-        seed=arguments.seed,
         dates=not arguments.no_dates,
+    )
+    bank = sampling.draw(
+        bank,
+        questions=arguments.limit,
+        characters=arguments.characters,
+        seed=arguments.seed,
+        left_out=[name for name in arguments.left_out.split(",") if name],
     )
     if arguments.through == "grpc":
         figures = through_service(bank, plan, arguments.model, arguments.adapter)
@@ -128,7 +137,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         device, data = choose_device(arguments.device), DataFolder(arguments.data_dir)
         engine = load_engine(arguments.model, data, device, arguments.dtype, arguments.adapter)
         figures = Evaluation(engine, bank, plan, arguments.cache).run()
-    return report(bank, figures, arguments.through)
+    drawn = {name: getattr(arguments, name) for name in ("seed", "limit", "characters", "left_out")}
+    return report(bank, figures, arguments.through) | {"drawn": drawn}
 
 
 def through_service(bank: banks.Bank, plan: Plan, model: str, adapter: str) -> Figures:
@@ -141,7 +151,7 @@ def through_service(bank: banks.Bank, plan: Plan, model: str, adapter: str) -> F
 
 def main(argv: list[str] | None = None) -> int:
     """Prints a table, or one JSON object; 2 with a message for what cannot be run."""
-    arguments = _arguments(argv)
+    arguments = parse(argv)
     try:
         result = run(arguments)
     except (banks.BankError, MissingPackageError, UnusableModelError) as error:

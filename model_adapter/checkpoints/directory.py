@@ -130,7 +130,11 @@ def load_directory(
     tokenizer, content = read_tokenizer(folder / "tokenizer.json")
     check_vocabulary(tokenizer, config.vocab_size)
     published = "msa_config" in raw
-    template = published_template(tokenizer) if published else base_template(tokenizer)
+    template = (
+        published_template(tokenizer)
+        if published
+        else base_template(tokenizer, trained=adapter is not None)
+    )
     eos_ids = _eos_ids(folder, raw, config, tokenizer)
     with open_tensors(folder) as handles:
         embedding = "model.embed_tokens.weight"
@@ -139,7 +143,7 @@ def load_directory(
         weights = read_weights(handles, config, TORCH_DTYPE[compute])
     name, digest = folder.resolve().name, ""
     if adapter is not None:
-        name, digest = adapter.header.name, adapter.digest
+        name, digest = adapter.header.model_name, adapter.digest
     elif not published:
         routed = with_value_routers(config, weights)
     identity = model_identity(routed, weights, content, template, compute, adapter_digest=digest)

@@ -214,12 +214,12 @@ def load_gguf(
             routed = fit(adapter, config, file.get("general.architecture", str))
         weights = read_weights(file, config, TORCH_DTYPE[compute])
         name = display_name or str(file.metadata.get("general.name", path.stem))[:128]
-    template = base_template(tokenizer)
+    template = base_template(tokenizer, trained=adapter is not None)
     digest = ""
     if adapter is None:
         routed = with_value_routers(config, weights)
     else:
-        display_name = name = adapter.header.name
+        display_name = name = adapter.header.model_name
         digest = adapter.digest
     identity = model_identity(routed, weights, content, template, compute, adapter_digest=digest)
     if adapter is not None:

@@ -22,10 +22,12 @@ RETRIEVAL_END = "<End-of-Retrieve>"
 _TURN_STARTS = (TURN_START, "<|begin_of_text|>", "<s>", "<|endoftext|>")
 _TURN_ENDS = (TURN_END, "<|eot_id|>", "<|end_of_text|>", "</s>", "<|endoftext|>")
 _REFERENCE_ENDS = (REFERENCE_END, "<file_sep>", "<|reserved_special_token_0|>", "<unk>")
-#: Share of the question's words in the ranking of a base without trained routers: what found
-#: most on conversations (docs/default-model.md).
-UNTRAINED_LEXICAL_WEIGHT = 0.6
 _RETRIEVAL_ENDS = ("<issue_closed>", "<|reserved_special_token_1|>")
+
+#: Share of the question's words in the ranking, with trained routers and without: what found
+#: most where it was measured (docs/default-model.md).
+TRAINED_LEXICAL_WEIGHT = 0.4
+UNTRAINED_LEXICAL_WEIGHT = 0.6
 
 
 def parse_tokenizer(content: bytes, name: str) -> Tokenizer:
@@ -78,8 +80,8 @@ def published_template(tokenizer: Tokenizer) -> Template:
     return _template(tokenizer, Answering.INTERLEAVE)
 
 
-def base_template(tokenizer: Tokenizer) -> Template:
-    """A format for a base that was not trained to name documents.
+def base_template(tokenizer: Tokenizer, *, trained: bool) -> Template:
+    """A format for a base that was not trained to name documents; trained: its routers were.
 
     Control tokens that it lacks get an encoding of existing tokens: a special token that its
     chat format does not use or, failing that, the marker spelt out.
@@ -95,7 +97,7 @@ def base_template(tokenizer: Tokenizer) -> Template:
         documents_after="\nQuestion: ",
         documents=3,
         unknown="I don't know.",
-        lexical_weight=UNTRAINED_LEXICAL_WEIGHT,
+        lexical_weight=TRAINED_LEXICAL_WEIGHT if trained else UNTRAINED_LEXICAL_WEIGHT,
     )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.quality import banks
+from benchmarks.quality import banks, sampling
 from benchmarks.quality.banks import BankError
 from storage.documents import Conversation, TextSource
 from tests.support.tiny_banks import HARBOUR, HARBOUR_QUESTIONS, asked, harbour, write_bank
@@ -119,3 +119,39 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
 def test_an_unknown_bank_says_where_it_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(BankError, match="no bank 'atlantis'"):
         banks.read("atlantis", tmp_path)
+
+
+def _long_bank(folder: Path) -> banks.Bank:
+    corpus = [{"doc_id": f"d{n}", "text": f"Document {n:02} " + "x" * 88} for n in range(40)]
+    questions = [asked(f"q{n}", f"Which is {n}?", str(n), f"d{n}") for n in range(40)]
+    return banks.read(str(write_bank(folder / "long", corpus, questions)), folder)
+
+
+def test_a_sample_keeps_gold_and_fills_up_with_others(tmp_path: Path) -> None:
+    bank = _long_bank(tmp_path)
+    drawn = [sampling.draw(bank, questions=5, characters=1500, seed=seed) for seed in (1, 1, 2)]
+    assert drawn[0].scopes == drawn[1].scopes != drawn[2].scopes
+    ids = [document.id for document in drawn[0].scopes[""].documents]
+    assert len(drawn[0].questions) == 5 and len(ids) == 15
+    assert ids == [d.id for d in bank.scopes[""].documents if d.id in ids], "the bank's order"
+    assert all(question.gold <= set(ids) for question in drawn[0].questions)
+    small = sampling.draw(bank, questions=5, characters=1, seed=1)
+    assert small.documents == 5, "gold documents are kept whatever the bound"
+    assert sampling.draw(bank, questions=0, characters=0, seed=1).scopes == bank.scopes
+
+
+def test_a_sample_takes_conversations_whole(tmp_path: Path) -> None:
+    corpus = [
+        {"doc_id": f"{conv}:{n}", "text": f"Ines: {'y' * 93}", "conv": conv}
+        for conv in "abcd"
+        for n in range(5)
+    ]
+    questions = [asked(f"q{conv}", "Who?", "Ines", f"{conv}:1", conv=conv) for conv in "abcd"]
+    bank = banks.read(str(write_bank(tmp_path / "talks", corpus, questions)), tmp_path)
+    drawn = sampling.draw(bank, questions=0, characters=1100, seed=3)
+    assert len(drawn.scopes) == 2
+    assert all(len(scope.documents) == 5 for scope in drawn.scopes.values())
+    one = sampling.draw(bank, questions=0, characters=0, seed=3, left_out=["a", "c", "d"])
+    assert list(one.scopes) == ["b"]
+    with pytest.raises(BankError, match="no conversation 'e'"):
+        sampling.draw(bank, questions=0, characters=0, seed=3, left_out=["e"])

@@ -1,4 +1,4 @@
-"""BM25, MiniLM, blends, and what happens without their packages."""
+"""BM25, MiniLM, routing with words, and what happens without their packages."""
 
 import importlib.util
 from pathlib import Path
@@ -7,14 +7,18 @@ import pytest
 
 from benchmarks.quality import rankers
 from benchmarks.quality.rankers import (
-    Blend,
     Bm25,
+    Hybrid,
     MiniLm,
     MiniLmModel,
     MissingPackageError,
-    Ranking,
     Routing,
 )
+from model_adapter.blending import DEPTH
+from model_adapter.engine import DocumentText, LexicalPrior
+from model_adapter.fake import FakeEngine, FakeSpec
+from model_adapter.lexical import LexicalIndex
+from model_adapter.msa.memory import InMemoryView
 from tests.support.tiny_msa import remember, tiny_engine
 
 TEXTS = {
@@ -23,18 +27,6 @@ TEXTS = {
     9: "Sailing to Bergen takes four days by ship.",
     11: "Nothing of note.",
 }
-
-
-class Fixed:
-    """A ranking given beforehand."""
-
-    def __init__(self, ranking: Ranking) -> None:
-        self.ranking = ranking
-        self.asked: list[int] = []
-
-    def rank(self, question: str, limit: int) -> Ranking:
-        self.asked.append(limit)
-        return self.ranking[:limit]
 
 
 def test_bm25_finds_by_stems_and_leaves_out_what_shares_nothing() -> None:
@@ -63,24 +55,6 @@ def test_minilm_finds_without_a_shared_word_and_keeps_embeddings(tmp_path: Path)
     assert len(list(tmp_path.rglob("*.safetensors"))) == 1
 
 
-def test_a_blend_adds_scaled_scores() -> None:
-    first = Fixed([(1, 9.0), (2, 5.0), (3, 1.0)])
-    second = Fixed([(3, 3.0), (4, 2.0), (2, 1.0)])
-    blend = Blend(first, second)
-    # 1: 1/2 + 0; 3: 0 + 1/2; 2: .5/2 + 0; 4: 0 + .5/2
-    assert blend.rank("?", 10) == [(1, 0.5), (3, 0.5), (2, 0.25), (4, 0.25)]
-    assert blend.rank("?", 2) == [(1, 0.5), (3, 0.5)]
-    assert first.asked == second.asked == [rankers.POOL] * 2
-    weighted = Blend(first, second, share=0.75)
-    assert weighted.rank("?", 2) == [(3, 0.75), (4, 0.375)]
-
-
-def test_a_blend_of_one_empty_or_level_list() -> None:
-    assert Blend(Fixed([(1, 2.0), (2, 1.0)]), Fixed([])).rank("?", 5) == [(1, 0.5), (2, 0.0)]
-    level = Fixed([(1, 2.0), (2, 2.0)])
-    assert Blend(level, Fixed([(2, 4.0), (1, 3.0)])).rank("?", 5) == [(2, 1.0), (1, 0.5)]
-
-
 def test_routing_is_the_engines_own() -> None:
     engine = tiny_engine()
     memory = remember(engine)
@@ -88,6 +62,19 @@ def test_routing_is_the_engines_own() -> None:
     routed = engine.route("Where is the bridge?", memory, 3)
     assert ranking == [(document.number, document.score) for document in routed]
     assert len(ranking) == 3
+
+
+def test_words_beside_routing_have_the_models_share() -> None:
+    engine = FakeEngine(FakeSpec.parse("fake:lexical_weight=0.5"))
+    blocks = engine.encode([DocumentText(number, text) for number, text in TEXTS.items()]).blocks
+    memory = InMemoryView(engine.description.layout, blocks, TEXTS)
+    found = Hybrid(engine, memory, TEXTS).rank("Who sailed to Bergen?", 2)
+    words = LexicalIndex()
+    words.add(TEXTS.items())
+    prior = LexicalPrior(0.5, words.search("Who sailed to Bergen?", 11, DEPTH))
+    served = engine.route("Who sailed to Bergen?", memory, 2, prior)
+    assert found == [(document.number, document.score) for document in served]
+    assert found[0][0] == 9
 
 
 def test_a_missing_package_is_named_with_what_brings_it() -> None:

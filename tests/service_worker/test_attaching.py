@@ -19,6 +19,8 @@ from storage.catalog import MemoryRow
 from storage.store import EncodingId, MemoryUid
 from tests.support.answers import Asking, asking, eventually, worker_apart
 from tests.support.served import Folder, refused
+from tests.support.tiny_adapters import tiny_adapter
+from tests.support.tiny_checkpoints import write_gguf
 
 OLD, NEW = "models/fake", "models/fake-new"
 #: Another pooling size: other blocks, another identity.
@@ -275,3 +277,21 @@ async def test_where_the_old_worker_is_gone_the_new_model_is_waited_for(
         answer = await served.ask(memory, "boiler number 9")
         assert answer.done is not None and answer.done.model == NEW and answer.cited == [9]
         assert (await served.get(memory)).default_model == NEW
+
+
+async def test_an_adapter_on_the_same_base_moves_what_was_encoded_without_it(
+    folder: Folder, tmp_path: Path
+) -> None:
+    """What a release that ships an adapter for its default model does to memories made before."""
+    base, adapter = tmp_path / "Tiny.gguf", tmp_path / "adapter.safetensors"
+    write_gguf(base)
+    tiny_adapter(adapter, base, name="Tiny")  # called like its base, as an adapter may be
+    model, data = str(base), tmp_path / "data"
+    async with asking(folder, data, worker_model=model, worker_adapter="none") as served:
+        memory = await filled(served, 3)
+        assert (await served.get(memory)).default_model == "models/tiny"
+    async with asking(folder, data, worker_model=model, worker_adapter=str(adapter)) as served:
+        answer = await served.ask(memory, "boiler number 2")
+        assert answer.done is not None and answer.done.model == "models/tiny-with-memory"
+        assert sorted(await served.blocks(await served.row(memory))) == [1, 2, 3]
+        assert (await detach(served, memory, "models/tiny")).default_model == answer.done.model

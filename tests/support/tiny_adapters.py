@@ -55,8 +55,11 @@ def random_tensors(layout: AdapterLayout, seed: int = 1) -> dict[str, torch.Tens
     }
 
 
-def tiny_adapter(path: Path, base: Path, *, int8: bool = False, **layout: Any) -> AdapterHeader:
+def tiny_adapter(
+    path: Path, base: Path, *, int8: bool = False, name: str = "", **layout: Any
+) -> AdapterHeader:
     """Writes an adapter for the base at `base`."""
     made = header(base, **layout)
+    made = replace(made, name=name or made.name)
     write_adapter(path, made, random_tensors(made.layout), int8=int8)
     return made
