@@ -1,7 +1,7 @@
 """Kills processes, or cuts the power, while clients write, delete, ask and move memories.
 
     python -m tests.fault.crash_loop --kills 200
-        [--target server|worker|both|points|database|disk|host]
+        [--target server|worker|both|points|database|disk|host|all]
         [--database sqlite|postgres] [--engine fake] [--seed N] [--json]
 
     server    kill -9 of the server at random moments, also while it starts
@@ -11,6 +11,7 @@
     database  kill -9 of every process of PostgreSQL, mid-transaction
     disk      the server's system calls fail now and then (EIO, ENOSPC), then kill -9
     host      power cuts: an ext4 disk is shut down without flushing its log, and mounted again
+    all       all but host, in turn, each round in a fresh folder (tests/fault/rounds.py)
 
 Writers append turns without pause, several to a memory, and repeat an append with its
 request_id until it is acknowledged; some are given up instead, and may then be there
@@ -19,6 +20,9 @@ memories made, exported, imported and deleted. At intervals and at the end every
 acknowledged turn must be there exactly once and in order unless it was deleted,
 nothing that was deleted may be readable, `check` must be clean, and each memory must
 answer from all its documents.
+
+Each of these verifications prints a line. A run that is stopped (SIGTERM, Ctrl-C) prints
+what it had verified until then and ends with 75.
 """
 
 from __future__ import annotations
@@ -26,181 +30,93 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import random
+import signal
 import sys
 import tempfile
-import time
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
-from memsvc.client import AsyncClient, RetryPolicy
 from tests.fault.figures import CannotTryError, CrashLoopError, Figures
-from tests.fault.judge import verify
-from tests.fault.killer import Killer
-from tests.fault.killers import make_killer
-from tests.fault.ledger import Ledger
-from tests.fault.others import Asker, Deleter, Mover
-from tests.fault.scene import Scene, build
-from tests.fault.writer import Writer
+from tests.fault.loop import TARGETS, Options, Verified, crash_loop
+from tests.fault.rounds import run_rounds
 
-TARGETS = ("server", "worker", "both", "points", "database", "disk", "host")
-#: One try a call: the clients repeat by themselves, and must know what was acknowledged.
-_ONE_TRY = RetryPolicy(attempts=1)
-_PATIENT = RetryPolicy(attempts=12, initial_s=0.05, ceiling_s=1.0)
+ALL = "all"
 #: Exit status where the machine cannot do what was asked for.
 SKIPPED = 77
+#: Exit status of a run that was stopped; what it printed was verified.
+STOPPED = 75
 
 
-@dataclass
-class Options:
-    """Times in seconds. database: "" chooses what the target needs."""
-
-    kills: int = 200
-    target: str = "server"
-    engine: str = "fake"
-    database: str = ""
-    seed: int = 0
-    memories: int = 3
-    writers: int = 2
-    verify_every: int = 25
-    most_acks_between_kills: int = 30
-    longest_life_s: float = 3.0
+def tell(figures: Figures) -> None:
+    """A line of progress."""
+    sys.stderr.write(
+        f"{figures.kills} kills, {figures.turns_acked} turns acknowledged, "
+        f"{figures.turns_stored} stored, {figures.deletions_acked} deletions, "
+        f"{figures.answers} answers, {figures.seconds:g} s: all sound\n"
+    )
+    sys.stderr.flush()
 
 
-class CrashLoop:
-    """One run: server, clients, killer and judge."""
+async def whole_run(options: Options, folder: Path, verified: Verified) -> list[str]:
+    """Every round that the options ask for. Returns what was skipped, and why.
 
-    def __init__(self, options: Options, scene: Scene) -> None:
-        self._options = options
-        self._scene = scene
-        self._rng = random.Random(options.seed)
-        self.figures = Figures()
-        self._ledgers: list[Ledger] = []
-        self._acked = asyncio.Event()
-
-    async def run(self) -> Figures:
-        """Raises CrashLoopError."""
-        started = time.monotonic()
-        await asyncio.to_thread(self._scene.server.start)
-        self._ledgers = await self._create()
-        killer = make_killer(self._options.target, self._scene, self._rng, self.figures, self._live)
-        while self.figures.kills < self._options.kills:
-            try:
-                await self._burst(killer)
-            except ExceptionGroup as group:
-                log = self._scene.log_tail()
-                raise CrashLoopError(f"{log}\n{group.exceptions[0]!r}") from group
-            async with self._client(_PATIENT) as client:
-                await verify(client, self._ledgers, self._scene.config(), self.figures)
-            sys.stderr.write(
-                f"{self.figures.kills} kills, {self.figures.turns_stored} turns, all sound\n"
-            )
-        self.figures.turns_acked = sum(ledger.acknowledged for ledger in self._ledgers)
-        self.figures.seconds = round(time.monotonic() - started, 1)
-        return self.figures
-
-    def _client(self, policy: RetryPolicy) -> AsyncClient:
-        server = self._scene.server
-        return AsyncClient(server.address, server.api_key, retry=policy)
-
-    async def _create(self) -> list[Ledger]:
-        names = [f"memory-{number}" for number in range(self._options.memories)]
-        async with self._client(_PATIENT) as client:
-            for name in names:
-                await client.memories.create(name)
-        writers = range(self._options.writers)
-        return [Ledger(name, f"{name}-w{writer}") for name in names for writer in writers]
-
-    async def _burst(self, killer: Killer) -> None:
-        """Kills under clients; when it returns all is up and no call is in flight."""
-        pause = asyncio.Event()
-        kills = min(self.figures.kills + self._options.verify_every, self._options.kills)
-        async with self._client(_ONE_TRY) as client, asyncio.TaskGroup() as group:
-            for one in self._clients():
-                group.create_task(one.run(client, pause))
-            while self.figures.kills < kills:
-                await killer.kill()
-            await killer.rest()
-            pause.set()
-
-    def _clients(self) -> list[Writer | Deleter | Asker | Mover]:
-        # A server that lives on takes far more writes than are worth reading back.
-        pause_s = 0.0 if self._options.target == "server" else 0.2
-        writers = [
-            Writer(ledger, self._fork(), self.figures, self._acked, pause_s)
-            for ledger in self._ledgers
-        ]
-        spoiled = self._options.target == "points"
-        mover = Mover(
-            self._fork(),
-            self.figures,
-            spoiled=spoiled,
-            first=self.figures.kills * 1000,
-        )
-        others: list[Writer | Deleter | Asker | Mover] = [mover]
-        for memory in sorted({ledger.memory for ledger in self._ledgers}):
-            own = [ledger for ledger in self._ledgers if ledger.memory == memory]
-            others.append(Deleter(own, self._fork(), self.figures))
-            others.append(Asker(own, self._fork(), self.figures, spoiled=spoiled))
-        return [*writers, *others]
-
-    def _fork(self) -> random.Random:
-        return random.Random(self._rng.random())
-
-    async def _live(self) -> None:
-        """Lets the clients do a random amount of work, then a moment more."""
-        goal = self.figures.appends_acked + self._rng.randint(
-            0, self._options.most_acks_between_kills
-        )
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._options.longest_life_s):
-                while self.figures.appends_acked < goal:
-                    await self._acked.wait()
-                    self._acked.clear()
-        await asyncio.sleep(self._rng.uniform(0.0, 0.01))
-
-
-async def crash_loop(options: Options, folder: Path) -> Figures:
-    """One run in a fresh folder; every process is ended afterwards.
-
-    Raises CrashLoopError, CannotTryError.
+    Raises CannotTryError when all was, CrashLoopError.
     """
-    database = options.database or ("postgres" if options.target == "database" else "sqlite")
-    with ExitStack() as stack:
-        scene = await asyncio.to_thread(
-            build, stack, folder, options.target, options.engine, database
-        )
-        return await CrashLoop(options, scene).run()
+    if options.target == ALL:
+        return await run_rounds(options, folder, verified)
+    await crash_loop(options, folder, verified)
+    return []
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 when nothing was lost; 1 with the problems on stderr; 77 when nothing could be tried."""
+    """0 when nothing was lost; 1 with the problems on stderr; 75 when it was stopped; 77 when
+    nothing could be tried."""
     parser = argparse.ArgumentParser(prog="python -m tests.fault.crash_loop")
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--target", choices=TARGETS, default="server")
+    parser.add_argument("--target", choices=(*TARGETS, ALL), default="server")
     parser.add_argument("--database", choices=("sqlite", "postgres"), default="")
     parser.add_argument("--engine", default="fake", help="model of the worker")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     given = vars(parser.parse_args(arguments))
     as_json = given.pop("json")
-    options = Options(**given)
+    sound, status = Figures(), 0
+
+    def verified(figures: Figures) -> None:
+        nonlocal sound
+        sound = figures
+        tell(figures)
+
     with tempfile.TemporaryDirectory(prefix="memsvc-crash-") as folder:
         try:
-            figures = asyncio.run(crash_loop(options, Path(folder)))
+            skipped = asyncio.run(_stoppable(Options(**given), Path(folder), verified))
         except CannotTryError as error:
             sys.stderr.write(f"SKIPPED: {error}\n")
             return SKIPPED
         except CrashLoopError as error:
             sys.stderr.write(f"{error}\n")
-            return 1
+            status, skipped = 1, []
+    if skipped is None:
+        status, skipped = STOPPED, []
+    for why in skipped:
+        sys.stderr.write(f"SKIPPED: {why}\n")
+    told = given | {"complete": status == 0, "skipped": skipped} | sound.shown()
     if as_json:
-        sys.stdout.write(json.dumps(given | figures.shown()) + "\n")
+        sys.stdout.write(json.dumps(told) + "\n")
     else:
-        for name, value in (given | figures.shown()).items():
+        for name, value in told.items():
             sys.stdout.write(f"{name:22} {value}\n")
-    return 0
+    return status
+
+
+async def _stoppable(options: Options, folder: Path, verified: Verified) -> list[str] | None:
+    """As whole_run; None when a signal stopped it. All processes are ended then, too."""
+    run = asyncio.create_task(whole_run(options, folder, verified))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, run.cancel)
+    try:
+        return await run
+    except asyncio.CancelledError:
+        return None
 
 
 if __name__ == "__main__":

@@ -78,6 +78,22 @@ class Figures:
         """Of everything, power cuts included."""
         return self.kills_server + self.kills_worker + self.kills_database + self.power_cuts
 
+    def add(self, other: Figures) -> None:
+        """Counts what another run counted, too."""
+        for item in fields(self):
+            mine, theirs = getattr(self, item.name), getattr(other, item.name)
+            if isinstance(mine, dict):
+                for name, number in theirs.items():
+                    mine[name] = mine.get(name, 0) + number
+            else:
+                setattr(self, item.name, round(mine + theirs, 1))
+
+    def copy(self) -> Figures:
+        """As they are now."""
+        taken = Figures()
+        taken.add(self)
+        return taken
+
     def excuse(self, error: MemsvcError) -> None:
         """Counts a call that a death cut short. Raises the error when it is none of that."""
         if not isinstance(error, CUT_SHORT) and not (self.dark and isinstance(error, BROKEN)):

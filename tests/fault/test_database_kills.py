@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from tests.fault.crash_loop import Options, crash_loop
+from tests.fault.loop import Options, crash_loop
 
 
 async def test_nothing_is_lost_when_the_database_dies() -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.fault.crash_loop import SKIPPED, Options, crash_loop, main
+from tests.fault.crash_loop import SKIPPED, main
 from tests.fault.figures import CannotTryError
+from tests.fault.loop import Options, crash_loop
 
 
 async def test_nothing_is_lost_when_the_disk_fails(tmp_path: Path) -> None:
