@@ -2,57 +2,59 @@
 
     python -m benchmarks.overload --json
 
-Tenant B asks, appends and reads at a steady pace: alone, then while tenant A sends all
-it can (questions, appends, listings, exports over several connections, no refusal
-heeded), then alone again. A is a process of its own. No quota is set, so that what
-protects B is the server's sharing alone; --quota gives A some. `ratio` is B's 99th
-percentile with A over the mean of the two without. The fake engine works at the pace
-of a small model, so that the figures are of the service; --model default is the real one.
+Tenant B asks, appends and reads at a steady pace, four times in one run: alone; while
+tenant A sends all it can (questions, appends, listings, exports over several connections,
+no refusal heeded); while A's calls go at the same rate to a port that has nothing to do
+with the server; and alone again. `ratio` is B's 99th percentile with A over that of both
+quiet parts together; `control` is the same for the unrelated port: what A's client alone
+costs B on this machine. A is a process of its own that steps back for the others (--nice),
+as if it ran on another machine. `cores` is how much of a core each process used. No quota
+is set, so that what protects B is the server's sharing alone; --quota gives A some. The
+fake engine works at the pace of a small model, so that the figures are of the service;
+--model default is the real one.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import psutil
+
+from benchmarks import flooding
 from benchmarks.ingest import as_turn, quantiles, wait_encoded
 from benchmarks.machine import machine
 from benchmarks.service import Service, running
 from benchmarks.workload import conversation
-from memsvc.client import NO_RETRIES, ApiError, AsyncClient, Client, Generation, Scope, Turn
+from memsvc.client import NO_RETRIES, Client, Scope
 
 FAKE = "fake:step_ms=20,route_ms=5,encode_ms=5"
-QUESTIONS = ("Who repaired the blue violin?", "What was lost in Graz?", "Who sold a telescope?")
-ANSWER = Generation(max_answer_tokens=16)
 MEMORY_TURNS = 200
-FLOODED_MEMORIES = 4
-#: Calls that A keeps going on each of its connections, by kind.
-CALLS = {"ask": 12, "append": 12, "list": 8, "export": 2}
 #: Until A is in full swing.
 RUN_UP_S = 2.0
 
-Figures = dict[str, dict[str, float]]
+Times = Mapping[str, list[float]]
 
 
 class Steady(threading.Thread):
-    """One thing that tenant B does again and again, and how long each took."""
+    """One thing that tenant B does again and again, and how long each took.
+
+    It begins each `pause_s` after the last one ended.
+    """
 
     def __init__(self, act: Callable[[int], object], pause_s: float) -> None:
         super().__init__()
         self._act, self._pause_s = act, pause_s
         self._over = threading.Event()
         self.times_ms: list[float] = []
-        self.refused = 0
 
     def stop(self) -> None:
         """Returns when the last one is done."""
@@ -60,78 +62,73 @@ class Steady(threading.Thread):
         self.join()
 
     def run(self) -> None:
-        """Until `stop`."""
+        """Until `stop`. B is never refused: an error ends the benchmark."""
         number = 0
         while not self._over.wait(self._pause_s):
             number += 1
             started = time.perf_counter()
-            try:
-                self._act(number)
-            except ApiError:
-                self.refused += 1
-            else:
-                self.times_ms.append((time.perf_counter() - started) * 1000)
+            self._act(number)
+            self.times_ms.append((time.perf_counter() - started) * 1000)
 
 
-def steady(service: Service, key: str, seconds: float) -> Figures:
-    """What B sees in so many seconds. B's client repeats nothing."""
+class Cores:
+    """How much of a core each process of the service uses."""
+
+    def __init__(self, server: int) -> None:
+        process = psutil.Process(server)
+        self._processes = {"server": process, "worker": process.children()[0]}
+        self._began = self._now()
+
+    def _now(self) -> dict[str, tuple[float, float]]:
+        times = {name: one.cpu_times() for name, one in self._processes.items()}
+        return {name: (time.monotonic(), t.user + t.system) for name, t in times.items()}
+
+    def used(self) -> dict[str, float]:
+        """Since this was made."""
+        return {
+            name: round((used - self._began[name][1]) / (at - self._began[name][0]), 2)
+            for name, (at, used) in self._now().items()
+        }
+
+
+def steady(service: Service, key: str, seconds: float) -> tuple[Times, dict[str, float]]:
+    """What B sees in so many seconds, and how much the service used. B repeats nothing."""
     turns = [as_turn(line) for line in conversation(5, 1000)]
     with Client(service.address, key, retry=NO_RETRIES) as client:
         settled, growing = client.memory("settled"), client.memory("growing")
+        questions, answer = flooding.QUESTIONS, flooding.ANSWER
         work = {
-            "ask": Steady(lambda n: settled.ask(QUESTIONS[n % 3], options=ANSWER), 0.05),
+            "ask": Steady(lambda n: settled.ask(questions[n % 3], options=answer), 0.05),
             "append": Steady(lambda n: growing.append([turns[n % 1000]]), 0.1),
             "read": Steady(lambda _: client.memories.get("settled"), 0.05),
         }
+        cores = Cores(service.process)
         for one in work.values():
             one.start()
         time.sleep(seconds)
         for one in work.values():
             one.stop()
-    return {name: {**quantiles(one.times_ms), "refused": one.refused} for name, one in work.items()}
+    return {name: one.times_ms for name, one in work.items()}, cores.used()
 
 
-async def flood(address: str, key: str, connections: int, seconds: float) -> Counter[str]:
-    """Tenant A: every call is followed by the next at once. Returns outcomes by kind."""
-    outcomes: Counter[str] = Counter()
-    clients = [AsyncClient(address, key, retry=NO_RETRIES) for _ in range(connections)]
-
-    async def again(client: AsyncClient, kind: str, number: int) -> None:
-        turns = [as_turn(line) for line in conversation(number, 50)]
-        while True:
-            try:
-                await one(client, kind, number, turns)
-                outcomes[f"{kind} OK"] += 1
-            except ApiError as error:
-                outcomes[f"{kind} {error.reason or error.code}"] += 1
-
-    callers = [
-        asyncio.create_task(again(client, kind, number))
-        for client in clients
-        for kind, times in CALLS.items()
-        for number in range(times)
-    ]
-    await asyncio.sleep(seconds)
-    for caller in callers:
-        caller.cancel()
-    await asyncio.gather(*callers, return_exceptions=True)
-    for client in clients:
-        await client.close()
-    return outcomes
-
-
-async def one(client: AsyncClient, kind: str, number: int, turns: list[Turn]) -> None:
-    """One call of the flood."""
-    memory = client.memory(f"flood-{number % FLOODED_MEMORIES}")
-    if kind == "ask":
-        await memory.ask(QUESTIONS[number % 3], options=ANSWER)
-    elif kind == "append":
-        await memory.append(turns)
-    elif kind == "list":
-        await client.memories.list()
-    else:
-        async for _ in memory.export():
-            pass
+def flooded(
+    service: Service, keys: Mapping[str, str], arguments: argparse.Namespace, rate: float = 0.0
+) -> tuple[Times, dict[str, Any]]:
+    """What B sees while A floods; with a rate, while A does so elsewhere."""
+    address = flooding.NOWHERE if rate else service.address
+    command = [sys.executable, "-m", "benchmarks.flooding", address, "--rate", str(rate)]
+    command += ["--connections", str(arguments.connections), "--nice", str(arguments.nice)]
+    command += ["--seconds", str(arguments.seconds + 2 * RUN_UP_S)]
+    # The key not on the command line, which other users of the machine can read.
+    flood = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert flood.stdin is not None
+    flood.stdin.write(keys["a-flooding"] + "\n")
+    flood.stdin.flush()
+    time.sleep(RUN_UP_S)
+    seen, cores = steady(service, keys["b-steady"], arguments.seconds)
+    output, _ = flood.communicate()
+    report: dict[str, Any] = json.loads(output)
+    return seen, {**report, "cores": {"flood": report["cores"], **cores}}
 
 
 def prepare(service: Service, quota: Mapping[str, int]) -> dict[str, str]:
@@ -143,8 +140,10 @@ def prepare(service: Service, quota: Mapping[str, int]) -> dict[str, str]:
             keys[tenant] = operator.admin.create_api_key(tenant, Scope.READ_WRITE).secret
         if quota:
             operator.admin.set_quotas("a-flooding", quota)
-    flooded = [f"flood-{number}" for number in range(FLOODED_MEMORIES)]
-    for tenant, memories in (("b-steady", ["settled", "growing"]), ("a-flooding", flooded)):
+    for tenant, memories in (
+        ("b-steady", ["settled", "growing"]),
+        ("a-flooding", flooding.MEMORIES),
+    ):
         with Client(service.address, keys[tenant]) as client:
             for number, memory in enumerate(memories):
                 client.memories.create(memory)
@@ -155,67 +154,59 @@ def prepare(service: Service, quota: Mapping[str, int]) -> dict[str, str]:
 
 
 def measure(service: Service, arguments: argparse.Namespace) -> dict[str, object]:
-    """Quiet, flooded, quiet."""
+    """Quiet, flooded, flooded elsewhere, quiet."""
     quota = {name: int(value) for name, _, value in (one.partition("=") for one in arguments.quota)}
     keys = prepare(service, quota)
-    key, seconds = keys["b-steady"], arguments.seconds
+    key = keys["b-steady"]
     steady(service, key, RUN_UP_S)
-    first = steady(service, key, seconds)
-    command = [sys.executable, "-m", "benchmarks.overload", "--flood-of", service.address]
-    command += ["--connections", str(arguments.connections), "--seconds", str(seconds + RUN_UP_S)]
-    flooding = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert flooding.stdin is not None
-    # Not on the command line, which other users of the machine can read.
-    flooding.stdin.write(keys["a-flooding"] + "\n")
-    flooding.stdin.flush()
+    first, quiet_cores = steady(service, key, arguments.seconds)
+    with_a, flood = flooded(service, keys, arguments)
     time.sleep(RUN_UP_S)
-    flooded = steady(service, key, seconds)
-    output, _ = flooding.communicate()
+    elsewhere, control = flooded(service, keys, arguments, rate=flood["calls_per_s"])
     time.sleep(RUN_UP_S)
-    second = steady(service, key, seconds)
+    second, _ = steady(service, key, arguments.seconds)
     return {
         "quota_of_a": quota,
-        "flood": json.loads(output),
-        "b": {
-            name: {
-                "quiet": first[name],
-                "flooded": flooded[name],
-                "quiet_again": second[name],
-                "ratio": ratio(first[name], flooded[name], second[name]),
-            }
-            for name in first
-        },
+        "quiet": {"cores": quiet_cores},
+        "flood": flood,
+        "elsewhere": control,
+        "b": {name: compared(name, first, with_a, elsewhere, second) for name in first},
     }
 
 
-def ratio(
-    first: Mapping[str, float], flooded: Mapping[str, float], second: Mapping[str, float]
-) -> float:
-    """Of the 99th percentiles."""
-    return round(flooded["p99"] / statistics.mean((first["p99"], second["p99"])), 2)
+def compared(
+    name: str, first: Times, with_a: Times, elsewhere: Times, second: Times
+) -> dict[str, object]:
+    """Percentiles of one kind of call, and ratios of the 99th."""
+    quiet = quantiles([*first[name], *second[name]])
+    flood, control = quantiles(with_a[name]), quantiles(elsewhere[name])
+    return {
+        "quiet_first": quantiles(first[name]),
+        "quiet_again": quantiles(second[name]),
+        "quiet": quiet,
+        "flooded": flood,
+        "elsewhere": control,
+        "ratio": round(flood["p99"] / quiet["p99"], 2),
+        "ratio_p50": round(flood["p50"] / quiet["p50"], 2),
+        "control": round(control["p99"] / quiet["p99"], 2),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=FAKE)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each of the three parts")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each of the four parts")
     parser.add_argument("--connections", type=int, default=4, help="of the flood")
+    parser.add_argument("--nice", type=int, default=10, help="of the flood's process")
+    parser.add_argument("--set", action="append", default=[], help="NAME=VALUE of the server")
     parser.add_argument(
         "--quota", action="append", default=[], metavar="NAME=VALUE", help="of the flooding tenant"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object")
-    parser.add_argument("--flood-of", default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.flood_of:
-        key = sys.stdin.readline().strip()
-        outcomes = asyncio.run(
-            flood(arguments.flood_of, key, arguments.connections, arguments.seconds)
-        )
-        print(json.dumps(outcomes))
-        return
     with (
         tempfile.TemporaryDirectory() as folder,
-        running(Path(folder) / "data", arguments.model) as service,
+        running(Path(folder) / "data", arguments.model, *arguments.set) as service,
     ):
         found = measure(service, arguments)
     figures = {"machine": machine(), "model": arguments.model, **found}

@@ -19,11 +19,12 @@ MODEL_CACHE = Path(".data/models")
 
 @dataclass(frozen=True)
 class Service:
-    """A running server."""
+    """A running server. process: its id."""
 
     address: str
     api_key: str
     data: Path
+    process: int
 
     def client(self) -> Client:
         """A new connection with the operator's key."""
@@ -53,9 +54,8 @@ def running(data: Path, model: str, *settings: str) -> Iterator[Service]:
         line = server.stdout.readline()
         if not line:
             raise RuntimeError("the server did not start; its log says why")
-        yield Service(
-            json.loads(line)["serving"], (data / "operator.key").read_text().strip(), data
-        )
+        address, key = json.loads(line)["serving"], (data / "operator.key").read_text().strip()
+        yield Service(address, key, data, server.pid)
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(timeout=60)

@@ -7,6 +7,7 @@
     Stores                 LMDB: texts and blocks, one environment per tenant
     Writes                 the write path: locks, order of commits, idempotency
     Deletions              destroy what was deleted, and sign for it
+    Receipts               what was signed
     Progress               wakes whoever watches or waits for a memory
     EncodingQueue          turns stored documents into blocks in the background
     Workers                clients of the model workers
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from memsvc.limits import Limiter
     from memsvc.paging import PageTokens
     from memsvc.progress import Progress
+    from memsvc.receipts import Receipts
     from memsvc.stores import Stores
     from memsvc.workers import Workers
     from memsvc.writes import Writes
@@ -57,6 +59,7 @@ class Application:
     stores: Stores
     writes: Writes
     deletions: Deletions
+    receipts: Receipts
     progress: Progress
     encoding: EncodingQueue
     workers: Workers

@@ -5,6 +5,10 @@ ended (OK, LEFT or an ErrorReason): what a crash cut short has the first alone. 
 that cannot be written down is not done. Entries name a key, an action and a resource,
 and hold nothing that a user wrote: a name that is none is left out.
 
+A call of such an act, or of any other administrative one, that the caller's key has too small
+a scope for has one entry, with the outcome SCOPE_INSUFFICIENT. A key can make only so many of
+them: a trail is never cut, and whoever holds a stolen key must not be able to fill the disk.
+
 An entry belongs to the tenant it is about; the making and the deletion of tenants belong
 to the trail of the operator who did it.
 """
@@ -13,20 +17,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 from memsvc import names
-from memsvc.auth import ServerKey
+from memsvc.auth import SCOPES, ServerKey
 from memsvc.errors import ApiError
+from memsvc.limits.bucket import Bucket
 from memsvc.principal import Principal, current_principal
 from memsvc.v1.errors_pb2 import ErrorReason
-from storage.catalog import Catalog, CatalogError, NotFoundError
+from storage.catalog import Catalog, CatalogError, NotFoundError, Scope
 
 log = logging.getLogger(__name__)
 
+SCOPE_INSUFFICIENT = ErrorReason.Name(ErrorReason.SCOPE_INSUFFICIENT)
 STARTED, OK, LEFT, FAILED = "STARTED", "OK", "LEFT", "FAILED"
 
 _M, _A = "/memsvc.v1.MemoryService/", "/memsvc.v1.AdminService/"
@@ -59,6 +67,10 @@ AUDITED: Mapping[str, Audited] = {
     _A + "UpdateTenantQuotas": Audited(lambda request: request.quotas.name),
 }
 
+#: Refusals of one key that are written down in a minute; the others are in the log.
+REFUSALS_PER_MINUTE = 30
+_KEYS_KEPT = 4096
+
 #: Acts whose entries belong to who did them and not to the tenant they are about.
 _OF_THE_OPERATOR = {_A + "CreateTenant", _A + "DeleteTenant"}
 
@@ -77,6 +89,7 @@ class AuditTrail:
     def __init__(self, catalog: Catalog, server_key: ServerKey) -> None:
         self._catalog = catalog
         self._key = audit_key(server_key)
+        self._refusals: OrderedDict[str, Bucket] = OrderedDict()
 
     def unary(
         self, method: str, run: Callable[[Any, Any], Awaitable[Any]]
@@ -112,6 +125,33 @@ class AuditTrail:
             await self._end(act, OK)
 
         return audited
+
+    async def refused(self, method: str, caller: Principal) -> None:
+        """The caller's scope was too small for a call. What it named was not looked at."""
+        if method not in AUDITED and SCOPES[method] is not Scope.ADMIN:
+            return
+        action = method.rpartition("/")[2]
+        if not self._may_add(caller.key_id):
+            log.warning("a scope was too small, again", extra={"action": action})
+            return
+        try:
+            await self._add(
+                _Act(caller.tenant_uid, caller.key_id, action, ""), SCOPE_INSUFFICIENT, ""
+            )
+        except CatalogError:
+            # The call is refused all the same.
+            log.exception("a refusal was not written down", extra={"action": action})
+
+    def _may_add(self, key_id: str) -> bool:
+        now = time.monotonic()
+        bucket = self._refusals.setdefault(key_id, Bucket(REFUSALS_PER_MINUTE, now))
+        self._refusals.move_to_end(key_id)
+        if len(self._refusals) > _KEYS_KEPT:
+            self._refusals.popitem(last=False)
+        if bucket.wait_s(now):
+            return False
+        bucket.spend(1, now)
+        return True
 
     async def _begin(self, method: str, request: Any) -> _Act:
         caller, resource = current_principal(), names.clean(AUDITED[method].resource(request))

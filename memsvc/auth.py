@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memsvc import errors
+from memsvc.limits.attempts import Attempts
 from memsvc.open_calls import OpenCalls
 from memsvc.principal import Principal
 from memsvc.token_auth import TokenAuthenticator
@@ -148,8 +149,13 @@ class Authenticator:
         server_key: ServerKey,
         tokens: TokenAuthenticator | None = None,
         clock: Callable[[], float] = time.time,
+        attempts: Attempts | None = None,
     ) -> None:
-        """tokens: accepts JSON web tokens beside keys; None for keys alone."""
+        """tokens: accepts JSON web tokens beside keys; None for keys alone.
+
+        attempts: bounds failed ones by address; None for no bound.
+        """
+        self._attempts = attempts or Attempts(0)
         self._catalog = catalog
         self._tokens = tokens
         self._hmac_key = server_key.derive("api keys")
@@ -166,9 +172,31 @@ class Authenticator:
         credential = f"msk_{key_id}_{secrets.token_hex(_KEY_BYTES)}"
         return NewKey(key_id, credential, self._digest(credential))
 
-    async def authenticate(self, metadata: Iterable[tuple[str, str | bytes]] | None) -> Principal:
-        """metadata: the call's. Raises CREDENTIAL_INVALID, the same for every cause."""
+    async def authenticate(
+        self, metadata: Iterable[tuple[str, str | bytes]] | None, peer: str = ""
+    ) -> Principal:
+        """metadata, peer: the call's. Raises CREDENTIAL_INVALID, the same for every cause, and
+        CREDENTIAL_ATTEMPTS.
+
+        A credential that was good before is looked at whatever its address did meanwhile, so
+        that nobody is locked out by who shares the address.
+        """
         credential = _bearer(metadata or ())
+        if not self._seen(credential) and (wait_s := self._attempts.wait_s(peer)):
+            raise errors.credential_attempts(wait_s)
+        try:
+            return await self._principal(credential)
+        except errors.ApiError:
+            self._attempts.failed(peer)
+            raise
+
+    def _seen(self, credential: str) -> bool:
+        """Whether it was good before, as far as is remembered."""
+        if _CREDENTIAL.fullmatch(credential):
+            return self._digest(credential) in self._cache
+        return self._tokens is not None and self._tokens.seen(credential)
+
+    async def _principal(self, credential: str) -> Principal:
         match = _CREDENTIAL.fullmatch(credential)
         if match is None:
             return await self._by_token(credential)

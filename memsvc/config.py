@@ -166,10 +166,26 @@ class Config:
     max_concurrent_calls: int = _setting(
         256, "Calls served at once; more are refused with OVERLOADED.", low=1, high=100_000
     )
+    concurrent_work: int = _setting(
+        8, "Calls worked on at once; the others wait, tenants in turn.", low=5, high=10_000
+    )
+    tenant_work_share: float = _setting(
+        0.5,
+        "Seconds of work in a second that a tenant's calls may take while a tenant that uses less "
+        "is about. 0: any.",
+        low=0,
+        high=10_000,
+    )
     put_budget: int = _setting(
         256 * MIB,
         "Bytes that PutDocuments streams hold in memory at once; more are refused with OVERLOADED.",
         low=64 * MIB,
+    )
+    failed_credentials_per_minute: int = _setting(
+        300,
+        "Calls of one address without a valid credential; above that, credentials that the server "
+        "has not seen before are refused for a moment. 0: any.",
+        low=0,
     )
     server_requests_per_minute: int = _setting(0, "Calls of all tenants together. 0: any.", low=0)
     server_tokens_per_minute: int = _setting(

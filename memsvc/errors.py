@@ -48,6 +48,7 @@ CODES: Mapping[ErrorReason.ValueType, grpc.StatusCode] = {
     ErrorReason.MODEL_NOT_FOUND: Code.NOT_FOUND,
     ErrorReason.TENANT_NOT_FOUND: Code.NOT_FOUND,
     ErrorReason.API_KEY_NOT_FOUND: Code.NOT_FOUND,
+    ErrorReason.RECEIPT_NOT_FOUND: Code.NOT_FOUND,
     ErrorReason.ALREADY_EXISTS: Code.ALREADY_EXISTS,
     ErrorReason.ETAG_MISMATCH: Code.ABORTED,
     ErrorReason.REQUEST_ID_REUSED: Code.ALREADY_EXISTS,
@@ -61,6 +62,7 @@ CODES: Mapping[ErrorReason.ValueType, grpc.StatusCode] = {
     ErrorReason.OVERLOADED: Code.RESOURCE_EXHAUSTED,
     ErrorReason.QUOTA_EXCEEDED: Code.RESOURCE_EXHAUSTED,
     ErrorReason.STREAM_TIMEOUT: Code.DEADLINE_EXCEEDED,
+    ErrorReason.CREDENTIAL_ATTEMPTS: Code.RESOURCE_EXHAUSTED,
     ErrorReason.ENCODING_NOT_READY: Code.DEADLINE_EXCEEDED,
     ErrorReason.WORKER_UNAVAILABLE: Code.UNAVAILABLE,
     ErrorReason.DRAINING: Code.UNAVAILABLE,
@@ -191,6 +193,16 @@ def credential_invalid() -> ApiError:
     )
 
 
+def credential_attempts(retry_after_s: float) -> ApiError:
+    """Too many credentials from the caller's address were none; this one was not looked at."""
+    return ApiError(
+        ErrorReason.CREDENTIAL_ATTEMPTS,
+        "too many calls from this address had no valid credential",
+        retry_after_s=retry_after_s,
+        limit="failed_credentials_per_minute",
+    )
+
+
 def scope_insufficient(needed: str) -> ApiError:
     """needed: the scope's name."""
     return ApiError(
@@ -233,6 +245,11 @@ def tenant_not_found(field: str = "name") -> ApiError:
 def api_key_not_found(field: str = "name") -> ApiError:
     """No such key in this tenant."""
     return ApiError(ErrorReason.API_KEY_NOT_FOUND, "no such API key", field=field)
+
+
+def receipt_not_found(field: str = "name") -> ApiError:
+    """No such deletion receipt in this tenant."""
+    return ApiError(ErrorReason.RECEIPT_NOT_FOUND, "no such deletion receipt", field=field)
 
 
 def api_key_not_active(field: str = "name") -> ApiError:

@@ -24,8 +24,10 @@ from memsvc import errors
 from memsvc.audit import AUDITED, AuditTrail
 from memsvc.auth import OPEN_SERVICES, SCOPES, WHOLE_TENANT, Authenticator
 from memsvc.errors import ApiError
-from memsvc.limits import Admission, Limiter
+from memsvc.limits import Admission, Limiter, Refusals
+from memsvc.limits.attempts import address
 from memsvc.limits.streams import received, within
+from memsvc.open_calls import OpenCall
 from memsvc.principal import Principal, set_principal
 from memsvc.v1.errors_pb2 import ErrorReason
 from memsvc.wire import METHODS, parse_request
@@ -41,6 +43,16 @@ log = logging.getLogger(__name__)
 
 #: How long a failed call's status may wait for a client that does not read.
 _ABORT_S = 2.0
+
+#: Refusals of those who send too much, which some heed and some do not.
+_TOO_MUCH = frozenset(
+    {
+        ErrorReason.OVERLOADED,
+        ErrorReason.QUOTA_EXCEEDED,
+        ErrorReason.ENCODING_BACKLOG_FULL,
+        ErrorReason.CREDENTIAL_ATTEMPTS,
+    }
+)
 
 # Requests and replies are messages of every kind here; handlers type their own.
 # Both are generic for the type checker alone.
@@ -78,6 +90,7 @@ class Gate(aio.ServerInterceptor):
         self._max_calls = max_calls
         self._idle_s = idle_s
         self._observe = observe
+        self._refusals = Refusals()
         self._calls = 0
         self._authenticating = 0
         self._idle = asyncio.Event()
@@ -124,9 +137,10 @@ class Gate(aio.ServerInterceptor):
             return parse_request(method, requests)
 
         async def respond(requests: Any, context: Context) -> Any:
-            async with self._inside(method, context) as admission:
+            async with self._inside(method, context) as (admission, call):
                 limit = admission.stream_seconds if handler.request_streaming else 0
-                async with within(limit, "stream_seconds"):
+                async with within(limit, "stream_seconds"), admission.turn():
+                    call.require_live()
                     reply = await run(parsed(requests, admission), context)
                 _count(admission, reply)
                 return reply
@@ -134,8 +148,9 @@ class Gate(aio.ServerInterceptor):
         async def respond_streaming(requests: Any, context: Context) -> None:
             # Closed at once when the caller leaves, and not when it is collected.
             async with (
-                self._inside(method, context) as admission,
+                self._inside(method, context) as (admission, _),
                 within(admission.stream_seconds, "stream_seconds"),
+                admission.turn(),
                 aclosing(run(parsed(requests, admission), context)) as replies,
             ):
                 async for reply in replies:
@@ -164,7 +179,9 @@ class Gate(aio.ServerInterceptor):
         await admission.pace()
 
     @asynccontextmanager
-    async def _inside(self, method: str, context: Context) -> AsyncIterator[Admission]:
+    async def _inside(
+        self, method: str, context: Context
+    ) -> AsyncIterator[tuple[Admission, OpenCall]]:
         self._calls += 1
         self._idle.clear()
         started = time.perf_counter()
@@ -173,15 +190,17 @@ class Gate(aio.ServerInterceptor):
             principal = await self._admit(method, context)
             tenant_id = principal.tenant_id
             set_principal(principal)
-            with self._authenticator.calls.watch(principal, ends=_ends(method)):
+            with self._authenticator.calls.watch(principal, ends=_ends(method)) as call:
                 async with self._limiter.enter(principal.tenant_uid, method) as admission:
-                    yield admission
+                    yield admission, call
             outcome = "OK"
         except aio.AbortError:
             raise
         except Exception as error:  # noqa: BLE001 - the edge: nothing may escape untyped
             refusal = _translated(method, error)
             outcome = ErrorReason.Name(refusal.reason)
+            if refusal.reason in _TOO_MUCH and not self._draining.is_set():
+                await self._refusals.hold(tenant_id or address(context.peer()))
             await _abort(context, refusal)
         finally:
             self._calls -= 1
@@ -199,15 +218,26 @@ class Gate(aio.ServerInterceptor):
             raise errors.overloaded()
         self._authenticating += 1
         try:
-            principal = await self._authenticator.authenticate(context.invocation_metadata())
+            principal = await self._authenticator.authenticate(
+                context.invocation_metadata(), context.peer()
+            )
         finally:
             self._authenticating -= 1
-        scope = SCOPES[method]
-        if not principal.allows(scope):
-            raise errors.scope_insufficient(scope.name)
-        if principal.memories is not None and method in WHOLE_TENANT:
-            raise errors.key_of_some_memories()
+        refusal = _out_of_scope(method, principal)
+        if refusal is not None:
+            await self._audit.refused(method, principal)
+            raise refusal
         return principal
+
+
+def _out_of_scope(method: str, principal: Principal) -> ApiError | None:
+    """What a caller is told whose key does not do for a call."""
+    scope = SCOPES[method]
+    if not principal.allows(scope):
+        return errors.scope_insufficient(scope.name)
+    if principal.memories is not None and method in WHOLE_TENANT:
+        return errors.key_of_some_memories()
+    return None
 
 
 def _ends(method: str) -> bool:

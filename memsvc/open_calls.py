@@ -15,23 +15,28 @@ from memsvc.principal import Principal
 
 
 class OpenCall:
-    """One call that may be ended from outside."""
+    """One call that may be ended from outside. interrupted: also in the middle of its work."""
 
-    def __init__(self, principal: Principal) -> None:
+    def __init__(self, principal: Principal, *, interrupted: bool) -> None:
         self.principal = principal
         self.ended = False
-        self._task = asyncio.current_task()
+        self._task = asyncio.current_task() if interrupted else None
         self._cancelled = False
         self._timer: asyncio.TimerHandle | None = None
 
     def end(self) -> None:
-        """Makes the call fail with CREDENTIAL_INVALID at its next step."""
+        """Makes the call fail with CREDENTIAL_INVALID: at its next step, or before it begins."""
         if self.ended:
             return
         self.ended = True
         if self._task is not None:
             self._cancelled = True
             self._task.cancel()
+
+    def require_live(self) -> None:
+        """Raises CREDENTIAL_INVALID when the credential ended while the call waited."""
+        if self.ended:
+            raise errors.credential_invalid()
 
     def end_in(self, seconds: float) -> None:
         """Ends the call later; takes the place of an earlier such request."""
@@ -59,12 +64,10 @@ class OpenCalls:
     def watch(self, principal: Principal, *, ends: bool) -> Iterator[OpenCall]:
         """The call of the running task, until the block ends.
 
-        ends: with its credential; CREDENTIAL_INVALID is then raised out of the block.
+        ends: with its credential, wherever it is; CREDENTIAL_INVALID is then raised out of the
+        block. Any other call asks `require_live` before it begins, and is not ended after.
         """
-        call = OpenCall(principal)
-        if not ends:
-            yield call
-            return
+        call = OpenCall(principal, interrupted=ends)
         self._calls.add(call)
         if principal.ends_us is not None:
             call.end_in(principal.ends_us / 1e6 - self._clock())

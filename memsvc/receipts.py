@@ -26,7 +26,9 @@ VERSION = 1
 PUBLIC_KEY_FILE = "public.key"
 #: Metadata under which a deletion's reply carries its receipt.
 METADATA_KEY = "memsvc-receipt-bin"
-_KEY_BYTES = 32
+#: The server's key gives the signing key's seed for this purpose.
+SEED_PURPOSE = "deletion receipts"
+_SUFFIX = ".json"
 _MAX_RUNS = 200
 
 
@@ -54,6 +56,18 @@ class Destroyed:
     owed: int = 0
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A receipt as it lies in the data folder. id: ascending by time within its tenant.
+
+    statement: what it says, read without a look at the signature.
+    """
+
+    id: str
+    receipt: bytes
+    statement: Mapping[str, object]
+
+
 class Receipts:
     """Signs receipts and keeps them, one file each, in the data folder."""
 
@@ -64,7 +78,7 @@ class Receipts:
     @property
     def public_key(self) -> str:
         """64 hex digits."""
-        return self._key.public_key().public_bytes_raw().hex()
+        return _hex(self._key)
 
     def publish(self) -> None:
         """Writes the public key where it can be fetched."""
@@ -94,12 +108,38 @@ class Receipts:
         self._keep(destroyed.tenant_uid, receipt)
         return receipt
 
+    def find(self, tenant_uid: str, receipt_id: str) -> Kept:
+        """One of a tenant's receipts. Blocks. Raises FileNotFoundError, ReceiptError."""
+        receipt = (self._folder / tenant_uid / f"{receipt_id}{_SUFFIX}").read_bytes()
+        return Kept(receipt_id, receipt, _statement(receipt)[1])
+
+    def page(
+        self, tenant_uid: str, limit: int, before: str | None = None
+    ) -> tuple[list[Kept], str | None]:
+        """Some of a tenant's receipts, newest first, and the id that the next page is before.
+
+        Blocks. Raises ReceiptError, OSError.
+        """
+        ids = receipt_ids(self._folder / tenant_uid)
+        older = [one for one in reversed(ids) if before is None or one < before]
+        page = [self.find(tenant_uid, one) for one in older[:limit]]
+        return page, page[-1].id if len(older) > limit else None
+
     def _keep(self, tenant_uid: str, receipt: bytes) -> None:
         folder = self._folder / tenant_uid
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        name = f"{time.time_ns() // 1000:016d}-{secrets.token_hex(4)}.json"
+        name = f"{time.time_ns() // 1000:016d}-{secrets.token_hex(4)}{_SUFFIX}"
         write_new(folder / name, receipt)
         sync_folder(folder)
+
+
+def public_key(seed: bytes) -> str:
+    """64 hex digits, of the signing key with this seed."""
+    return _hex(Ed25519PrivateKey.from_private_bytes(seed))
+
+
+def _hex(key: Ed25519PrivateKey) -> str:
+    return key.public_key().public_bytes_raw().hex()
 
 
 def _numbers(numbers: Iterable[int] | None) -> str | None:
@@ -122,21 +162,47 @@ def verify_receipt(receipt: bytes, public_key: str) -> Mapping[str, object]:
 
     Raises ReceiptError.
     """
+    signed, found = _statement(receipt)
     try:
-        parsed = json.loads(receipt)
-        statement, signature = parsed["statement"], bytes.fromhex(parsed["signature"])
+        signature = bytes.fromhex(json.loads(receipt)["signature"])
         key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key.strip()))
-        key.verify(signature, statement.encode())
-        found = json.loads(statement)
+        key.verify(signature, signed)
     except InvalidSignature:
         raise ReceiptError(
             "the signature is not of this server, or the receipt was altered"
         ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ReceiptError("not a receipt, or not a public key") from error
+    return found
+
+
+def _statement(receipt: bytes) -> tuple[bytes, Mapping[str, object]]:
+    """What is signed, as bytes and read. Raises ReceiptError."""
+    try:
+        signed = json.loads(receipt)["statement"].encode()
+        found = json.loads(signed)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ReceiptError("not a receipt, or not a public key") from error
     if not isinstance(found, dict) or found.get("version") != VERSION:
         raise ReceiptError("a receipt of another version")
-    return found
+    return signed, found
+
+
+def receipt_ids(folder: Path) -> list[str]:
+    """Ids of the receipts in one tenant's folder, oldest first; none without one."""
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except FileNotFoundError:
+        return []
+    return sorted(name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX))
+
+
+def receipt_bytes(path: Path) -> bytes:
+    """What lies in a file. Raises ReceiptError."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ReceiptError(f"cannot be read: {error.strerror}") from error
 
 
 def read_public_key(path: Path) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 
@@ -29,11 +30,11 @@ from memsvc.fields import Fields
 from memsvc.gate import Gate
 from memsvc.importing import drop_abandoned
 from memsvc.keys import Keys, load_root_keys
-from memsvc.limits import Limiter
+from memsvc.limits import Attempts, Limiter
 from memsvc.metrics import Metrics
 from memsvc.paging import PageTokens
 from memsvc.progress import Progress
-from memsvc.receipts import Receipts
+from memsvc.receipts import SEED_PURPOSE, Receipts
 from memsvc.reconcile import reconcile
 from memsvc.retention import expire
 from memsvc.setup import Initialised, hold, initialise, make_folders
@@ -65,6 +66,10 @@ _HOUSEKEEPING_S = 600.0
 #: Calls that are still inside when the grace has passed are cancelled; this is
 #: how long they get to notice.
 _CANCEL_S = 2.0
+#: How long the event loop waits for a thread of this process to let go of the interpreter
+#: (sys.setswitchinterval). It does so at every call it takes or answers while threads pack
+#: and encrypt; with Python's 5 ms, each of them costs it as much.
+_SWITCH_S = 0.0005
 
 
 class ServerStartError(Exception):
@@ -193,7 +198,7 @@ async def _build(config: Config, stack: AsyncExitStack) -> Application:
         progress.publish(memory.uid)
         encoding.wake()
 
-    receipts = Receipts(config.folder, server_key.derive("deletion receipts"))
+    receipts = Receipts(config.folder, server_key.derive(SEED_PURPOSE))
     receipts.publish()
     deletions = Deletions(catalog, stores, keys, receipts, workers.evict)
     return Application(
@@ -205,11 +210,17 @@ async def _build(config: Config, stack: AsyncExitStack) -> Application:
         stores=stores,
         writes=Writes(catalog, stores, notify, deletions, limiter.quotas),
         deletions=deletions,
+        receipts=receipts,
         progress=progress,
         encoding=encoding,
         workers=workers,
         limiter=limiter,
-        authenticator=Authenticator(catalog, server_key, tokens),
+        authenticator=Authenticator(
+            catalog,
+            server_key,
+            tokens,
+            attempts=Attempts(config.failed_credentials_per_minute),
+        ),
         audit=AuditTrail(catalog, server_key),
         page_tokens=PageTokens(server_key.derive("page tokens")),
     )
@@ -294,6 +305,7 @@ async def run(config: Config, on_serving: Callable[[str], None]) -> None:
 
     on_serving: told the address once calls are taken.
     """
+    sys.setswitchinterval(_SWITCH_S)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     serving: list[Server] = []

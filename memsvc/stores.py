@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from memsvc.keys import Keys
 from storage.check import require_sound_structure
@@ -147,7 +147,7 @@ class Stores:
             executor or handle.writer, lambda: function(store, *args, **kwargs)
         )
         # Not in a finally: a cancelled caller leaves, its thread still runs.
-        running.add_done_callback(lambda _: self._release(handle))
+        running.add_done_callback(lambda done: self._ended(handle, done))
         return await asyncio.shield(running)
 
     async def _acquire(self, tenant_uid: str) -> _Handle:
@@ -178,6 +178,11 @@ class Stores:
             handle.writer.shutdown(wait=False)
 
         opening.add_done_callback(opened)
+
+    def _ended(self, handle: _Handle, done: asyncio.Future[Any]) -> None:
+        if not done.cancelled():
+            done.exception()  # seen: its caller may have left
+        self._release(handle)
 
     def _release(self, handle: _Handle) -> None:
         handle.leave()

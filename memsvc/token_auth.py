@@ -29,6 +29,10 @@ class TokenAuthenticator:
         self._clock = clock
         self._cache: OrderedDict[bytes, tuple[int, Principal]] = OrderedDict()
 
+    def seen(self, token: str) -> bool:
+        """Whether it was good before, as far as is remembered."""
+        return sha256(token.encode()).digest() in self._cache
+
     async def authenticate(self, token: str) -> Principal:
         """Raises TokenError."""
         self._verifier.refresh()

@@ -195,12 +195,15 @@ class Writes:
         return await self.once(request, lambda: self._run(request, memory_id, work))
 
     async def delete_memory(self, row: MemoryRow, expected_version: int | None) -> None:
-        """Deletes a memory with all that is in it. Raises NotFoundError, ConflictError."""
+        """Deletes a memory with all that is in it, and no other that took its name meanwhile.
+
+        Raises NotFoundError, ConflictError.
+        """
 
         async def work() -> None:
             self._latest.pop((row.tenant_uid, row.memory_id), None)
             memory = await self._catalog.begin_delete_memory(
-                row.tenant_uid, row.memory_id, expected_version
+                row.tenant_uid, row.memory_id, expected_version, uid=row.uid
             )
             self._notify(memory)
             reach(Failpoint.DROP_MARKED)

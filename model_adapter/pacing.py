@@ -15,15 +15,17 @@ _SMOOTHING = 0.3
 
 @dataclass(frozen=True)
 class EncodeShare:
-    """batch_s: the longest a query waits for encoding that began before it came.
+    """batch_s: the longest that the first query in a while waits for encoding that began
+    before it came.
 
-    busy_batch_s: the longest that running queries are held up at a time. busy_share: of
-    the engine's time, for encoding while queries run.
+    busy_batch_s: the longest that running queries are held up at a time, and that one waits
+    which comes soon after another. busy_share: of the engine's time, for encoding while
+    queries run.
     """
 
     batch_s: float = 1.5
-    busy_batch_s: float = 0.2
-    busy_share: float = 0.5
+    busy_batch_s: float = 0.05
+    busy_share: float = 0.2
     smallest_batch_bytes: int = 256
     largest_batch_bytes: int = 1024 * 1024
 
@@ -41,10 +43,10 @@ class EncodePacer:
         """Whether a batch may run now. busy: queries run or wait."""
         return not busy or self._owed_s <= 0
 
-    def batch_bytes(self, busy: bool) -> int:
-        """Size of the next batch."""
+    def batch_bytes(self, asked: bool) -> int:
+        """Size of the next batch. asked: queries run or wait, or are to be expected."""
         share = self._share
-        wanted = self._bytes_per_s * (share.busy_batch_s if busy else share.batch_s)
+        wanted = self._bytes_per_s * (share.busy_batch_s if asked else share.batch_s)
         return int(min(max(wanted, share.smallest_batch_bytes), share.largest_batch_bytes))
 
     def encoded(self, size: int, seconds: float) -> None:

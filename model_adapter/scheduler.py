@@ -5,9 +5,10 @@ Each turn of the loop:
   2. waiting queries start while there are places, tenants in turn (`turns`), and at
      most one ranking is run;
   3. every running query advances by one step, all in one batch;
-  4. a batch of documents is encoded: each turn while no query runs; while some do, a
-     small one whenever they had their share of the engine's time since the last
-     (`pacing`), so that neither starves.
+  4. a batch of documents is encoded: each turn while no query runs; while some do,
+     whenever they had their share of the engine's time since the last (`pacing`), so that
+     neither starves. Batches are small then, and for a while after the last query: the
+     next one that comes must not find the engine in the middle of a long one.
 Encode jobs take turns batch by batch, so a long one delays a short one little.
 A document much too long for a busy batch waits for a turn without queries, but not
 for longer than `long_document_patience_s`.
@@ -15,6 +16,7 @@ for longer than `long_document_patience_s`.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -41,6 +43,8 @@ from model_adapter.limits import Limits, Load
 from model_adapter.pacing import EncodePacer, EncodeShare
 from model_adapter.turns import Line, has_room, tenants_of
 
+#: Queries are expected for so long after the last one.
+_ASKED_S = 5.0
 #: A document of more than this many busy batches' size waits for a quiet turn.
 _LONG_DOCUMENT = 4
 
@@ -73,6 +77,7 @@ class Scheduler:
         self._running: list[QueryJob] = []
         self._encoding: deque[EncodeJob] = deque()
         self._busy_job: Job[Any] | None = None
+        self._asked_at = -math.inf
         self._pacer = EncodePacer(share)
         self._clock = clock
         self._draining = False
@@ -351,7 +356,9 @@ class Scheduler:
             busy = bool(self._running or self._waiting)
             if not self._pacer.due(busy):
                 return None
-            size = self._pacer.batch_bytes(busy)
+            now = time.monotonic()
+            self._asked_at = now if busy else self._asked_at
+            size = self._pacer.batch_bytes(now - self._asked_at < _ASKED_S)
             for job in self._encoding:
                 if job.sink.ready() and not (busy and self._too_long(job, size)):
                     self._encoding.remove(job)

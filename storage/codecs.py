@@ -161,6 +161,8 @@ def _quantise(array: Bits, layout: KVLayout) -> bytes:
 def _restore(part: memoryview, shape: tuple[int, int, int], layout: KVLayout) -> Bits:
     vectors = shape[0] * shape[1] * layout.kv_heads
     scale = to_float(np.frombuffer(part[: 2 * vectors], np.uint16))
+    if not np.isfinite(scale).all():
+        raise CodecError("a scale of int8 is not finite")
     levels = np.frombuffer(part[2 * vectors :], np.int8).reshape(vectors, layout.head_dim)
     with np.errstate(over="ignore"):  # Rounding at the top of the range: clipped below.
         values = levels.astype(np.float32) * scale[:, None]

@@ -174,6 +174,7 @@ class MemoriesHandler:
                     new.labels,
                     row.version,
                     retention_s=changes.retention_s,
+                    uid=row.uid,
                 )
             except ConflictError:
                 if version is not None:

@@ -14,12 +14,21 @@ from memsvc.config import Config
 from memsvc.limits.bucket import Bucket
 from memsvc.limits.pool import FairPool
 from memsvc.limits.quotas import Quotas
+from memsvc.limits.turns import Turns
+from memsvc.wire import METHODS
 
 _MEMORY = "/memsvc.v1.MemoryService/"
 #: Calls that hold a place in a worker while they last.
 _QUERIES = frozenset({_MEMORY + "Query", _MEMORY + "Retrieve"})
 #: Calls that cost a model's tokens, at once or later.
 _COSTLY = _QUERIES | {_MEMORY + "AppendTurns", _MEMORY + "PutDocuments", _MEMORY + "ImportMemory"}
+#: Calls that keep their place among those worked on until they end. The others wait for
+#: something, their client or a worker, and take their turn to begin only.
+_WORKED_ON = frozenset(
+    path
+    for path, method in METHODS.items()
+    if not (method.client_streaming or method.server_streaming) and path not in _QUERIES
+)
 #: Tenants whose state is kept when they rest; of the rest a few are looked at a time.
 _TENANTS_KEPT = 4096
 _LOOKED_AT = 8
@@ -71,9 +80,23 @@ class _Tenant:
 class Admission:
     """A call that was let in. Made by `Limiter.enter`."""
 
-    def __init__(self, limiter: Limiter, tenant: _Tenant) -> None:
+    def __init__(self, limiter: Limiter, tenant: _Tenant, uid: str, method: str) -> None:
         self._limiter = limiter
         self._tenant = tenant
+        self._uid = uid
+        self._method = method
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Waits until it is this call's turn to be worked on, which the block does."""
+        turn = self._limiter.turns.turn(self._uid)
+        if self._method in _WORKED_ON:
+            async with turn:
+                yield
+            return
+        async with turn:
+            pass
+        yield
 
     @property
     def stream_seconds(self) -> int:
@@ -122,6 +145,7 @@ class Limiter:
         self._config = config
         self._load = load
         self._calls = FairPool(config.max_concurrent_calls)
+        self.turns = Turns(config.concurrent_work, config.tenant_work_share, clock)
         self._tenants: OrderedDict[str, _Tenant] = OrderedDict()
         self._stale: set[str] = set()
 
@@ -157,7 +181,7 @@ class Limiter:
         for rates in (tenant.rates, self.server):
             rates.requests.spend(1, now)
         try:
-            yield Admission(self, tenant)
+            yield Admission(self, tenant, tenant_uid, method)
         finally:
             tenant.calls -= 1
             tenant.queries -= query

@@ -76,6 +76,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND: no such tenant."""
     API_KEY_NOT_FOUND: _ErrorReason.ValueType  # 44
     """NOT_FOUND: no such API key."""
+    RECEIPT_NOT_FOUND: _ErrorReason.ValueType  # 45
+    """NOT_FOUND: no such deletion receipt in this tenant."""
     ALREADY_EXISTS: _ErrorReason.ValueType  # 50
     """ALREADY_EXISTS: the chosen identifier is taken."""
     ETAG_MISMATCH: _ErrorReason.ValueType  # 51
@@ -107,6 +109,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     STREAM_TIMEOUT: _ErrorReason.ValueType  # 64
     """DEADLINE_EXCEEDED: the client neither sent nor read for too long, or the stream lasted too
     long; it may be opened again after RetryInfo. metadata: quota, limit (seconds).
+    """
+    CREDENTIAL_ATTEMPTS: _ErrorReason.ValueType  # 65
+    """RESOURCE_EXHAUSTED: too many calls from the caller's address had no valid credential; one that
+    the server has not seen before is not looked at until RetryInfo. metadata: limit, the setting.
     """
     ENCODING_NOT_READY: _ErrorReason.ValueType  # 70
     """DEADLINE_EXCEEDED: encoding did not reach the revision in time, or the model
@@ -173,6 +179,8 @@ TENANT_NOT_FOUND: ErrorReason.ValueType  # 43
 """NOT_FOUND: no such tenant."""
 API_KEY_NOT_FOUND: ErrorReason.ValueType  # 44
 """NOT_FOUND: no such API key."""
+RECEIPT_NOT_FOUND: ErrorReason.ValueType  # 45
+"""NOT_FOUND: no such deletion receipt in this tenant."""
 ALREADY_EXISTS: ErrorReason.ValueType  # 50
 """ALREADY_EXISTS: the chosen identifier is taken."""
 ETAG_MISMATCH: ErrorReason.ValueType  # 51
@@ -204,6 +212,10 @@ when the quota refills by itself.
 STREAM_TIMEOUT: ErrorReason.ValueType  # 64
 """DEADLINE_EXCEEDED: the client neither sent nor read for too long, or the stream lasted too
 long; it may be opened again after RetryInfo. metadata: quota, limit (seconds).
+"""
+CREDENTIAL_ATTEMPTS: ErrorReason.ValueType  # 65
+"""RESOURCE_EXHAUSTED: too many calls from the caller's address had no valid credential; one that
+the server has not seen before is not looked at until RetryInfo. metadata: limit, the setting.
 """
 ENCODING_NOT_READY: ErrorReason.ValueType  # 70
 """DEADLINE_EXCEEDED: encoding did not reach the revision in time, or the model

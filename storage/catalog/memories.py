@@ -78,11 +78,12 @@ def _labels(labels: Mapping[str, str]) -> str:
     return json.dumps(dict(labels), sort_keys=True, ensure_ascii=False)
 
 
-def _named(tenant_uid: str, memory_id: str) -> ColumnElement[bool]:
-    """The living memory of that name; at most one."""
-    return and_(
+def _named(tenant_uid: str, memory_id: str, uid: str | None) -> ColumnElement[bool]:
+    """The living memory of that name; at most one. uid: of the only one that will do."""
+    named = and_(
         memories.c.tenant_uid == tenant_uid, memories.c.memory_id == memory_id, NOT_DELETING
     )
+    return named if uid is None else and_(named, memories.c.uid == uid)
 
 
 class Memories(CatalogPart):
@@ -247,9 +248,12 @@ class Memories(CatalogPart):
         expected_version: int | None,
         *,
         retention_s: int | None = None,
+        uid: str | None = None,
     ) -> MemoryRow:
         """Sets what is not None; a retention of 0 ends one. Raises NotFoundError, and
         ConflictError on a stale version.
+
+        uid: of the memory that the caller looked at; another of its name is not touched.
         """
         values: dict[str, Any] = {**CHANGED, "updated_us": self._clock_us()}
         if display_name is not None:
@@ -258,15 +262,20 @@ class Memories(CatalogPart):
             values["labels"] = _labels(labels)
         if retention_s is not None:
             values["retention_s"] = retention_s or None
-        return await self._change(_named(tenant_uid, memory_id), values, expected_version)
+        return await self._change(_named(tenant_uid, memory_id, uid), values, expected_version)
 
     @writes
     async def begin_delete_memory(
-        self, tenant_uid: str, memory_id: str, expected_version: int | None
+        self,
+        tenant_uid: str,
+        memory_id: str,
+        expected_version: int | None,
+        *,
+        uid: str | None = None,
     ) -> MemoryRow:
         """Makes the memory unfindable and its name free, in one step.
 
-        Raises NotFoundError, and ConflictError on a stale version.
+        uid: as in update_memory. Raises NotFoundError, and ConflictError on a stale version.
         """
         values = {
             **CHANGED,
@@ -274,7 +283,7 @@ class Memories(CatalogPart):
             "deletion_epoch": memories.c.deletion_epoch + 1,
             "updated_us": self._clock_us(),
         }
-        return await self._change(_named(tenant_uid, memory_id), values, expected_version)
+        return await self._change(_named(tenant_uid, memory_id, uid), values, expected_version)
 
     async def _change(
         self, which: ColumnElement[bool], values: dict[str, Any], expected_version: int | None

@@ -120,6 +120,18 @@ class TestChange:
             await catalog.begin_delete_memory(tenant.uid, "memory", memory.version)
         assert await catalog.get_memory(tenant.uid, "memory") == moved
 
+    async def test_another_memory_of_the_name_is_not_touched(
+        self, catalog: Catalog, tenant: TenantRow
+    ) -> None:
+        checked = await make_memory(catalog, tenant)
+        await catalog.begin_delete_memory(tenant.uid, "memory", None, uid=checked.uid)
+        later = await make_memory(catalog, tenant)
+        with pytest.raises(NotFoundError):
+            await catalog.update_memory(tenant.uid, "memory", "x", None, None, uid=checked.uid)
+        with pytest.raises(NotFoundError):
+            await catalog.begin_delete_memory(tenant.uid, "memory", None, uid=checked.uid)
+        assert await catalog.get_memory(tenant.uid, "memory") == later
+
     async def test_unknown(self, catalog: Catalog, tenant: TenantRow) -> None:
         with pytest.raises(NotFoundError):
             await catalog.update_memory(tenant.uid, "nope", "x", None, None)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from memsvc.audit import AUDITED, audit_key
+from memsvc.audit import AUDITED, REFUSALS_PER_MINUTE, audit_key
 from memsvc.audit_check import contains, verify_trails
 from memsvc.auth import SCOPES, load_server_key
 from memsvc.v1 import admin_service_pb2 as admin
@@ -154,6 +154,57 @@ async def test_who_may_read_it(served: Served) -> None:
         ),
     )
     answer = await refused(events(served, "default", Caller(reader.secret)))
+    assert answer.reason == "SCOPE_INSUFFICIENT"
+
+
+async def test_acts_that_the_scope_forbids_are_written_down(served: Served) -> None:
+    memory = await served.create("wanted")
+    made = await served.as_operator(
+        served.admin.CreateApiKey,
+        admin.CreateApiKeyRequest(parent="tenants/default", api_key=admin.ApiKey(scope=admin.READ)),
+    )
+    reader, before = Caller(made.secret), len(await events(served))
+    delete = pb.DeleteMemoryRequest(name=memory.name)
+    for call in (
+        reader(served.memories.DeleteMemory, delete),
+        reader(served.admin.ListTenants, admin.ListTenantsRequest()),
+        reader(served.memories.CreateMemory, pb.CreateMemoryRequest(memory_id="mine")),
+    ):
+        assert (await refused(call)).reason == "SCOPE_INSUFFICIENT"
+    found = (await events(served))[: len(await events(served)) - before]
+    assert told(found) == [
+        ("DeleteMemory", "", "SCOPE_INSUFFICIENT"),
+        ("ListTenants", "", "SCOPE_INSUFFICIENT"),
+    ]
+    assert {entry.actor for entry in found} == {made.api_key.name.rpartition("/")[2]}
+
+
+async def test_one_key_cannot_fill_the_trail(served: Served) -> None:
+    made = await served.as_operator(
+        served.admin.CreateApiKey,
+        admin.CreateApiKeyRequest(parent="tenants/default", api_key=admin.ApiKey(scope=admin.READ)),
+    )
+    reader, before = Caller(made.secret), len(await events(served))
+    for _ in range(REFUSALS_PER_MINUTE + 20):
+        await refused(reader(served.admin.ListTenants, admin.ListTenantsRequest()))
+    assert REFUSALS_PER_MINUTE <= len(await events(served)) - before < REFUSALS_PER_MINUTE + 20
+
+
+async def test_a_refusal_stands_when_it_cannot_be_written_down(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await served.as_operator(
+        served.admin.CreateApiKey,
+        admin.CreateApiKeyRequest(parent="tenants/default", api_key=admin.ApiKey(scope=admin.READ)),
+    )
+
+    async def down(*_: object, **__: object) -> Any:
+        raise CatalogUnavailableError("gone")
+
+    monkeypatch.setattr(served.server.application.catalog, "add_audit", down)
+    answer = await refused(
+        Caller(made.secret)(served.admin.ListTenants, admin.ListTenantsRequest())
+    )
     assert answer.reason == "SCOPE_INSUFFICIENT"
 
 

@@ -8,12 +8,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from memsvc.auth import SCOPES, ServerKey, ServerKeyError, load_server_key, make_server_key
+from memsvc.limits import Attempts
+from memsvc.limits.attempts import address
 from memsvc.v1 import admin_service_pb2 as admin
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2 as resources
 from memsvc.wire import METHODS
 from storage.catalog import Scope
-from tests.support.served import Caller, Served, refused, turns
+from tests.support.served import Caller, Serve, Served, refused, turns
 
 READS = {
     "GetMemory",
@@ -89,6 +91,41 @@ async def test_a_right_key_id_with_a_wrong_secret_is_refused(served: Served) -> 
         served.memories.ListMemories(pb.ListMemoriesRequest(), metadata=(("authorization", wrong),))
     )
     assert refusal.reason == "CREDENTIAL_INVALID"
+
+
+WRONG = (("authorization", "Bearer msk_0123456789abcdef_" + "0" * 64),)
+
+
+async def test_failed_credentials_of_one_address_are_bounded(start: Serve) -> None:
+    async with start(failed_credentials_per_minute=3) as served:
+        asked = pb.ListMemoriesRequest()
+        await served.as_operator(served.memories.ListMemories, asked)
+        unseen, _ = await make_key(served, admin.READ)
+        for _ in range(3):
+            refusal = await refused(served.memories.ListMemories(asked, metadata=WRONG))
+            assert refusal.reason == "CREDENTIAL_INVALID"
+        for metadata in (WRONG, unseen.metadata, ()):
+            refusal = await refused(served.memories.ListMemories(asked, metadata=metadata))
+            assert (refusal.code, refusal.reason) == ("RESOURCE_EXHAUSTED", "CREDENTIAL_ATTEMPTS")
+            assert refusal.metadata == {"limit": "failed_credentials_per_minute"}
+            assert refusal.retry_s is not None
+            assert 0 < refusal.retry_s <= 20
+        # Who was here before is not locked out by who shares the address.
+        await served.as_operator(served.memories.ListMemories, asked)
+        clock = served.server.application.authenticator._attempts._clock
+        later = clock() + 60
+        served.server.application.authenticator._attempts._clock = lambda: later
+        await unseen(served.memories.ListMemories, asked)
+
+
+def test_an_address_is_a_peer_without_its_port() -> None:
+    assert address("ipv4:127.0.0.1:50000") == "ipv4:127.0.0.1"
+    assert address("ipv6:%5B::1%5D:50000") == "ipv6:%5B::1%5D"
+    assert address("unix:") == "unix:"
+    attempts = Attempts(1)
+    attempts.failed("ipv4:127.0.0.1:1")
+    assert attempts.wait_s("ipv4:127.0.0.1:2") > 0
+    assert attempts.wait_s("ipv4:127.0.0.2:1") == 0
 
 
 async def test_scopes(served: Served) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import AsyncIterator
@@ -10,10 +11,11 @@ import pytest
 from grpc import StatusCode, aio
 
 from memsvc.logs import JsonFormatter, TextFormatter, configure_logging
+from memsvc.v1 import admin_service_pb2 as admin
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2 as resources
 from memsvc.wire import METHODS, explain
-from tests.support.served import Serve, Served, refusal, refused, turns
+from tests.support.served import Caller, Serve, Served, refusal, refused, turns
 
 BAD = b"\xff\xfe"
 
@@ -290,3 +292,65 @@ async def test_errors_decode(served: Served) -> None:
     with pytest.raises(aio.AioRpcError) as caught:
         await served.as_operator(served.memories.GetMemory, pb.GetMemoryRequest())
     assert refusal(caught.value).message == "name is required"
+
+
+async def in_line(served: Served, calls: int) -> None:
+    """Returns when that many calls wait for their turn."""
+    async with asyncio.timeout(5):
+        while served.server.application.limiter.turns.waiting != calls:  # noqa: ASYNC110 - no event
+            await asyncio.sleep(0.005)
+
+
+async def test_a_write_whose_key_ends_while_it_waits_for_its_turn_is_refused(
+    served: Served,
+) -> None:
+    memory = await served.create("kept")
+    made = await served.as_operator(
+        served.admin.CreateApiKey,
+        admin.CreateApiKeyRequest(
+            parent="tenants/default", api_key=admin.ApiKey(scope=admin.READ_WRITE)
+        ),
+    )
+    line = served.server.application.limiter.turns
+    (tenant,) = line._tenants
+    async with contextlib.AsyncExitStack() as places:
+        # All places that one tenant may have.
+        for _ in range(7):
+            await places.enter_async_context(line.turn(tenant))
+        delete = pb.DeleteMemoryRequest(name=memory.name)
+        late = asyncio.ensure_future(
+            refused(Caller(made.secret)(served.memories.DeleteMemory, delete))
+        )
+        await in_line(served, 1)
+        # As RevokeApiKey does, which would need a place of the tenant, too.
+        key_id = made.api_key.name.rpartition("/")[2]
+        served.server.application.authenticator.calls.end_key(key_id, 0)
+    assert (await late).reason == "CREDENTIAL_INVALID"
+    assert await served.as_operator(
+        served.memories.GetMemory, pb.GetMemoryRequest(name=memory.name)
+    )
+
+
+async def test_calls_wait_for_a_place_and_are_all_served(start: Serve) -> None:
+    async with start(concurrent_work=5) as served:
+        memory = await served.create("busy")
+        replies = await asyncio.gather(
+            *(served.append(memory.name, f"turn {number}") for number in range(40))
+        )
+        assert sorted(reply.revision for reply in replies) == list(range(1, 41))
+
+
+async def test_refusals_of_a_caller_that_heeds_none_come_slower(start: Serve) -> None:
+    async with start(requests_per_minute=1) as served:
+        held = served.server._gate._refusals
+        held.delay_s = lambda _: 60.0  # type: ignore[method-assign]  # as after many of them
+        await served.create("only")
+        late = asyncio.ensure_future(refused(served.create("another")))
+        async with asyncio.timeout(5):
+            while not held._held:  # noqa: ASYNC110 - there is no event for it
+                await asyncio.sleep(0.005)
+        assert not late.done()
+        late.cancel()
+        async with asyncio.timeout(5):
+            while held._held:  # noqa: ASYNC110 - there is no event for it
+                await asyncio.sleep(0.005)

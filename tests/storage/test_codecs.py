@@ -88,6 +88,17 @@ def test_int8_refuses_what_is_not_finite() -> None:
             encode_arrays(Codec.INT8, [array], SHARED)
 
 
+@pytest.mark.parametrize("codec", [Codec.INT8, Codec.INT8_ZSTD])
+@pytest.mark.parametrize("bits", [0x7F80, 0xFF80, 0x7FC0, 0x7F81])
+def test_int8_refuses_a_stored_scale_that_is_not_finite(codec: Codec, bits: int) -> None:
+    array = make_block(SHARED, 1, 64).value_LCE
+    raw = bytearray(encode_arrays(Codec.INT8, [array], SHARED))
+    raw[:2] = bits.to_bytes(2, "little")
+    payload = compress(raw) if codec is Codec.INT8_ZSTD else bytes(raw)
+    with pytest.raises(CodecError, match="finite"):
+        decode_arrays(codec, memoryview(payload), 1, array.shape[1], SHARED)
+
+
 def test_int8_keeps_zeros() -> None:
     array = np.zeros((3, 2, 16), np.uint16)
     payload = memoryview(encode_arrays(Codec.INT8, [array], SHARED))
