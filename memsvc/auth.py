@@ -74,6 +74,8 @@ SCOPES: Mapping[str, Scope] = {
     _A + "UpdateTenantQuotas": Scope.ADMIN,
     "/model_adapter.v1.WorkerRegistryService/Register": Scope.ADMIN,
     _A + "ListAuditEvents": Scope.ADMIN,
+    _A + "GetDeletionReceipt": Scope.ADMIN,
+    _A + "ListDeletionReceipts": Scope.ADMIN,
 }
 
 #: Calls about the tenant as a whole: not for a key of some memories only.

@@ -55,12 +55,16 @@ class BackupError(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was copied, and what `check` finds damaged in the copy. file_bytes: of all files."""
+    """What was copied, and what `check` finds damaged in the copy. file_bytes: of all files.
+
+    began_us: when the backup was begun, UTC microseconds. What was deleted later may be in it.
+    """
 
     path: Path
     files: int
     file_bytes: int
     damage: tuple[str, ...]
+    began_us: int
 
 
 def back_up(config: Config, target: Path) -> Outcome:
@@ -74,12 +78,13 @@ def back_up(config: Config, target: Path) -> Outcome:
         raise DataFolderError(f"{config.folder.root} is no data folder; run `memsvc init`")
     staged = target.with_name(f".{target.name}.partial")
     shutil.rmtree(staged, ignore_errors=True)
+    began_us = time.time_ns() // 1000
     try:
         staged.mkdir(mode=0o700, parents=True)
         _copy(config, DataFolder(staged))
         reach(Failpoint.BACKUP_COPIED)
         damage = _check(config, staged)
-        outcome = _seal(staged, target, damage)
+        outcome = _seal(staged, target, damage, began_us)
         reach(Failpoint.BACKUP_SEALED)
         staged.rename(target)
         sync_folder(target.parent)
@@ -119,7 +124,12 @@ def restore(config: Config, source: Path) -> Outcome:
         reach(Failpoint.RESTORE_FILLED)
     damage = _check(config, folder.root)
     sizes = [size for size, _ in sealed.files.values()]
-    return Outcome(folder.root, len(sizes), sum(sizes), damage)
+    return Outcome(folder.root, len(sizes), sum(sizes), damage, sealed.began_us)
+
+
+def begun(source: Path) -> int:
+    """When a backup was begun, UTC microseconds, as it says itself. Raises BackupError."""
+    return _manifest(source).began_us
 
 
 def _copy(config: Config, target: DataFolder) -> None:
@@ -205,7 +215,7 @@ def _check(config: Config, folder: Path) -> tuple[str, ...]:
     return tuple(asyncio.run(damage()))
 
 
-def _seal(staged: Path, target: Path, damage: tuple[str, ...]) -> Outcome:
+def _seal(staged: Path, target: Path, damage: tuple[str, ...], began_us: int) -> Outcome:
     """Writes the manifest over what lies in the folder."""
     _remove_locks(DataFolder(staged))
     files = sorted(path for path in staged.rglob("*") if path.is_file())
@@ -217,6 +227,7 @@ def _seal(staged: Path, target: Path, damage: tuple[str, ...]) -> Outcome:
     }
     manifest = {
         "format": FORMAT,
+        "began_us": began_us,
         "created_us": time.time_ns() // 1000,
         "encrypted": _keys_folder(DataFolder(staged)).is_dir(),
         "damage": len(damage),
@@ -225,19 +236,22 @@ def _seal(staged: Path, target: Path, damage: tuple[str, ...]) -> Outcome:
     write_new(staged / MANIFEST, json.dumps(manifest, indent=1).encode())
     for folder in {path.parent for path in files} | {staged}:
         sync_folder(folder)
-    return Outcome(target, len(files), sum(path.stat().st_size for path in files), damage)
+    file_bytes = sum(path.stat().st_size for path in files)
+    return Outcome(target, len(files), file_bytes, damage, began_us)
 
 
 @dataclass(frozen=True)
 class _Sealed:
-    """What a manifest says. files: size and hash by name."""
+    """What a manifest says. files: size and hash by name. began_us: or the end, where that is
+    all an older one says.
+    """
 
     encrypted: bool
+    began_us: int
     files: dict[str, tuple[int, str]]
 
 
-def _verify(source: Path) -> _Sealed:
-    """The manifest, once every file was found to be as it says."""
+def _manifest(source: Path) -> _Sealed:
     try:
         manifest = json.loads((source / MANIFEST).read_bytes())
         if manifest["format"] != FORMAT:
@@ -246,17 +260,24 @@ def _verify(source: Path) -> _Sealed:
             name: (int(entry["bytes"]), str(entry["sha256"]))
             for name, entry in manifest["files"].items()
         }
+        began_us = int(manifest.get("began_us", manifest["created_us"]))
     except FileNotFoundError as error:
         raise BackupError(f"{source} is no backup: it has no {MANIFEST}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BackupError(f"{source / MANIFEST} cannot be read") from error
-    for name, (size, digest) in files.items():
+    return _Sealed(bool(manifest.get("encrypted")), began_us, files)
+
+
+def _verify(source: Path) -> _Sealed:
+    """The manifest, once every file was found to be as it says."""
+    sealed = _manifest(source)
+    for name, (size, digest) in sealed.files.items():
         path = source / name
         if not path.resolve().is_relative_to(source.resolve()):
             raise BackupError(f"{MANIFEST} names {name}, outside of the backup")
         if not path.is_file() or path.stat().st_size != size or _hash(path) != digest:
             raise BackupError(f"{name} is missing or was altered")
-    return _Sealed(bool(manifest.get("encrypted")), files)
+    return sealed
 
 
 def _hash(path: Path) -> str:

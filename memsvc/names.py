@@ -14,6 +14,7 @@ from memsvc import errors
 RESOURCE_ID = re.compile(r"[a-z][a-z0-9-]{2,61}[a-z0-9]")
 MODEL_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 KEY_ID = re.compile(r"[0-9a-f]{16}")
+RECEIPT_ID = re.compile(r"[0-9]{16}-[0-9a-f]{8}")
 DOCUMENT_NUMBER = re.compile(r"[1-9][0-9]{0,18}")
 MAX_NUMBER = 2**63 - 1
 
@@ -64,6 +65,11 @@ def quotas_name(tenant_id: str) -> str:
     return f"{tenant_name(tenant_id)}/quotas"
 
 
+def receipt_name(tenant_id: str, receipt_id: str) -> str:
+    """ "tenants/{tenant}/deletionReceipts/{deletion_receipt}"."""
+    return f"{tenant_name(tenant_id)}/deletionReceipts/{receipt_id}"
+
+
 def parse_memory(field: str, name: str) -> str:
     """Returns the memory id."""
     (memory_id,) = _parts(field, name, "memories/{memory}", RESOURCE_ID)
@@ -104,6 +110,13 @@ def parse_api_key(field: str, name: str) -> tuple[str, str]:
     return tenant_id, key_id
 
 
+def parse_receipt(field: str, name: str) -> tuple[str, str]:
+    """Returns tenant id and receipt id."""
+    pattern = "tenants/{tenant}/deletionReceipts/{deletion_receipt}"
+    tenant_id, receipt_id = _parts(field, name, pattern, RESOURCE_ID, RECEIPT_ID)
+    return tenant_id, receipt_id
+
+
 def clean(name: str) -> str:
     """The name if it is one of these, else nothing: for where no user text belongs."""
     for pattern, *rules in _KNOWN:
@@ -120,6 +133,7 @@ _KNOWN: tuple[tuple[str, *tuple[re.Pattern[str], ...]], ...] = (
     ("tenants/{tenant}", RESOURCE_ID),
     ("tenants/{tenant}/apiKeys/{api_key}", RESOURCE_ID, KEY_ID),
     ("tenants/{tenant}/quotas", RESOURCE_ID),
+    ("tenants/{tenant}/deletionReceipts/{deletion_receipt}", RESOURCE_ID, RECEIPT_ID),
 )
 
 

@@ -19,6 +19,7 @@ from memsvc.api.models import ModelsHandler
 from memsvc.api.put import PutHandler
 from memsvc.api.query import QueryHandler
 from memsvc.api.quotas import QuotasHandler
+from memsvc.api.receipts import ReceiptsHandler
 from memsvc.api.registry import RegistryHandler
 from memsvc.api.watch import WatchHandler
 from memsvc.application import Application
@@ -193,6 +194,7 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
         self._keys = KeysHandler(application)
         self._quotas = QuotasHandler(application)
         self._audit = AuditHandler(application)
+        self._receipts = ReceiptsHandler(application)
 
     async def CreateTenant(
         self, request: admin.CreateTenantRequest, context: Context
@@ -275,3 +277,15 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
     ) -> admin.ListAuditEventsResponse:
         """A page of the audit trail."""
         return await self._audit.list_audit_events(request)
+
+    async def GetDeletionReceipt(
+        self, request: admin.GetDeletionReceiptRequest, context: Context
+    ) -> admin.DeletionReceipt:
+        """One proof of a deletion."""
+        return await self._receipts.get(request)
+
+    async def ListDeletionReceipts(
+        self, request: admin.ListDeletionReceiptsRequest, context: Context
+    ) -> admin.ListDeletionReceiptsResponse:
+        """A page of them."""
+        return await self._receipts.list(request)

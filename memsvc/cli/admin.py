@@ -1,9 +1,10 @@
-"""`memsvc admin ...`: tenants, API keys, usage, quotas, audit. Needs an ADMIN key."""
+"""`memsvc admin ...`: tenants, API keys, usage, quotas, audit, receipts. Needs an ADMIN key."""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
 from itertools import islice
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,7 +15,7 @@ from memsvc.client import Scope
 from memsvc.client.quotas import QUOTA_NAMES
 
 admin_group = typer.Typer(
-    help="Tenants, API keys, usage, quotas and the audit trail.", no_args_is_help=True
+    help="Tenants, API keys, usage, quotas, audit trail, receipts.", no_args_is_help=True
 )
 tenant_group = typer.Typer(help="Tenants.", no_args_is_help=True)
 key_group = typer.Typer(help="API keys of a tenant.", no_args_is_help=True)
@@ -250,4 +251,43 @@ def audit(
             for e in events
         ),
         empty="There are no entries.",
+    )
+
+
+@command(admin_group, "receipts")
+def receipts(
+    session: Session,
+    tenant: TenantOption = "default",
+    limit: Annotated[int, typer.Option(min=1, help="Most receipts to show.")] = 50,
+    save: Annotated[
+        Path | None, typer.Option(help="Folder to write them to, one file each.")
+    ] = None,
+) -> None:
+    """Shows what was destroyed, newest first: signed receipts of deletions.
+
+    What is saved can be verified without the server (`memsvc verify-receipt`), and lets a
+    restore of an older backup delete again what was deleted since.
+    """
+    with session.client() as client:
+        found = list(islice(client.admin.iterate_deletion_receipts(tenant), limit))
+    if save is not None:
+        save.mkdir(parents=True, exist_ok=True)
+        for one in found:
+            (save / f"{one.name.rpartition('/')[2]}.json").write_bytes(one.receipt)
+    session.output.rows(
+        found,
+        ("Receipt", "Time", "Memory", "Documents", "Texts", "Blocks", "Workers"),
+        (
+            (
+                one.name.rpartition("/")[2],
+                moment(one.issue_time),
+                one.memory_uid,
+                one.documents or "all",
+                str(one.texts),
+                str(one.blocks),
+                f"{one.workers_wiped} of {one.workers_wiped + one.workers_owed}",
+            )
+            for one in found
+        ),
+        empty="There are no receipts.",
     )

@@ -9,13 +9,22 @@ from typing import Annotated
 
 import typer
 
-from memsvc.backup import Outcome, back_up, restore
+from memsvc.auth import load_server_key
+from memsvc.backup import Outcome, back_up, begun, restore
 from memsvc.cli.exits import ExitCode
-from memsvc.cli.local import ConfigOption, SetOption, configured, local_failures
+from memsvc.cli.local import (
+    ConfigOption,
+    LocalFailedError,
+    SetOption,
+    configured,
+    local_failures,
+)
 from memsvc.cli.output import size
 from memsvc.cli.session import Session, command
 from memsvc.config import Config
 from memsvc.mending import Mended, mend
+from memsvc.reapply import Deletion, Reapplied, keep, read_deletions, reapply
+from memsvc.receipts import SEED_PURPOSE, ReceiptError, public_key
 from memsvc.reconcile import Report, reconcile
 from memsvc.server import open_application
 
@@ -79,15 +88,58 @@ def _backup(
 def _restore(
     session: Session,
     source: Annotated[Path, typer.Argument(help="Folder that `memsvc backup` made.")],
+    receipts: Annotated[
+        Path | None,
+        typer.Option(help="Folder with receipts of deletions, kept since the backup."),
+    ] = None,
     config: ConfigOption = None,
     settings: SetOption = None,
 ) -> None:
     """Makes a new data folder of a backup, and verifies it.
 
     Give the root key by its setting, or put it into the new folder first. With
-    database_url, the catalog goes into that database, which must be empty.
+    database_url, the catalog goes into that database, which must be empty. What was
+    deleted after the backup is in it again; with its receipts it is deleted again.
+    Ends with 13 when something is damaged, or a receipt could not be followed.
     """
-    _report(session, "Restored to", lambda: restore(configured(session, config, settings), source))
+    loaded = configured(session, config, settings)
+    deletions = _deletions(source, receipts) if receipts is not None else []
+    _report(session, "Restored to", lambda: restore(loaded, source))
+    if receipts is None:
+        session.output.note(
+            "What was deleted after the backup was begun is there again (--receipts deletes it)."
+        )
+        return
+    with local_failures():
+        keep(deletions, loaded.folder.receipts)
+        done = asyncio.run(_reapply(loaded, deletions))
+    session.output.result(
+        {"reapplied": done},
+        f"Deleted again: {done.tenants} tenants, {done.memories} memories, {done.documents} "
+        f"documents, of {done.receipts} receipts.",
+    )
+    if done.left:
+        session.output.note(
+            "Too many documents to be named one by one, delete them yourself: "
+            + ", ".join(done.left)
+        )
+        raise typer.Exit(ExitCode.FINDINGS)
+
+
+def _deletions(source: Path, receipts: Path) -> list[Deletion]:
+    """Read before anything is restored: a receipt that is none ends it."""
+    with local_failures():
+        began_us = begun(source)
+        key = load_server_key(source / "server.key")
+    try:
+        return read_deletions(receipts, public_key(key.derive(SEED_PURPOSE)), began_us)
+    except ReceiptError as error:
+        raise LocalFailedError(str(error)) from error
+
+
+async def _reapply(config: Config, deletions: list[Deletion]) -> Reapplied:
+    async with open_application(config) as application:
+        return await reapply(application, deletions)
 
 
 def _report(session: Session, done: str, work: Callable[[], Outcome]) -> None:

@@ -13,6 +13,7 @@ from memsvc.client.administration import (
     ApiKey,
     AuditEvent,
     CreatedApiKey,
+    DeletionReceipt,
     RotatedApiKey,
     Scope,
     Tenant,
@@ -255,5 +256,47 @@ class AsyncAdmin:
             if not page.next_page_token:
                 return
             page = await self.list_audit_events(
+                tenant, page_size=page_size, page_token=page.next_page_token
+            )
+
+    async def deletion_receipt(
+        self, name: str, *, timeout_s: float | None = CALL_S
+    ) -> DeletionReceipt:
+        """name: "tenants/{tenant}/deletionReceipts/{id}"."""
+        request = service.GetDeletionReceiptRequest(name=name)
+        call = self._stub.GetDeletionReceipt
+        reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
+        return administration.deletion_receipt(reply)
+
+    async def list_deletion_receipts(
+        self,
+        tenant: str,
+        *,
+        page_size: int = 0,
+        page_token: str = "",
+        timeout_s: float | None = CALL_S,
+    ) -> Page[DeletionReceipt]:
+        """One page of a tenant's deletion receipts, newest first."""
+        request = service.ListDeletionReceiptsRequest(
+            parent=tenant_name(tenant), page_size=page_size, page_token=page_token
+        )
+        call = self._stub.ListDeletionReceipts
+        reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
+        return Page(
+            tuple(map(administration.deletion_receipt, reply.deletion_receipts)),
+            reply.next_page_token,
+        )
+
+    async def iterate_deletion_receipts(
+        self, tenant: str, *, page_size: int = 0
+    ) -> AsyncGenerator[DeletionReceipt, None]:
+        """All of a tenant's deletion receipts, newest first."""
+        page = await self.list_deletion_receipts(tenant, page_size=page_size)
+        while True:
+            for receipt in page.items:
+                yield receipt
+            if not page.next_page_token:
+                return
+            page = await self.list_deletion_receipts(
                 tenant, page_size=page_size, page_token=page.next_page_token
             )

@@ -1,4 +1,4 @@
-"""Tenants, API keys, audit trails and usage, as the client shows them."""
+"""Tenants, API keys, audit trails, deletion receipts and usage, as the client shows them."""
 
 from __future__ import annotations
 
@@ -61,6 +61,25 @@ class RotatedApiKey:
     api_key: ApiKey
     secret: str = field(repr=False)
     previous: ApiKey
+
+
+@dataclass(frozen=True)
+class DeletionReceipt:
+    """What one deletion destroyed.
+
+    memory_uid: empty for what was left of a tenant. documents: runs of numbers, "1-3,7"; empty
+    for the whole memory. receipt: the signed proof; the other fields repeat what it says.
+    """
+
+    name: str
+    issue_time: datetime | None
+    memory_uid: str
+    documents: str
+    texts: int
+    blocks: int
+    workers_wiped: int
+    workers_owed: int
+    receipt: bytes
 
 
 @dataclass(frozen=True)
@@ -139,6 +158,21 @@ def audit_event(message: admin.AuditEvent) -> AuditEvent:
         resource=message.resource,
         outcome=message.outcome,
         digest=message.digest,
+    )
+
+
+def deletion_receipt(message: admin.DeletionReceipt) -> DeletionReceipt:
+    """What one deletion destroyed."""
+    return DeletionReceipt(
+        name=message.name,
+        issue_time=moment(message.issue_time if message.HasField("issue_time") else None),
+        memory_uid=message.memory_uid,
+        documents=message.documents,
+        texts=message.texts,
+        blocks=message.blocks,
+        workers_wiped=message.workers_wiped,
+        workers_owed=message.workers_owed,
+        receipt=message.receipt,
     )
 
 

@@ -10,6 +10,7 @@ from memsvc.client.administration import (
     ApiKey,
     AuditEvent,
     CreatedApiKey,
+    DeletionReceipt,
     RotatedApiKey,
     Scope,
     Tenant,
@@ -239,6 +240,18 @@ class Admin:
     def iterate_audit_events(
         self, tenant: str, *, page_size: int = ...
     ) -> Generator[AuditEvent]: ...
+    def deletion_receipt(self, name: str, *, timeout_s: float | None = ...) -> DeletionReceipt: ...
+    def list_deletion_receipts(
+        self,
+        tenant: str,
+        *,
+        page_size: int = ...,
+        page_token: str = ...,
+        timeout_s: float | None = ...,
+    ) -> Page[DeletionReceipt]: ...
+    def iterate_deletion_receipts(
+        self, tenant: str, *, page_size: int = ...
+    ) -> Generator[DeletionReceipt]: ...
 
 class Client:
     def __init__(

@@ -931,3 +931,139 @@ class AuditEvent(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AuditEvent: _TypeAlias = AuditEvent  # noqa: Y015
+
+@_typing.final
+class GetDeletionReceiptRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"tenants/{tenant}/deletionReceipts/{deletion_receipt}"."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDeletionReceiptRequest: _TypeAlias = GetDeletionReceiptRequest  # noqa: Y015
+
+@_typing.final
+class ListDeletionReceiptsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """"tenants/{tenant}"."""
+    page_size: _builtins.int
+    """At most 1000. 0: 50."""
+    page_token: _builtins.str
+    """Empty: from the newest."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeletionReceiptsRequest: _TypeAlias = ListDeletionReceiptsRequest  # noqa: Y015
+
+@_typing.final
+class ListDeletionReceiptsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELETION_RECEIPTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty: there is no more."""
+    @_builtins.property
+    def deletion_receipts(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeletionReceipt]:
+        """Newest first."""
+
+    def __init__(
+        self,
+        *,
+        deletion_receipts: _abc.Iterable[Global___DeletionReceipt] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deletion_receipts", b"deletion_receipts", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeletionReceiptsResponse: _TypeAlias = ListDeletionReceiptsResponse  # noqa: Y015
+
+@_typing.final
+class DeletionReceipt(_message.Message):
+    """What one deletion destroyed. It holds no text of users. What proves it is
+    `receipt`; the other fields only repeat what its statement says.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ISSUE_TIME_FIELD_NUMBER: _builtins.int
+    MEMORY_UID_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
+    TEXTS_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    WORKERS_WIPED_FIELD_NUMBER: _builtins.int
+    WORKERS_OWED_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"tenants/{tenant}/deletionReceipts/{deletion_receipt}"."""
+    memory_uid: _builtins.str
+    """Uid of the memory. Empty: what was left of a tenant."""
+    documents: _builtins.str
+    """Runs of document numbers, "1-3,7"; of very many runs a count in words.
+    Empty: the whole memory.
+    """
+    texts: _builtins.int
+    """Texts that were removed."""
+    blocks: _builtins.int
+    """KV blocks that were removed, under all models."""
+    workers_wiped: _builtins.int
+    """Workers that overwrote what they held of it."""
+    workers_owed: _builtins.int
+    """Workers that could not be reached, and must do so before they are used again."""
+    receipt: _builtins.bytes
+    """The receipt itself, as the deletion's reply carried it: JSON with the
+    statement and its Ed25519 signature (`memsvc verify-receipt`).
+    """
+    @_builtins.property
+    def issue_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was signed."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        issue_time: _timestamp_pb2.Timestamp | None = ...,
+        memory_uid: _builtins.str = ...,
+        documents: _builtins.str = ...,
+        texts: _builtins.int = ...,
+        blocks: _builtins.int = ...,
+        workers_wiped: _builtins.int = ...,
+        workers_owed: _builtins.int = ...,
+        receipt: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["issue_time", b"issue_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "documents", b"documents", "issue_time", b"issue_time", "memory_uid", b"memory_uid", "name", b"name", "receipt", b"receipt", "texts", b"texts", "workers_owed", b"workers_owed", "workers_wiped", b"workers_wiped"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeletionReceipt: _TypeAlias = DeletionReceipt  # noqa: Y015

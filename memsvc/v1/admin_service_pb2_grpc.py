@@ -105,6 +105,16 @@ class AdminServiceStub:
                 request_serializer=memsvc_dot_v1_dot_admin__service__pb2.ListAuditEventsRequest.SerializeToString,
                 response_deserializer=memsvc_dot_v1_dot_admin__service__pb2.ListAuditEventsResponse.FromString,
                 _registered_method=True)
+        self.GetDeletionReceipt = channel.unary_unary(
+                '/memsvc.v1.AdminService/GetDeletionReceipt',
+                request_serializer=memsvc_dot_v1_dot_admin__service__pb2.GetDeletionReceiptRequest.SerializeToString,
+                response_deserializer=memsvc_dot_v1_dot_admin__service__pb2.DeletionReceipt.FromString,
+                _registered_method=True)
+        self.ListDeletionReceipts = channel.unary_unary(
+                '/memsvc.v1.AdminService/ListDeletionReceipts',
+                request_serializer=memsvc_dot_v1_dot_admin__service__pb2.ListDeletionReceiptsRequest.SerializeToString,
+                response_deserializer=memsvc_dot_v1_dot_admin__service__pb2.ListDeletionReceiptsResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -213,6 +223,21 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetDeletionReceipt(self, request, context):
+        """A signed statement of what one deletion destroyed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDeletionReceipts(self, request, context):
+        """Lists a tenant's receipts, newest first. Those of a tenant that was deleted
+        went with the reply, and lie in the server's data folder.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -285,6 +310,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ListAuditEvents,
                     request_deserializer=memsvc_dot_v1_dot_admin__service__pb2.ListAuditEventsRequest.FromString,
                     response_serializer=memsvc_dot_v1_dot_admin__service__pb2.ListAuditEventsResponse.SerializeToString,
+            ),
+            'GetDeletionReceipt': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDeletionReceipt,
+                    request_deserializer=memsvc_dot_v1_dot_admin__service__pb2.GetDeletionReceiptRequest.FromString,
+                    response_serializer=memsvc_dot_v1_dot_admin__service__pb2.DeletionReceipt.SerializeToString,
+            ),
+            'ListDeletionReceipts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeletionReceipts,
+                    request_deserializer=memsvc_dot_v1_dot_admin__service__pb2.ListDeletionReceiptsRequest.FromString,
+                    response_serializer=memsvc_dot_v1_dot_admin__service__pb2.ListDeletionReceiptsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -665,6 +700,60 @@ class AdminService:
             '/memsvc.v1.AdminService/ListAuditEvents',
             memsvc_dot_v1_dot_admin__service__pb2.ListAuditEventsRequest.SerializeToString,
             memsvc_dot_v1_dot_admin__service__pb2.ListAuditEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDeletionReceipt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memsvc.v1.AdminService/GetDeletionReceipt',
+            memsvc_dot_v1_dot_admin__service__pb2.GetDeletionReceiptRequest.SerializeToString,
+            memsvc_dot_v1_dot_admin__service__pb2.DeletionReceipt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeletionReceipts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memsvc.v1.AdminService/ListDeletionReceipts',
+            memsvc_dot_v1_dot_admin__service__pb2.ListDeletionReceiptsRequest.SerializeToString,
+            memsvc_dot_v1_dot_admin__service__pb2.ListDeletionReceiptsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -71,6 +71,12 @@ class AdminServiceStub:
     acts, each with an entry before it and one after it. Nothing changes or
     deletes an entry. Making and deleting tenants is in the operator's trail.
     """
+    GetDeletionReceipt: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetDeletionReceiptRequest, _admin_service_pb2.DeletionReceipt]
+    """A signed statement of what one deletion destroyed."""
+    ListDeletionReceipts: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListDeletionReceiptsRequest, _admin_service_pb2.ListDeletionReceiptsResponse]
+    """Lists a tenant's receipts, newest first. Those of a tenant that was deleted
+    went with the reply, and lie in the server's data folder.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -110,6 +116,12 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Lists a tenant's audit trail, newest first: administrative and destructive
     acts, each with an entry before it and one after it. Nothing changes or
     deletes an entry. Making and deleting tenants is in the operator's trail.
+    """
+    GetDeletionReceipt: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetDeletionReceiptRequest, _admin_service_pb2.DeletionReceipt]  # type: ignore[assignment]
+    """A signed statement of what one deletion destroyed."""
+    ListDeletionReceipts: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListDeletionReceiptsRequest, _admin_service_pb2.ListDeletionReceiptsResponse]  # type: ignore[assignment]
+    """Lists a tenant's receipts, newest first. Those of a tenant that was deleted
+    went with the reply, and lie in the server's data folder.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -231,6 +243,24 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists a tenant's audit trail, newest first: administrative and destructive
         acts, each with an entry before it and one after it. Nothing changes or
         deletes an entry. Making and deleting tenants is in the operator's trail.
+        """
+
+    @_abc_1.abstractmethod
+    def GetDeletionReceipt(
+        self,
+        request: _admin_service_pb2.GetDeletionReceiptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.DeletionReceipt, _abc.Awaitable[_admin_service_pb2.DeletionReceipt]]:
+        """A signed statement of what one deletion destroyed."""
+
+    @_abc_1.abstractmethod
+    def ListDeletionReceipts(
+        self,
+        request: _admin_service_pb2.ListDeletionReceiptsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListDeletionReceiptsResponse, _abc.Awaitable[_admin_service_pb2.ListDeletionReceiptsResponse]]:
+        """Lists a tenant's receipts, newest first. Those of a tenant that was deleted
+        went with the reply, and lie in the server's data folder.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -27,6 +27,7 @@ EXPORTED = {
     "CreatedApiKey",
     "DataLossError",
     "DeadlineExceededError",
+    "DeletionReceipt",
     "Document",
     "Done",
     "DoneReason",

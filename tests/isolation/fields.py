@@ -25,6 +25,7 @@ class Kind(StrEnum):
     TENANT = "tenant"
     API_KEY = "api key"
     QUOTAS = "quotas"
+    RECEIPT = "receipt"
     PAGE_TOKEN = "page token"
     REQUEST_ID = "request id"
     ETAG = "etag"
@@ -92,6 +93,8 @@ _BY_FIELD = {
     "TenantQuotas.name": Kind.QUOTAS,
     "GetTenantQuotasRequest.name": Kind.QUOTAS,
     "ListAuditEventsRequest.parent": Kind.TENANT,
+    "GetDeletionReceiptRequest.name": Kind.RECEIPT,
+    "ListDeletionReceiptsRequest.parent": Kind.TENANT,
 }
 
 _UNSIGNED = {FieldDescriptor.CPPTYPE_UINT32, FieldDescriptor.CPPTYPE_UINT64}

@@ -21,6 +21,7 @@ from tests.isolation.world import CANARY, METHODS, Outcome, World, export, make_
 from tests.support.served import Caller
 
 NEVER, NO_KEY, NO_TENANT = "memories/never-was", "0" * 16, "tenants/never-was"
+NO_RECEIPT = f"{'0' * 16}-{'0' * 8}"
 
 #: Kinds whose attack must end with one of these, unless a variation is refused first.
 DENIED = {"NOT_FOUND", "PERMISSION_DENIED"}
@@ -30,6 +31,7 @@ _EXPECTED: dict[Kind, set[str]] = {
     Kind.TENANT: DENIED,
     Kind.API_KEY: DENIED,
     Kind.QUOTAS: DENIED,
+    Kind.RECEIPT: DENIED,
     Kind.PAGE_TOKEN: {"INVALID_ARGUMENT"},
     Kind.ETAG: {"ABORTED"},
     Kind.REQUEST_ID: {"OK"},
@@ -48,6 +50,7 @@ _OF_OTHERS = (
     Kind.TENANT,
     Kind.API_KEY,
     Kind.QUOTAS,
+    Kind.RECEIPT,
     Kind.PAGE_TOKEN,
 )
 
@@ -218,6 +221,14 @@ class Matrix:
                     "key under the own tenant",
                     f"{own.tenant}/apiKeys/{key}",
                     f"{own.tenant}/apiKeys/{NO_KEY}",
+                ),
+            ],
+            Kind.RECEIPT: [
+                Attack("receipt", victim.own.receipt, f"{tenant}/deletionReceipts/{NO_RECEIPT}"),
+                Attack(
+                    "receipt under the own tenant",
+                    f"{own.tenant}/deletionReceipts/{victim.own.receipt.rpartition('/')[2]}",
+                    f"{own.tenant}/deletionReceipts/{NO_RECEIPT}",
                 ),
             ],
             Kind.MEMORY_ID: [Attack("memory id", "victim-memory", "never-was")],

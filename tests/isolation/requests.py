@@ -19,12 +19,14 @@ from tests.support.served import turns
 
 @dataclass(frozen=True)
 class Own:
-    """What a request may name: a memory with document 1, a tenant, a key, an archive."""
+    """What a request may name: a memory with document 1, a tenant, a key, an archive, and a
+    receipt of a deletion."""
 
     memory: str
     tenant: str
     key: str
     archive: bytes
+    receipt: str
 
 
 def _put(own: Own) -> list[Message]:
@@ -82,6 +84,10 @@ BASES: Mapping[str, Callable[[Own], list[Message]]] = {
     "ListWorkers": lambda _: [admin.ListWorkersRequest()],
     "Register": lambda _: [registry_pb2.RegisterRequest(address="unix:/nowhere")],
     "ListAuditEvents": lambda own: [admin.ListAuditEventsRequest(parent=own.tenant, page_size=1)],
+    "GetDeletionReceipt": lambda own: [admin.GetDeletionReceiptRequest(name=own.receipt)],
+    "ListDeletionReceipts": lambda own: [
+        admin.ListDeletionReceiptsRequest(parent=own.tenant, page_size=1)
+    ],
     "GetUsage": lambda own: [admin.GetUsageRequest(name=own.tenant)],
     "GetTenantQuotas": lambda own: [admin.GetTenantQuotasRequest(name=f"{own.tenant}/quotas")],
     "UpdateTenantQuotas": lambda own: [

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ async def compare(world: World, rounds: int) -> list[dict[str, Any]]:
 
 
 def _about(own: Own, memory: str) -> Own:
-    return Own(memory, own.tenant, own.key, own.archive)
+    return replace(own, memory=memory)
 
 
 async def _times(

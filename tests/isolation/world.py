@@ -8,7 +8,7 @@ import itertools
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,7 @@ class World:
         """The same things with a new memory and a new key in the place of the shared ones."""
         memory = await make_memory(self.served, someone.admin, f"own-{next(self._numbers)}", "own")
         key = await make_key(self.served, someone.admin, someone.tenant, admin.READ)
-        return Own(memory, someone.own.tenant, key[1], someone.own.archive)
+        return replace(someone.own, memory=memory, key=key[1])
 
     async def belongings(self) -> dict[str, list[tuple[Any, ...]]]:
         """Every row that is the victim's, and the texts of its documents."""
@@ -247,7 +247,19 @@ async def _party(served: Served, name: str, text: str) -> Someone:
     await make_memory(served, holder, "twin", text)
     _, key = await make_key(served, holder, tenant.name, admin.READ)
     archive = await export(served, holder, memory)
-    return Someone(name, tenant.name, holder, Own(memory, tenant.name, key, archive))
+    receipt = await make_receipts(served, holder, tenant.name)
+    return Someone(name, tenant.name, holder, Own(memory, tenant.name, key, archive, receipt))
+
+
+async def make_receipts(served: Served, caller: Caller, tenant: str) -> str:
+    """Two deletions of a tenant that has had none; the name of the newer one's receipt."""
+    for number in range(2):
+        name = await make_memory(served, caller, f"deleted-{number}", "deleted")
+        await caller(served.memories.DeleteMemory, pb.DeleteMemoryRequest(name=name))
+    request = admin.ListDeletionReceiptsRequest(parent=tenant)
+    found = (await caller(served.admin.ListDeletionReceipts, request)).deletion_receipts
+    newest: str = found[0].name
+    return newest
 
 
 @asynccontextmanager
