@@ -25,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -34,7 +35,7 @@ from benchmarks.ingest import as_turn, quantiles, wait_encoded
 from benchmarks.machine import machine
 from benchmarks.service import Service, running
 from benchmarks.workload import conversation
-from memsvc.client import NO_RETRIES, Client, Scope
+from memsvc.client import NO_RETRIES, Client, Scope, Usage
 
 FAKE = "fake:step_ms=20,route_ms=5,encode_ms=5"
 MEMORY_TURNS = 200
@@ -42,6 +43,8 @@ MEMORY_TURNS = 200
 RUN_UP_S = 2.0
 
 Times = Mapping[str, list[float]]
+#: Parts of an answer's time that the worker tells, in milliseconds.
+PARTS = ("queue_ms", "page_in_ms", "routing_ms", "time_to_first_token_ms", "total_ms")
 
 
 class Steady(threading.Thread):
@@ -91,14 +94,21 @@ class Cores:
         }
 
 
-def steady(service: Service, key: str, seconds: float) -> tuple[Times, dict[str, float]]:
+def steady(service: Service, key: str, seconds: float) -> tuple[Times, dict[str, Any]]:
     """What B sees in so many seconds, and how much the service used. B repeats nothing."""
+    usage: list[Usage] = []
     turns = [as_turn(line) for line in conversation(5, 1000)]
     with Client(service.address, key, retry=NO_RETRIES) as client:
         settled, growing = client.memory("settled"), client.memory("growing")
-        questions, answer = flooding.QUESTIONS, flooding.ANSWER
+
+        def ask(number: int) -> None:
+            question = flooding.QUESTIONS[number % len(flooding.QUESTIONS)]
+            answer = settled.ask(question, options=flooding.ANSWER)
+            assert answer.usage is not None
+            usage.append(answer.usage)
+
         work = {
-            "ask": Steady(lambda n: settled.ask(questions[n % 3], options=answer), 0.05),
+            "ask": Steady(ask, 0.05),
             "append": Steady(lambda n: growing.append([turns[n % 1000]]), 0.1),
             "read": Steady(lambda _: client.memories.get("settled"), 0.05),
         }
@@ -108,7 +118,12 @@ def steady(service: Service, key: str, seconds: float) -> tuple[Times, dict[str,
         time.sleep(seconds)
         for one in work.values():
             one.stop()
-    return {name: one.times_ms for name, one in work.items()}, cores.used()
+    parts = {part: median(getattr(one, part) for one in usage) for part in PARTS}
+    answers = {name: round(value, 1) for name, value in parts.items()}
+    return {name: one.times_ms for name, one in work.items()}, {
+        "cores": cores.used(),
+        "answers_p50": answers,
+    }
 
 
 def flooded(
@@ -125,10 +140,10 @@ def flooded(
     flood.stdin.write(keys["a-flooding"] + "\n")
     flood.stdin.flush()
     time.sleep(RUN_UP_S)
-    seen, cores = steady(service, keys["b-steady"], arguments.seconds)
+    seen, told = steady(service, keys["b-steady"], arguments.seconds)
     output, _ = flood.communicate()
     report: dict[str, Any] = json.loads(output)
-    return seen, {**report, "cores": {"flood": report["cores"], **cores}}
+    return seen, {**report, **told, "cores": {"flood": report["cores"], **told["cores"]}}
 
 
 def prepare(service: Service, quota: Mapping[str, int]) -> dict[str, str]:
@@ -159,15 +174,16 @@ def measure(service: Service, arguments: argparse.Namespace) -> dict[str, object
     keys = prepare(service, quota)
     key = keys["b-steady"]
     steady(service, key, RUN_UP_S)
-    first, quiet_cores = steady(service, key, arguments.seconds)
+    first, quiet = steady(service, key, arguments.seconds)
     with_a, flood = flooded(service, keys, arguments)
     time.sleep(RUN_UP_S)
     elsewhere, control = flooded(service, keys, arguments, rate=flood["calls_per_s"])
     time.sleep(RUN_UP_S)
-    second, _ = steady(service, key, arguments.seconds)
+    second, quiet_again = steady(service, key, arguments.seconds)
     return {
         "quota_of_a": quota,
-        "quiet": {"cores": quiet_cores},
+        "quiet": quiet,
+        "quiet_again": quiet_again,
         "flood": flood,
         "elsewhere": control,
         "b": {name: compared(name, first, with_a, elsewhere, second) for name in first},

@@ -69,7 +69,7 @@ _CANCEL_S = 2.0
 #: How long the event loop waits for a thread of this process to let go of the interpreter
 #: (sys.setswitchinterval). It does so at every call it takes or answers while threads pack
 #: and encrypt; with Python's 5 ms, each of them costs it as much.
-_SWITCH_S = 0.0005
+_SWITCH_S = 0.0001
 
 
 class ServerStartError(Exception):

@@ -19,13 +19,14 @@ class EncodeShare:
     before it came.
 
     busy_batch_s: the longest that running queries are held up at a time, and that one waits
-    which comes soon after another. busy_share: of the engine's time, for encoding while
-    queries run.
+    which comes within `asked_s` after another. busy_share: of the engine's time, for
+    encoding while queries run.
     """
 
     batch_s: float = 1.5
     busy_batch_s: float = 0.05
     busy_share: float = 0.2
+    asked_s: float = 5.0
     smallest_batch_bytes: int = 256
     largest_batch_bytes: int = 1024 * 1024
 
@@ -43,10 +44,11 @@ class EncodePacer:
         """Whether a batch may run now. busy: queries run or wait."""
         return not busy or self._owed_s <= 0
 
-    def batch_bytes(self, asked: bool) -> int:
-        """Size of the next batch. asked: queries run or wait, or are to be expected."""
+    def batch_bytes(self, quiet_s: float) -> int:
+        """Size of the next batch. quiet_s: since a query last ran or waited; 0: one does."""
         share = self._share
-        wanted = self._bytes_per_s * (share.busy_batch_s if asked else share.batch_s)
+        soon = quiet_s < share.asked_s
+        wanted = self._bytes_per_s * (share.busy_batch_s if soon else share.batch_s)
         return int(min(max(wanted, share.smallest_batch_bytes), share.largest_batch_bytes))
 
     def encoded(self, size: int, seconds: float) -> None:

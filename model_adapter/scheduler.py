@@ -43,8 +43,6 @@ from model_adapter.limits import Limits, Load
 from model_adapter.pacing import EncodePacer, EncodeShare
 from model_adapter.turns import Line, has_room, tenants_of
 
-#: Queries are expected for so long after the last one.
-_ASKED_S = 5.0
 #: A document of more than this many busy batches' size waits for a quiet turn.
 _LONG_DOCUMENT = 4
 
@@ -243,6 +241,7 @@ class Scheduler:
         with self._wake:
             ended = self._sweep()
             self._starting = self._waiting.take(self._running, self._limits.running_queries)
+            asked = bool(self._starting or self._running)
         for job in ended:
             job.end(job.stopping)
         for waiting in self._starting:
@@ -250,6 +249,8 @@ class Scheduler:
         with self._wake:
             self._starting = []
         self._step()
+        if asked:
+            self._asked_at = self._clock()
         self._encode_some()
         with self._wake:
             self._wake.notify_all()
@@ -356,9 +357,8 @@ class Scheduler:
             busy = bool(self._running or self._waiting)
             if not self._pacer.due(busy):
                 return None
-            now = time.monotonic()
-            self._asked_at = now if busy else self._asked_at
-            size = self._pacer.batch_bytes(now - self._asked_at < _ASKED_S)
+            quiet_s = 0.0 if busy else self._clock() - self._asked_at
+            size = self._pacer.batch_bytes(quiet_s)
             for job in self._encoding:
                 if job.sink.ready() and not (busy and self._too_long(job, size)):
                     self._encoding.remove(job)

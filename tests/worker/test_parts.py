@@ -176,16 +176,16 @@ def test_batches_follow_the_measured_speed() -> None:
     pacer = EncodePacer(EncodeShare(batch_s=1, busy_batch_s=0.1, largest_batch_bytes=10**6))
     for _ in range(50):
         pacer.encoded(50_000, 0.5)
-    assert pacer.batch_bytes(asked=False) == pytest.approx(100_000, rel=0.01)
-    assert pacer.batch_bytes(asked=True) == pytest.approx(10_000, rel=0.01)
+    assert pacer.batch_bytes(quiet_s=5) == pytest.approx(100_000, rel=0.01)
+    assert pacer.batch_bytes(quiet_s=0) == pytest.approx(10_000, rel=0.01)
     pacer.encoded(10, 5.0)  # Too little to tell anything.
-    assert pacer.batch_bytes(asked=False) == pytest.approx(100_000, rel=0.01)
+    assert pacer.batch_bytes(quiet_s=5) == pytest.approx(100_000, rel=0.01)
     for _ in range(50):
         pacer.encoded(1000, 1000.0)
-    assert pacer.batch_bytes(asked=True) == 256
+    assert pacer.batch_bytes(quiet_s=0) == 256
     for _ in range(80):
         pacer.encoded(10**9, 0.0)
-    assert pacer.batch_bytes(asked=False) == 10**6
+    assert pacer.batch_bytes(quiet_s=5) == 10**6
 
 
 def every_error(root: type[EngineError] = EngineError) -> list[type[EngineError]]:
