@@ -19,8 +19,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.ingest import as_turn, bulk
+from benchmarks.machine import machine
 from benchmarks.query import QUESTIONS, ask
-from benchmarks.service import Service, machine, running
+from benchmarks.service import Service, running
 from benchmarks.workload import conversation
 
 ORDER = ("off", "on", "on", "off")

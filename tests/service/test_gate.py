@@ -343,7 +343,8 @@ async def test_calls_wait_for_a_place_and_are_all_served(start: Serve) -> None:
 async def test_refusals_of_a_caller_that_heeds_none_come_slower(start: Serve) -> None:
     async with start(requests_per_minute=1) as served:
         held = served.server._gate._refusals
-        held.delay_s = lambda _: 60.0  # type: ignore[method-assign]  # as after many of them
+        for _ in range(100):
+            held.delay_s("default")
         await served.create("only")
         late = asyncio.ensure_future(refused(served.create("another")))
         async with asyncio.timeout(5):

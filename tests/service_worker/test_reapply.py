@@ -85,7 +85,7 @@ class Case:
         request = pb.DeleteDocumentsRequest(parent=f"memories/{memory}", names=names)
         await served.as_operator(served.memories.DeleteDocuments, request)
 
-    def restore(self, *options: object) -> tuple[int, list[dict[str, object]]]:
+    def restore(self, *options: str | Path) -> tuple[int, list[dict[str, object]]]:
         """Exit code and what was printed."""
         done = run_cli("restore", self.backup, *options, "--data-dir", self.new, "--json")
         lines = [json.loads(line) for line in done.stdout.decode().splitlines()]
