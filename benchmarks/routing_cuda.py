@@ -13,7 +13,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,8 +21,18 @@ import torch
 from benchmarks.routing import HEAD_DIM, HEADS, KV_HEADS, TOP_K, make_memory, straightforward
 from model_adapter.msa import kernels
 from model_adapter.msa.config import MsaConfig
-from model_adapter.msa.kernels import KeyFormat, Plan, RoutingKeys, Rows, Spans
+from model_adapter.msa.kernel_pass import Asked, KernelPass
+from model_adapter.msa.kernels import (
+    Batch,
+    KeyFormat,
+    KeyStorage,
+    Part,
+    ResidentKeys,
+    Rows,
+    Spans,
+)
 from model_adapter.msa.kernels.plan import Offsets
+from model_adapter.msa.kernels.score import fused_available
 from model_adapter.msa.routing import prepare
 
 POOL_TOKENS = 64
@@ -53,12 +63,16 @@ class Timing:
             work()
         times = []
         for _ in range(self.repeats):
-            torch.cuda.synchronize(self.device)
+            self._wait()
             started = time.perf_counter()
             work()
-            torch.cuda.synchronize(self.device)
+            self._wait()
             times.append(time.perf_counter() - started)
         return statistics.median(times)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
 
 def copy_bandwidth(timing: Timing, size: int = 4 << 30) -> float:
@@ -74,19 +88,33 @@ def some_offsets(chunks: int, seed: int) -> Offsets:
     return np.concatenate(([0], ends[ends < chunks], [chunks])).astype(np.int64)
 
 
-def some_keys(
-    chunks: int, shape: Shape, to: KeyFormat, device: torch.device, seed: int
-) -> RoutingKeys:
-    """Random keys of one layer. Quantised piece by piece: the floats never lie there whole."""
+def some_memory(
+    chunks: int,
+    shape: Shape,
+    storing: KeyStorage,
+    device: torch.device,
+    seed: int = 0,
+) -> ResidentKeys:
+    """Random keys of all layers. Quantised piece by piece: the floats never lie there whole."""
     generator = torch.Generator(device).manual_seed(seed)
-    pieces = []
-    for first in range(0, chunks, 65536):
-        count = min(65536, chunks - first)
-        keys_CE = torch.randn(count, shape.width, generator=generator, device=device)
-        pieces.append(kernels.quantise(keys_CE.bfloat16(), to, shape.group))
-    scales = [piece.scale_CS for piece in pieces if piece.scale_CS is not None]
-    values_CE = torch.cat([piece.values_CE for piece in pieces])
-    return RoutingKeys(to, values_CE, torch.cat(scales) if scales else None, shape.group)
+    offsets_N1 = some_offsets(chunks, seed)
+    size = (shape.layers, chunks, shape.width)
+    stack = storing.empty(size, torch.bfloat16, device)
+    exact_LCE = torch.empty(size, dtype=torch.bfloat16) if storing.exact else None
+    for layer in range(shape.layers):
+        for first in range(0, chunks, 65536):
+            stop = min(first + 65536, chunks)
+            keys_1cE = torch.randn(
+                (1, stop - first, shape.width), generator=generator, device=device
+            ).bfloat16()
+            made = storing.stack(keys_1cE)
+            stack.values_LCE[layer, first:stop] = made.values_LCE[0]
+            if stack.scale_LCS is not None and made.scale_LCS is not None:
+                stack.scale_LCS[layer, first:stop] = made.scale_LCS[0]
+            if exact_LCE is not None:
+                exact_LCE[layer, first:stop] = keys_1cE[0].cpu()
+    part = Part(0, Spans.of(offsets_N1, device), stack, exact_LCE)
+    return ResidentKeys(offsets_N1[:-1], offsets_N1[1:], (part,))
 
 
 def some_questions(count: int, shape: Shape, device: torch.device) -> list[torch.Tensor]:
@@ -96,30 +124,38 @@ def some_questions(count: int, shape: Shape, device: torch.device) -> list[torch
     return [torch.randn(size, generator=generator, device=device) for _ in range(count)]
 
 
-def route_all(plan: Plan, layers: Sequence[Sequence[RoutingKeys]], rows: Rows, k: int) -> None:
-    """All layers, scores to chosen documents. layers: keys of every memory, per layer."""
-    for keys in layers:
-        for scores_BN in plan.split(kernels.score(plan, keys, rows)):
-            kernels.best(scores_BN, k)
+def route_all(batch: Batch, rows: Rows, shape: Shape) -> torch.Tensor:
+    """All layers, scores to the keys of the chosen documents, on the device."""
+    fused = fused_available(batch.documents_P.device)
+    best = [
+        kernels.best_keys(batch.plan, batch.score(layer, rows, fused=fused), shape.k, fused=fused)
+        for layer in range(shape.layers)
+    ]
+    return torch.stack(best)
+
+
+def bytes_of(memory: ResidentKeys) -> int:
+    """Of its keys on the device."""
+    return sum(part.keys.nbytes for part in memory.parts)
 
 
 def one_memory(
     chunks: int, batches: Sequence[int], shape: Shape, to: KeyFormat, timing: Timing, rate: float
 ) -> list[dict[str, object]]:
     """One memory, batches of questions over it."""
-    spans = Spans.of(some_offsets(chunks, 0), timing.device)
-    layers = [[some_keys(chunks, shape, to, timing.device, seed)] for seed in range(shape.layers)]
-    size = sum(keys.nbytes for (keys,) in layers)
+    memory = some_memory(chunks, shape, KeyStorage(to, shape.group), timing.device)
+    size = bytes_of(memory)
     results: list[dict[str, object]] = []
-    for batch in batches:
-        plan = Plan.of([spans], [batch])
-        rows = Rows.of(some_questions(batch, shape, timing.device), layers[0][0])
-        seconds = timing.seconds(lambda: route_all(plan, layers, rows, shape.k))  # noqa: B023  # called here
+    for count in batches:
+        batch = Batch.of([memory], [count])
+        questions = some_questions(count, shape, timing.device)
+        rows = Rows.of(questions, batch.stacks[0].layer(0))
+        seconds = timing.seconds(lambda: route_all(batch, rows, shape))  # noqa: B023  # called here
         results.append(
             {
                 "tokens": chunks * POOL_TOKENS,
                 "format": to.value,
-                "questions": batch,
+                "questions": count,
                 "key_gb": round(size / 1e9, 2),
                 "ms": round(seconds * 1000, 3),
                 "ms_per_layer": round(seconds * 1000 / shape.layers, 4),
@@ -132,32 +168,62 @@ def one_memory(
 def many_memories(
     memories: int, chunks: int, asked: int, shape: Shape, timing: Timing, rate: float
 ) -> dict[str, object]:
-    """`asked` of `memories` small memories, one question over each, in one launch a layer."""
+    """`asked` of `memories` small memories, one question over each, all layers."""
     device = timing.device
-    held = [some_keys(chunks, shape, KeyFormat.FLOAT, device, seed) for seed in range(memories)]
+    few = replace(shape, layers=min(shape.layers, 2))  # two layers of each: more say the same
+    storing = KeyStorage(group=shape.group)
+    held = [some_memory(chunks, few, storing, device, seed) for seed in range(memories)]
     chosen = [int(i) for i in np.random.default_rng(1).choice(memories, asked, replace=False)]
-    spans = [Spans.of(some_offsets(chunks, index), device) for index in chosen]
-    questions = some_questions(asked, shape, device)
-    plan, rows = Plan.of(spans, [1] * asked), Rows.of(questions, held[0])
-    keys = [held[index] for index in chosen]
-    together = timing.seconds(lambda: kernels.score(plan, keys, rows))
-    alone_plans = [Plan.of([item], [1]) for item in spans]
-    alone_rows = [Rows.of([question], held[0]) for question in questions]
+    questions = some_questions(asked, few, device)
+    together = Batch.of([held[index] for index in chosen], [1] * asked)
+    rows = Rows.of(questions, together.stacks[0].layer(0))
+    seconds = timing.seconds(lambda: route_all(together, rows, few))
+    alone = [
+        (Batch.of([held[index]], [1]), Rows.of([question], together.stacks[0].layer(0)))
+        for index, question in zip(chosen, questions, strict=True)
+    ]
 
     def one_by_one() -> None:
-        for item, its_plan, its_rows in zip(keys, alone_plans, alone_rows, strict=True):
-            kernels.score(its_plan, [item], its_rows)
+        for batch, its_rows in alone:
+            route_all(batch, its_rows, few)
 
     apart = timing.seconds(one_by_one)
-    size = sum(item.nbytes for item in keys)
+    size = sum(bytes_of(held[index]) for index in chosen)
     return {
         "memories": memories,
         "tokens_each": chunks * POOL_TOKENS,
         "questions": asked,
-        "ms_per_layer": round(together * 1000, 4),
-        "over_floor": round(together * rate / size, 3),
-        "one_by_one_over_together": round(apart / together, 2),
+        "ms_per_layer": round(seconds * 1000 / few.layers, 4),
+        "over_floor": round(seconds * rate / size, 3),
+        "one_by_one_over_together": round(apart / seconds, 2),
     }
+
+
+def small_device(chunks: int, shape: Shape, timing: Timing) -> dict[str, object]:
+    """Two stages: 4 bits on the device, exact keys in host RAM. From routing queries to chosen
+    documents on the host, as the engine does it, layers choosing together and each for itself."""
+    device = timing.device
+    _release()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    storing = KeyStorage(KeyFormat.INT4, shape.group, exact=True)
+    memory = some_memory(chunks, shape, storing, device)
+    msa = replace(ONE_LAYER, routed_layers=tuple(range(shape.layers)))
+    query_THD = torch.randn(shape.tokens, HEADS, HEAD_DIM, device=device).bfloat16()
+    found: dict[str, object] = {"chunks": chunks, "key_gb": round(bytes_of(memory) / 1e9, 2)}
+    for together in (True, False):
+
+        def work() -> None:
+            asked = [Asked(0, memory, range(shape.tokens), shape.k)]
+            one = KernelPass(asked, msa, together=together, fused=fused_available(device))  # noqa: B023
+            for layer in range(shape.layers):
+                one.route(layer, query_THD, KV_HEADS)
+            if together:  # noqa: B023  # called here
+                one.choose_together()
+
+        found["ms_together" if together else "ms_each"] = round(timing.seconds(work) * 1000, 2)
+    found["peak_gb"] = _peak()
+    return found
 
 
 def against_formula(chunks: int, shape: Shape, timing: Timing) -> dict[str, object]:
@@ -168,23 +234,26 @@ def against_formula(chunks: int, shape: Shape, timing: Timing) -> dict[str, obje
     plain = timing.seconds(lambda: straightforward(q_THD.bfloat16(), memory.keys_CE, memory))
     query = prepare(q_THD, torch.ones(shape.tokens, dtype=torch.bool), KV_HEADS, ONE_LAYER, k=TOP_K)
     assert query is not None and query.reduced_QE is not None
-    spans = Spans.of(memory.chunk_offsets_N1, device)
-    plan = Plan.of([spans], [1])
     exact_N = straightforward(q_THD, memory.keys_CE.float(), memory)
+    exact = kernels.best(exact_N[None], TOP_K)
     found: dict[str, object] = {"chunks": chunks, "straightforward_ms": round(plain * 1000, 2)}
+    one = replace(shape, layers=1)
     for to in KeyFormat:
-        keys = kernels.quantise(memory.keys_CE, to, shape.group)
-        rows = Rows.of([query.reduced_QE], keys)
-        ours = timing.seconds(lambda: route_all(plan, [[keys]], rows, TOP_K))  # noqa: B023  # called here
-        chosen = kernels.best(plan.split(kernels.score(plan, [keys], rows))[0], TOP_K)
-        exact = kernels.best(exact_N[None], TOP_K)
-        same = set(chosen.documents_BK[0].tolist()) & set(exact.documents_BK[0].tolist())
+        storing = KeyStorage(to, shape.group)
+        keys_LCE = memory.keys_CE[None]
+        resident = ResidentKeys.of(memory.chunk_offsets_N1, keys_LCE, storing, device)
+        batch = Batch.of([resident], [1])
+        rows = Rows.of([query.reduced_QE], batch.stacks[0].layer(0))
+        ours = timing.seconds(lambda: route_all(batch, rows, one))  # noqa: B023  # called here
+        ((places, _),) = kernels.read_keys(route_all(batch, rows, one)[0])
+        same = set(places.tolist()) & set(exact.documents_BK[0].tolist())
         found[to.value] = {"speedup": round(plain / ours, 1), "agreement": len(same) / TOP_K}
     return found
 
 
 def run(repeats: int, max_chunks: int) -> dict[str, object]:
-    """Everything that fits: 1M, 10M and 100M tokens (max_chunks: the largest memory's)."""
+    """Everything that fits: 1M, 10M and 100M tokens (max_chunks: the largest memory's). Two
+    stages need its exact keys in host RAM: 58 GB at 100M tokens."""
     device, shape = torch.device("cuda"), Shape()
     timing = Timing(device, repeats)
     rate = copy_bandwidth(timing)
@@ -204,13 +273,17 @@ def run(repeats: int, max_chunks: int) -> dict[str, object]:
         "against_formula": formula,
         "one_memory": results,
         "many_memories": many_memories(1000, 781, 64, shape, timing, rate),
+        "two_stage": small_device(max_chunks, shape, timing),
     }
 
 
 def _release() -> None:
     gc.collect()
-    torch.cuda.empty_cache()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _peak() -> float:
+    if not torch.cuda.is_available():
+        return 0.0
     return round(torch.cuda.max_memory_allocated() / 1e9, 2)
