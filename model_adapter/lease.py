@@ -75,7 +75,7 @@ class Lease:
             key, value = self._content_of(layer, position)
             keys.append(key)
             values.append(value)
-        return torch.cat(keys), torch.cat(values)
+        return _brought(keys, self._pager.device), _brought(values, self._pager.device)
 
     def text(self, number: int) -> str:
         """See MemoryView. Raises CorruptRecordError."""
@@ -140,9 +140,15 @@ class Lease:
         except EngineError:
             self._pager.discard(self._memory)
             raise
-        device = self._pager.device
-        return key.to(device), value.to(device)
+        return key, value
 
     def _resident_keys(self, layer: int, first: int, end: int) -> torch.Tensor:
         segment = next(s for s in reversed(self._segments) if s.first <= first)
         return segment.keys.values_LCE[layer, first - segment.first : end - segment.first]
+
+
+def _brought(parts: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """The parts behind each other on the device; those in RAM go there as one."""
+    if device.type != "cuda" or any(part.is_cuda for part in parts):
+        return torch.cat([part.to(device) for part in parts])
+    return torch.cat(list(parts)).pin_memory().to(device, non_blocking=True)

@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _load_apart(options: argparse.Namespace, data: DataFolder, device: torch.device) -> Engine:
     """Loads in a thread that ends with it, and with it the OpenMP threads it had started.
 
-    Those would outnumber the cores together with the engine's; see residency.copy_into.
+    Those would outnumber the cores together with the engine's; see tensors.copy_into.
     """
 
     def load() -> Engine:

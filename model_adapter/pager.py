@@ -39,6 +39,7 @@ from model_adapter.residency import (
     MemoryKey,
     RoutingTable,
 )
+from model_adapter.staging import CudaLane, Staging
 from storage.crypto import MemorySecret
 from storage.layout import KVLayout
 from storage.store import EncodingId
@@ -95,6 +96,9 @@ class Pager:
     ) -> None:
         """storing: how kernels want routing keys on the device; None: they are not for kernels."""
         self._storing = storing
+        self._staging = None
+        if device.type == "cuda":
+            self._staging = Staging(CudaLane(device), budgets.slab_bytes)
         self._layout = layout
         self._encoding = encoding
         self._readers = readers
@@ -129,7 +133,7 @@ class Pager:
                 self._let_go(memory)
                 memory = None
             if memory is None:
-                table = RoutingTable(self._layout, self.device, self._storing)
+                table = RoutingTable(self._layout, self.device, self._storing, self._staging)
                 memory = HeldMemory(key, epoch, table)
                 self._make_place()
                 self._memories[key] = memory
@@ -234,12 +238,15 @@ class Pager:
         hold = self._whole(memory) or self._could_hold(memory)
         start = (memory.table.index if hold else memory.full).last_number + 1
         last = max(last_number, memory.full.last_number)
-        for slab in self.source(memory.key).slabs(start, last):
-            if unwanted():
-                raise _UnwantedError("the caller went away while the memory was paged in")
-            hold = hold and self._hold(memory, slab)
-            known = bisect_right(slab.numbers, memory.full.last_number)
-            memory.full = memory.full.extended(slab.numbers[known:], slab.chunks[known:])
+        try:
+            for slab in self.source(memory.key).slabs(start, last):
+                if unwanted():
+                    raise _UnwantedError("the caller went away while the memory was paged in")
+                hold = hold and self._hold(memory, slab)
+                known = bisect_right(slab.numbers, memory.full.last_number)
+                memory.full = memory.full.extended(slab.numbers[known:], slab.chunks[known:])
+        finally:
+            memory.table.settle()
 
     @staticmethod
     def _whole(memory: HeldMemory) -> bool:

@@ -13,7 +13,8 @@ import torch
 from model_adapter.engine import ModelMismatchError
 from model_adapter.errors import CorruptRecordError, MemoryChangedError
 from model_adapter.readers import Readers
-from model_adapter.residency import HeldContent, as_tensor
+from model_adapter.residency import HeldContent
+from model_adapter.tensors import as_tensor
 from storage import store
 from storage.documents import render
 from storage.layout import Bits, KVLayout

@@ -15,54 +15,14 @@ import numpy.typing as npt
 import torch
 
 from model_adapter.msa.kernels import KeyStack, KeyStorage, Part, ResidentKeys, Spans
-from storage.layout import Bits, KVLayout
+from model_adapter.staging import Staging
+from model_adapter.tensors import TORCH_DTYPE, copy_into, tensor_bytes, wipe
+from storage.layout import KVLayout
 
 #: Room in the smallest segment.
 _FEWEST_CHUNKS = 16
 #: Chunks of coarse keys that are made floats of at a time.
 _SLAB_CHUNKS = 65536
-
-TORCH_DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32}
-
-
-def as_tensor(bits: Bits, layout: KVLayout) -> torch.Tensor:
-    """The array's values as a writable tensor, which shares its memory where it can."""
-    bits = bits if bits.flags.writeable else bits.copy()
-    return torch.from_numpy(bits.view("<i2") if layout.dtype == "bf16" else bits).view(
-        TORCH_DTYPE[layout.dtype]
-    )
-
-
-def copy_into(target: torch.Tensor, source: torch.Tensor) -> None:
-    """Copies; on a CPU in the calling thread alone.
-
-    torch would copy with a team of OpenMP threads that belongs to the calling thread. With
-    more such threads than cores, the OpenMP runtime puts idle ones to sleep at once, the
-    engine's too, and the engine loses up to half of its speed.
-    """
-    if target.device.type == "cpu":
-        _words(target)[...] = _words(source)
-    else:
-        target.copy_(source)
-
-
-def wipe(tensor: torch.Tensor) -> None:
-    """Overwrites with zeros, as copy_into copies."""
-    if tensor.device.type == "cpu":
-        _words(tensor).fill(0)
-    else:
-        tensor.zero_()
-
-
-def _words(tensor: torch.Tensor) -> npt.NDArray[np.int16]:
-    """The same memory as 16-bit words: numpy has no bf16."""
-    words: npt.NDArray[np.int16] = tensor.view(torch.int16).numpy()
-    return words
-
-
-def tensor_bytes(tensor: torch.Tensor) -> int:
-    """Bytes of the tensor's elements."""
-    return tensor.numel() * tensor.element_size()
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,9 +140,15 @@ class RoutingTable:
     """
 
     def __init__(
-        self, layout: KVLayout, device: torch.device, storing: KeyStorage | None = None
+        self,
+        layout: KVLayout,
+        device: torch.device,
+        storing: KeyStorage | None = None,
+        staging: Staging | None = None,
     ) -> None:
-        """storing: other than the layout's own type, for kernels."""
+        """storing: other than the layout's own type, for kernels. staging: by which keys go to
+        the device; what is appended is there after `settle`."""
+        self._staging = staging
         self._layout = layout
         self._device = device
         self._storing = storing or KeyStorage()
@@ -229,15 +195,29 @@ class RoutingTable:
         start = self.index.chunks - last.first
         stop = start + count
         if last.keys.scale_LCS is None:
-            copy_into(last.keys.values_LCE[:, start:stop], keys_LCE)
+            self._bring(last.keys.values_LCE[:, start:stop], keys_LCE)
         else:
-            made = self._storing.stack(keys_LCE.to(self._device))
+            there_LCE = torch.empty_like(keys_LCE, device=self._device)
+            self._bring(there_LCE, keys_LCE)
+            self.settle()
+            made = self._storing.stack(there_LCE)
             assert made.scale_LCS is not None
             copy_into(last.keys.values_LCE[:, start:stop], made.values_LCE)
             copy_into(last.keys.scale_LCS[:, start:stop], made.scale_LCS)
         if last.exact_LCE is not None:
             copy_into(last.exact_LCE[:, start:stop], keys_LCE)
         self.index = self.index.extended(numbers, chunks)
+
+    def settle(self) -> None:
+        """Waits until what was appended is on the device."""
+        if self._staging is not None:
+            self._staging.finish()
+
+    def _bring(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        if self._staging is not None:
+            self._staging.copy(target, source)
+        else:
+            copy_into(target, source)
 
     def resident(self, index: Index) -> ResidentKeys | None:
         """What kernels read of a prefix of the documents; None for no document."""

@@ -15,7 +15,8 @@ from model_adapter.engine import MemoryView
 from model_adapter.msa.kernels import KeyStorage
 from model_adapter.pager import Budgets, Pager
 from model_adapter.readers import Readers
-from model_adapter.residency import MemoryKey, as_tensor
+from model_adapter.residency import MemoryKey
+from model_adapter.tensors import as_tensor
 from storage.documents import render
 from storage.layout import Bits, KVBlock, KVLayout
 from storage.lmdb_store import LmdbStore

@@ -10,7 +10,7 @@ from model_adapter.engine import ModelDescription
 from model_adapter.msa.kernels import Batch, KeyFormat, KeyStorage, ResidentKeys, Rows
 from model_adapter.pager import Budgets
 from model_adapter.placement import routing_budget
-from model_adapter.residency import as_tensor
+from model_adapter.tensors import as_tensor
 from storage.layout import KVLayout
 from tests.support.blocks import SEPARATE, SHARED
 from tests.support.pages import TENANT, World, document_bytes, joined, key
