@@ -12,6 +12,7 @@ import torch
 
 from model_adapter.engine import EngineError
 from model_adapter.msa.kernels import ResidentKeys
+from model_adapter.msa.kernels.fetch import fetch
 from model_adapter.residency import HeldMemory
 
 if TYPE_CHECKING:  # The pager makes leases.
@@ -148,7 +149,7 @@ class Lease:
 
 
 def _brought(parts: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """The parts behind each other on the device; those in RAM go there as one."""
-    if device.type != "cuda" or any(part.is_cuda for part in parts):
+    """The parts behind each other on the device; those in RAM go there together."""
+    if any(part.is_cuda for part in parts):
         return torch.cat([part.to(device) for part in parts])
-    return torch.cat(list(parts)).pin_memory().to(device, non_blocking=True)
+    return fetch(parts, device)

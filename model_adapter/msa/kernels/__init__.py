@@ -8,6 +8,7 @@ question is written.
   keys.py    routing keys of one layer as they lie on the device: floats, int8 or int4
   plan.py    which chunks every program takes, for questions over one memory or many
   resident.py  memories whose keys lie on the device, in parts; many as one batch
+  fetch.py   content of chosen documents from host RAM
   sharding.py  one memory over several devices
   score.py   the launches; kernels when triton and a GPU are there, else the twin
   fused.py   the kernels (imports triton)

@@ -229,3 +229,12 @@ def partial_best(
             best = tl.max(key, axis=0)
             tl.store(out + place, best)
             key = tl.where(key == best, _LOWEST, key)
+
+
+@triton.jit
+def fetch_rows(table: Any, found: Any, WIDTH: tl.constexpr, BLOCK: tl.constexpr) -> None:
+    """table: int64 address of every row; found: the rows behind each other."""
+    row, value = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    source = tl.load(table + row).to(tl.pointer_type(found.dtype.element_ty))
+    inside = value < WIDTH
+    tl.store(found + row * WIDTH + value, tl.load(source + value, mask=inside), mask=inside)
