@@ -71,11 +71,13 @@ SHAPES = {
 }
 
 
-def load(spec: str, data: DataFolder, dtype: str, device: torch.device) -> LoadedModel:
+def load(
+    spec: str, data: DataFolder, dtype: str, device: torch.device, adapter: str = "auto"
+) -> LoadedModel:
     """A model without tokens that end an answer: every answer is as long as was asked for."""
     name, _, shape = spec.partition(":")
     if name != "random":
-        return replace(load_engine_source(spec, data, dtype), eos_ids=())
+        return replace(load_engine_source(spec, data, dtype, adapter), eos_ids=())
     config, tokenizer = SHAPES[shape], byte_tokenizer()
     compute: ComputeDtype = "fp32" if dtype == "fp32" else "bf16"
     generator = torch.Generator(device).manual_seed(0)

@@ -94,10 +94,13 @@ def some_memory(
     storing: KeyStorage,
     device: torch.device,
     seed: int = 0,
+    *,
+    offsets_N1: Offsets | None = None,
 ) -> ResidentKeys:
-    """Random keys of all layers. Quantised piece by piece: the floats never lie there whole."""
+    """Random keys of all layers; offsets_N1: of its documents, else some. Quantised piece by
+    piece: the floats never lie there whole."""
     generator = torch.Generator(device).manual_seed(seed)
-    offsets_N1 = some_offsets(chunks, seed)
+    offsets_N1 = some_offsets(chunks, seed) if offsets_N1 is None else offsets_N1
     size = (shape.layers, chunks, shape.width)
     stack = storing.empty(size, torch.bfloat16, device)
     exact_LCE = torch.empty(size, dtype=torch.bfloat16) if storing.exact else None

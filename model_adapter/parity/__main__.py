@@ -33,10 +33,10 @@ ROLES: tuple[tuple[str, str, Callable[[Source, str], Comparison]], ...] = (
 )
 
 
-def compare_directory(folder: Path) -> dict[str, dict[str, object]]:
+def compare_directory(folder: Path, device: str = "cpu") -> dict[str, dict[str, object]]:
     """Results by file name; a file that cannot be compared is a failed entry."""
     try:
-        source = Source(folder)
+        source = Source(folder, device)
     except GoldenError as error:
         return {"docs.json": {"pass": False, "error": str(error)}}
     results: dict[str, dict[str, object]] = {}
@@ -66,10 +66,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m model_adapter.parity")
     parser.add_argument("directory", type=Path)
     parser.add_argument("--threads", type=int, default=0, help="of the CPU, 0: torch's own choice")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     given = parser.parse_args(arguments)
     if given.threads:
         torch.set_num_threads(given.threads)
-    results = compare_directory(given.directory)
+    results = compare_directory(given.directory, given.device)
     passed = sum(bool(result["pass"]) for result in results.values())
     summary = {
         "directory": given.directory.name,

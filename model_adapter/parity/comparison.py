@@ -62,7 +62,7 @@ class Comparison:
             return
         if not ours.numel():
             return
-        ours, golden = ours.double(), golden.double()
+        ours, golden = ours.cpu().double(), golden.double()
         if kind is Kind.SCORES:
             ours, golden = ours.clamp_min(NO_SCORE), golden.clamp_min(NO_SCORE)
         difference = float((ours - golden).abs().max())

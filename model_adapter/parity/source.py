@@ -58,7 +58,7 @@ class Setup:
 class Source:
     """A directory of golden files. Setups are made once per checkpoint and override."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
         """Raises GoldenError when there are no documents."""
         self.folder = folder
         texts = self.json("docs.json")
@@ -69,6 +69,7 @@ class Source:
         if not isinstance(variants, dict):
             raise GoldenError("variants.json: not an object")
         self._variants: dict[str, Any] = variants
+        self._device = device
         self._setups: dict[str, Setup] = {}
 
     def json(self, name: str) -> Any:
@@ -152,12 +153,12 @@ class Source:
             for path in sorted(checkpoint.glob("*.safetensors")):
                 for name, tensor in load_file(path).items():
                     model.weights.setdefault(name, tensor)
-        return make_setup(replace(model, config=config), self._texts)
+        return make_setup(replace(model, config=config), self._texts, self._device)
 
 
-def make_setup(model: LoadedModel, texts: list[str]) -> Setup:
+def make_setup(model: LoadedModel, texts: list[str], device: str = "cpu") -> Setup:
     """Encodes the documents with a model, numbering them from 0."""
-    decoder = Decoder(model, torch.device("cpu"))
+    decoder = Decoder(model, torch.device(device))
     documents = [
         TokenisedDocument(number, document_ids(model.tokenizer, number, text))
         for number, text in enumerate(texts)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import encode, generate, models
+from benchmarks import encode, endtoend, generate, models, paging, precision
 from benchmarks.models import SHAPES, byte_tokenizer, parameters
 
 
@@ -43,6 +44,40 @@ def test_encode(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     arguments = "--model random:tiny --device cpu --documents 3 --letters 90 --repeats 1"
     found = report(encode.main, f"{arguments} --matmul 64 --json", monkeypatch, capsys)
     assert found["tokens"] and found["tflops"] is not None and found["share_of_bare"]
+
+
+def test_paging(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = "--device cpu --documents 20 --layers 2 --repeats 1 --json"
+    found = report(paging.main, arguments, monkeypatch, capsys)
+    assert isinstance(found["cold_s"], float) and found["over_floor"]
+    fetched = found["fetch"]
+    assert isinstance(fetched, dict) and list(fetched) == ["1", "16", "64"]
+
+
+def test_a_worker_over_a_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = f"--model random:tiny --device cpu --tokens 2000 --repeats 1 --folder {tmp_path}"
+    keys = "--routing-keys int8"
+    found = report(endtoend.main, f"{arguments} {keys} --json", monkeypatch, capsys)
+    assert found["routed_chunks"] and "int8" in str(found["placement"])
+
+
+def test_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On random keys too the exact choice is what two stages find, where all survive."""
+    corpus = [{"doc_id": str(n), "text": f"text {n} of the harbour"} for n in range(40)]
+    question = {"id": "q", "question": "which harbour?", "gold_doc_ids": ["3"]}
+    for name, rows in (("corpus", corpus), ("questions", [question])):
+        lines = "\n".join(json.dumps(row) for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    arguments = f"--bank {tmp_path} --model random:tiny --device cpu --json"
+    found = report(precision.main, arguments, monkeypatch, capsys)
+    recall = found["recall_at_16"]
+    assert isinstance(recall, dict) and list(recall) == ["int8", "int4", "two-stage"]
+    assert recall["two-stage"] == {"each": 1.0, "together": 1.0}
+    assert recall["int8"]["each"] > 0.8
 
 
 def test_a_random_model_has_what_its_shape_says() -> None:
