@@ -134,7 +134,7 @@ def page_in(path: Path, count: int, tokens: int) -> Figures:
     reader.close()
     drop_cache(path)
     reader = LmdbReader(path)
-    with patch("storage.lmdb_reader.prefetch"):
+    with patch("storage.lmdb_records.prefetch"):
         figures["load_routing_cold_without_prefetch_gb_s"] = size / timed(load) / 1e9
     reader.close()
     return figures

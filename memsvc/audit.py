@@ -57,6 +57,8 @@ AUDITED: Mapping[str, Audited] = {
     _M + "DeleteMemory": Audited(lambda request: request.name),
     _M + "DeleteDocuments": Audited(lambda request: request.parent),
     _M + "ExportMemory": Audited(lambda request: request.name),
+    _M + "ForkMemory": Audited(lambda request: request.name),
+    _M + "RestoreMemory": Audited(lambda request: request.name),
     _M + "DetachModel": Audited(lambda request: request.memory),
     _A + "CreateTenant": Audited(_created_tenant),
     _A + "UpdateTenant": Audited(lambda request: request.tenant.name),

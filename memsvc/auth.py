@@ -56,6 +56,8 @@ SCOPES: Mapping[str, Scope] = {
     _M + "WatchMemory": Scope.READ,
     _M + "ExportMemory": Scope.READ,
     _M + "ImportMemory": Scope.READ_WRITE,
+    _M + "ForkMemory": Scope.READ_WRITE,
+    _M + "RestoreMemory": Scope.READ_WRITE,
     _M + "AttachModel": Scope.READ_WRITE,
     _M + "DetachModel": Scope.READ_WRITE,
     _M + "ListModels": Scope.READ,
@@ -79,7 +81,7 @@ SCOPES: Mapping[str, Scope] = {
 }
 
 #: Calls about the tenant as a whole: not for a key of some memories only.
-WHOLE_TENANT = frozenset({_M + "CreateMemory", _M + "ImportMemory"})
+WHOLE_TENANT = frozenset({_M + "CreateMemory", _M + "ImportMemory", _M + "ForkMemory"})
 
 #: Served without a credential: they tell nothing about any tenant.
 OPEN_SERVICES = frozenset(

@@ -163,6 +163,8 @@ def memory_to_wire(row: MemoryRow, encodings: Iterable[EncodingRow] = ()) -> pb.
         retention=Duration(seconds=row.retention_s) if row.retention_s else None,
         default_model=optional_model_name(row.default_model_id),
         next_model=optional_model_name(row.next_model_id),
+        forked_from_uid=row.forked_from,
+        forked_revision=row.forked_revision,
     )
 
 

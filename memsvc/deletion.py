@@ -20,7 +20,7 @@ from memsvc.stores import Stores
 from memsvc.workers import Evicted
 from storage.catalog import Catalog, CatalogError, MemoryRow
 from storage.failpoints import Failpoint, reach
-from storage.store import KeyMissingError, MemoryUid, StorageError, TenantStore
+from storage.store import KeyMissingError, LetGo, MemoryUid, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -54,35 +54,25 @@ class Deletions:
     async def purge_memory(self, memory: MemoryRow) -> None:
         """Everything of a memory whose deletion is committed. Raises StorageError, CatalogError."""
         key = await self._fingerprint(memory)
-        texts, blocks = await self._stores.run(memory.tenant_uid, _destroy, _uid(memory))
+        gone = await self._stores.run(
+            memory.tenant_uid, lambda store: store.delete_memory(_uid(memory))
+        )
         reach(Failpoint.DROP_PURGED)
         evicted = await self._evict(memory.tenant_uid, memory.uid)
         reach(Failpoint.DROP_EVICTED)
-        await self._certify(
-            Destroyed(memory.tenant_uid, memory.uid, None, texts, blocks, key, *_counts(evicted))
-        )
+        await self._certify(_destroyed(memory, None, gone, key, evicted))
         await self._catalog.finish_delete_memory(memory.uid)
         reach(Failpoint.DROP_FINISHED)
 
     async def purge_documents(self, memory: MemoryRow, numbers: Sequence[int]) -> None:
         """The deletion is committed: what fails here, reconcile finishes."""
         key = await self._fingerprint(memory)
-        blocks = await self._purge(memory, numbers)
+        gone = await self._purge(memory, numbers)
         reach(Failpoint.DELETE_PURGED)
         evicted = await self._evict(memory.tenant_uid, memory.uid)
         reach(Failpoint.DELETE_EVICTED)
-        if blocks is not None:
-            await self._certify(
-                Destroyed(
-                    memory.tenant_uid,
-                    memory.uid,
-                    numbers,
-                    len(numbers),
-                    blocks,
-                    key,
-                    *_counts(evicted),
-                )
-            )
+        if gone is not None:
+            await self._certify(_destroyed(memory, numbers, gone, key, evicted))
             try:
                 await self._catalog.forget_removed(memory.uid, numbers)
             except CatalogError as error:
@@ -100,10 +90,12 @@ class Deletions:
         await asyncio.to_thread(self._keys.destroy_tenant, tenant_uid)
         await self._certify(Destroyed(tenant_uid, wiped=evicted.wiped, owed=evicted.owed))
 
-    async def _purge(self, memory: MemoryRow, numbers: Sequence[int]) -> int | None:
-        """Returns the blocks that went; None when it is left to reconcile."""
+    async def _purge(self, memory: MemoryRow, numbers: Sequence[int]) -> LetGo | None:
+        """What went; None when it is left to reconcile."""
         try:
-            return await self._stores.run(memory.tenant_uid, _remove, _uid(memory), numbers)
+            return await self._stores.run(
+                memory.tenant_uid, lambda store: store.delete_documents(_uid(memory), numbers)
+            )
         except StorageError as error:
             _left_behind(memory, error)
             return None
@@ -133,27 +125,24 @@ def _uid(memory: MemoryRow) -> MemoryUid:
     return MemoryUid(bytes.fromhex(memory.uid))
 
 
-def _counts(evicted: Evicted) -> tuple[int, int]:
-    return evicted.wiped, evicted.owed
-
-
-def _destroy(store: TenantStore, memory: MemoryUid) -> tuple[int, int]:
-    """Deletes a memory; how many texts and blocks there were."""
-    texts = len(store.document_numbers(memory))
-    blocks = sum(len(store.block_numbers(memory, one)) for one in store.encodings(memory))
-    store.delete_memory(memory)
-    return texts, blocks
-
-
-def _remove(store: TenantStore, memory: MemoryUid, numbers: Sequence[int]) -> int:
-    """Deletes documents; how many blocks they had."""
-    wanted = frozenset(numbers)
-    blocks = 0
-    for encoding in store.encodings(memory):
-        held = store.block_numbers(memory, encoding, min(wanted), max(wanted))
-        blocks += len(wanted.intersection(held))
-    store.delete_documents(memory, numbers)
-    return blocks
+def _destroyed(
+    memory: MemoryRow,
+    numbers: Sequence[int] | None,
+    gone: LetGo,
+    key: str,
+    evicted: Evicted,
+) -> Destroyed:
+    return Destroyed(
+        memory.tenant_uid,
+        memory.uid,
+        numbers,
+        gone.texts,
+        gone.blocks,
+        gone.shared,
+        key,
+        evicted.wiped,
+        evicted.owed,
+    )
 
 
 def _left_behind(memory: MemoryRow, error: Exception) -> None:

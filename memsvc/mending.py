@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from memsvc.application import Application
 from memsvc.reconcile import iterate_tenants
 from storage.catalog import TenantRow
-from storage.keys import Kind, RecordKey, parse_key
+from storage.keys import LINEAGE_KINDS, Kind, RecordKey, parse_key
 from storage.store import EncodingId, Finding, MemoryUid, Problem, StoreDamagedError, TenantStore
 
 #: What removing the record, or half a block's other half, mends.
@@ -66,6 +66,11 @@ class _Removal:
             if numbers is not None:
                 numbers.add(key.number)
 
+    def numbers(self) -> list[int]:
+        """Of the documents of which something goes."""
+        blocks = (numbers for numbers in self.blocks.values() if numbers)
+        return sorted(self.texts.union(*blocks))
+
 
 async def mend(application: Application) -> Mended:
     """Verifies and mends every tenant's store. Call it after `reconcile`, before serving."""
@@ -103,7 +108,7 @@ def _record_of(finding: Finding) -> RecordKey | None:
     if finding.problem not in _MENDED:
         return None
     key = parse_key(bytes.fromhex(finding.key))
-    return None if key.kind is Kind.KEYS else key
+    return None if key.kind is Kind.KEYS or key.kind in LINEAGE_KINDS else key
 
 
 async def _mend_memory(
@@ -116,12 +121,16 @@ async def _mend_memory(
     if removal.texts:
         log.error("memory %s: the text of %s is damaged", memory.hex(), sorted(removal.texts))
         mended.damaged_texts[memory.hex()] = sorted(removal.texts)
-    async for model_id, encoding in _encodings(application, memory):
-        gone = removal.blocks.get(encoding, set())
-        numbers = None if gone is None else gone | removal.texts
-        if numbers is None or numbers:
-            below = min(numbers) if numbers else 1
-            await application.catalog.rewind_encoding(memory.hex(), model_id, below)
+    # Whoever shares a document misses its block as well; a layout is a memory's own.
+    numbers = removal.numbers()
+    sharing = await application.stores.read(tenant.uid, lambda s: s.sharing(memory, numbers))
+    for one in {memory, *sharing}:
+        async for model_id, encoding in _encodings(application, one):
+            gone = removal.blocks.get(encoding, set())
+            if gone is None and one == memory:
+                await application.catalog.rewind_encoding(one.hex(), model_id, 1)
+            elif below := (gone or set()) | removal.texts:
+                await application.catalog.rewind_encoding(one.hex(), model_id, min(below))
     mended.blocks += await application.stores.run(tenant.uid, _remove, memory, removal)
 
 
@@ -135,7 +144,9 @@ async def _encodings(
 def _remove(store: TenantStore, memory: MemoryUid, removal: _Removal) -> int:
     """Removes blocks, in the store's writer thread. Returns how many."""
     removed = 0
-    for encoding in {*store.encodings(memory), *removal.blocks}:
+    sharing = {memory, *store.sharing(memory, removal.numbers())}
+    shared = (encoding for one in sharing for encoding in store.encodings(one))
+    for encoding in {*shared, *removal.blocks}:
         gone = removal.blocks.get(encoding, set())
         if gone is None:
             removed += len(store.block_numbers(memory, encoding))

@@ -41,9 +41,11 @@ class Destroyed:
     """What a deletion destroyed.
 
     documents: numbers; None for a whole memory or tenant. texts, blocks: records that were
-    removed. key: fingerprint of the key that was destroyed; empty when there was none, as in a
-    store without encryption. wiped, owed: workers that overwrote what they held, and workers
-    that could not be reached and do so before they are used again.
+    removed. shared: of the documents, those whose records stay because another memory shows
+    them: only this memory's keys to them were destroyed. key: fingerprint of the key that was
+    destroyed; empty when there was none, as in a store without encryption. wiped, owed:
+    workers that overwrote what they held, and workers that could not be reached and do so
+    before they are used again.
     """
 
     tenant_uid: str
@@ -51,6 +53,7 @@ class Destroyed:
     documents: Sequence[int] | None = None
     texts: int = 0
     blocks: int = 0
+    shared: Sequence[int] = ()
     key: str = ""
     wiped: int = 0
     owed: int = 0
@@ -96,6 +99,7 @@ class Receipts:
                 "key": destroyed.key,
                 "memory": destroyed.memory_uid,
                 "public_key": self.public_key,
+                "shared": _numbers(destroyed.shared),
                 "tenant": destroyed.tenant_uid,
                 "texts": destroyed.texts,
                 "version": VERSION,

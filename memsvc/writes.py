@@ -175,8 +175,7 @@ class Writes:
         first missing one, MEMORY_NOT_FOUND, MEMORY_NOT_ACTIVE, REQUEST_ID_REUSED.
         """
 
-        async def work() -> bytes:
-            memory = await self._active(request, memory_id)
+        async def work(memory: MemoryRow) -> bytes:
             answer = reply(memory.revision + 1)
             try:
                 memory = await self._catalog.commit_delete_documents(
@@ -187,12 +186,24 @@ class Writes:
                     raise
                 missing = numbers.index(error.numbers[0])
                 raise errors.document_not_found(f"names[{missing}]") from error
-            self._committed(memory)
+            self.committed(memory)
             reach(Failpoint.DELETE_COMMITTED)
             await self._deletions.purge_documents(memory, numbers)
             return answer
 
-        return await self.once(request, lambda: self._run(request, memory_id, work))
+        return await self.run(request, memory_id, work)
+
+    async def run(
+        self, request: Request, memory_id: str, work: Callable[[MemoryRow], Awaitable[bytes]]
+    ) -> bytes:
+        """A write of another kind: `work` gets the memory's row, under its lock, and returns
+        the reply. Raises MEMORY_NOT_FOUND, MEMORY_NOT_ACTIVE, REQUEST_ID_REUSED.
+        """
+
+        async def locked() -> bytes:
+            return await work(await self._active(request, memory_id))
+
+        return await self.once(request, lambda: self._run(request, memory_id, locked))
 
     async def delete_memory(self, row: MemoryRow, expected_version: int | None) -> None:
         """Deletes a memory with all that is in it, and no other that took its name meanwhile.
@@ -232,7 +243,8 @@ class Writes:
         except NotFoundError as error:
             raise errors.memory_not_found(request.field) from error
 
-    def _committed(self, memory: MemoryRow) -> None:
+    def committed(self, memory: MemoryRow) -> None:
+        """Takes note of a row as it was committed under its lock, and tells of it."""
         key = (memory.tenant_uid, memory.memory_id)
         self._latest[key] = memory
         self._latest.move_to_end(key)
@@ -273,7 +285,7 @@ class Writes:
         except (RequestRepeatedError, RequestIdReusedError):
             await self._deletions.purge_texts(memory, numbers)
             raise
-        self._committed(memory)
+        self.committed(memory)
         reach(Failpoint.APPEND_COMMITTED)
         return answer
 

@@ -43,6 +43,10 @@ class Failpoint(StrEnum):
     DROP_PURGED = "drop-purged"
     DROP_EVICTED = "drop-evicted"
     DROP_FINISHED = "drop-finished"
+    # ForkMemory and RestoreMemory.
+    FORK_STORED = "fork-stored"
+    FORK_COMMITTED = "fork-committed"
+    ROLLBACK_COMMITTED = "rollback-committed"
     # The encoding of a batch, and the rebuilding of damaged blocks.
     ENCODE_READ = "encode-read"
     ENCODE_RECEIVED = "encode-received"

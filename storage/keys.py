@@ -1,7 +1,7 @@
 """Keys of a tenant's records: fixed width, big-endian, in the order they are read.
 
   offset  0        16     17            33        41
-          | memory | kind | encoding     | number  |
+          | memory | kind | encoding     | number  |      (for INHERITED, LENT: a memory)
 
 Byte order is read order: a memory's documents, an encoding's routing keys and
 an encoding's contents are each one range, and so is everything of a memory.
@@ -32,9 +32,15 @@ class Kind(IntEnum):
     ROUTING = 3
     CONTENT = 4
     KEYS = 5
+    INHERITED = 6
+    LENT = 7
+    HIDDEN = 8
 
 
-_OF_NO_MODEL = (Kind.DOCUMENT, Kind.KEYS)
+#: Say all in their keys (storage/lineage.py); plain in every store.
+LINEAGE_KINDS = (Kind.INHERITED, Kind.LENT, Kind.HIDDEN)
+_OF_NO_MODEL = (Kind.DOCUMENT, Kind.KEYS, Kind.HIDDEN)
+_MAYBE_ZERO = (Kind.ENCODING, Kind.HIDDEN, Kind.INHERITED, Kind.LENT)
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,27 @@ def keys_key(memory: MemoryUid, generation: int) -> bytes:
     return _KEY.pack(memory, Kind.KEYS, _NO_ENCODING, generation)
 
 
+def lineage_key(memory: MemoryUid, kind: Kind, other: MemoryUid, last: int) -> bytes:
+    """Key that says what `memory` has inherited from, or lent to, another up to a number."""
+    check_memory(memory)
+    check_memory(other)
+    return _KEY.pack(memory, kind, other, last)
+
+
+def other_side(key: RecordKey) -> bytes | None:
+    """Key of the LENT record of an INHERITED one, and the other way round; None of others."""
+    sides = {Kind.INHERITED: Kind.LENT, Kind.LENT: Kind.INHERITED}
+    if key.kind not in sides:
+        return None
+    return _KEY.pack(key.encoding, sides[key.kind], key.memory, key.number)
+
+
+def hidden_key(memory: MemoryUid, number: int) -> bytes:
+    """Key that hides a shared document from a memory; 0: everything, the memory is deleted."""
+    check_memory(memory)
+    return _KEY.pack(memory, Kind.HIDDEN, _NO_ENCODING, number)
+
+
 @dataclass(frozen=True)
 class KeyRange:
     """Keys from `first` to `last`, both included; empty when last < first."""
@@ -150,6 +177,10 @@ def number_of(key: bytes | memoryview) -> int:
 
 def related_keys(key: RecordKey) -> list[bytes]:
     """The records by which one is judged, itself included, in key order."""
+    if key.kind in LINEAGE_KINDS:
+        own = _KEY.pack(key.memory, key.kind, key.encoding, key.number)
+        other = other_side(key)
+        return [own] if other is None else sorted((own, other))
     if key.kind is Kind.DOCUMENT:
         return [document_key(key.memory, key.number)]
     if key.kind is Kind.KEYS:
@@ -176,9 +207,8 @@ def parse_key(key: bytes) -> RecordKey:
             raise ValueError(f"the key of a {parsed.kind.name.lower()} record names an encoding")
     else:
         check_encoding(encoding)
-    if parsed.kind is Kind.ENCODING:
-        if number:
-            raise ValueError("an encoding's key has a number")
-    else:
+    if parsed.kind is Kind.ENCODING and number:
+        raise ValueError("an encoding's key has a number")
+    if number or parsed.kind not in _MAYBE_ZERO:
         check_number(number)
     return parsed

@@ -10,11 +10,12 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import lmdb
 
+from storage import lineage
 from storage.block_records import (
     BlockCodecs,
     Record,
@@ -28,35 +29,33 @@ from storage.crypto.key_tree import SECRET_BYTES, KeyTree
 from storage.crypto.memory_secret import KeyKeeper
 from storage.failpoints import Failpoint, reach
 from storage.keys import (
-    KeyRange,
+    MAX_NUMBER,
     Kind,
-    block_key,
     check_encoding,
     check_memory,
-    document_key,
+    check_number,
     encoding_key,
     kind_range,
     memory_range,
     number_of,
-    number_range,
 )
 from storage.layout import KVBlock, KVLayout
 from storage.lmdb_env import Environment, MapLimits
 from storage.lmdb_reader import LmdbReader
-from storage.lmdb_scan import has_any, keys_in
+from storage.lmdb_scan import keys_in
 from storage.store import (
     EncodingId,
     ForeignRecordError,
     KeyMissingError,
+    LetGo,
     MemoryUid,
+    RecordNotFoundError,
     StoredDocument,
 )
 
 __all__ = ["LmdbOptions", "LmdbReader", "LmdbStore"]
 
-#: Keys held at a time while a range is deleted; it stays one transaction.
-_DELETE_KEYS = 10_000
-_BLOCK_KINDS = (Kind.ROUTING, Kind.CONTENT)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -87,9 +86,12 @@ class LmdbStore(LmdbReader):
         check_memory(memory)
         if not documents:
             return 0
+        numbers = [document.number for document in documents]
+        if any(owner != memory for owner in self._owners(memory, numbers)):
+            raise ValueError("a document that was inherited is never written again")
         return self._put(
             memory,
-            [document.number for document in documents],
+            numbers,
             lambda tree: [document_record(memory, one, tree) for one in documents],
         )
 
@@ -139,10 +141,10 @@ class LmdbStore(LmdbReader):
         self,
         memory: MemoryUid,
         tree: KeyTree,
-        work: Callable[[lmdb.Transaction], None],
+        work: Callable[[lmdb.Transaction], _T],
         *,
         frees: bool = False,
-    ) -> None:
+    ) -> _T:
         """Runs a write after which the memory's documents have the keys of `tree`, and no others.
 
         The new tree is written under a new secret with the rest of the write; then the
@@ -154,18 +156,20 @@ class LmdbStore(LmdbReader):
         secret = secrets.token_bytes(SECRET_BYTES)
         key, value = keys_record(memory, old + 1, secret, tree)
 
-        def change(transaction: lmdb.Transaction) -> None:
-            work(transaction)
+        def change(transaction: lmdb.Transaction) -> _T:
+            result = work(transaction)
             for stale in list(keys_in(transaction, kind_range(memory, Kind.KEYS))):
                 # What still holds the old secret reads on until it is told of the new one.
                 if number_of(stale) != old:
                     transaction.delete(stale)
             transaction.put(key, value)
+            return result
 
-        self._environment.write(change, len(value), frees=frees)
+        result = self._environment.write(change, len(value), frees=frees)
         reach(Failpoint.KEYS_STORED)
         self._keeper.replace(memory, secret, old + 1)
         reach(Failpoint.KEY_REPLACED)
+        return result
 
     def put_blocks(
         self, memory: MemoryUid, encoding: EncodingId, layout: KVLayout, blocks: Sequence[KVBlock]
@@ -176,91 +180,127 @@ class LmdbStore(LmdbReader):
         if not blocks:
             return 0
         codecs = self._options.codecs
+        numbers = [block.number for block in blocks]
+        owned = list(zip(self._owners(memory, numbers), blocks, strict=True))
 
         def make(tree: KeyTree | None) -> list[Record]:
-            halves = [block_records(memory, encoding, layout, b, codecs, tree) for b in blocks]
+            # A block lies beside its document, whoever makes it.
+            halves = [block_records(o, encoding, layout, b, codecs, tree) for o, b in owned]
             # Routing keys together, so that they lie together in the file.
             return [routing for routing, _ in halves] + [content for _, content in halves]
 
         def claim(transaction: lmdb.Transaction, tree: KeyTree | None) -> None:
             _claim(transaction, encoding_record(memory, encoding, layout, tree), layout, tree)
 
-        return self._put(memory, [block.number for block in blocks], make, claim)
+        return self._put(memory, numbers, make, claim)
 
-    def delete_documents(self, memory: MemoryUid, numbers: Sequence[int]) -> None:
-        """See TenantStore. In an encrypted store the documents' keys are destroyed on return:
-        what LMDB's free pages still hold of them cannot be read.
+    def _owners(self, memory: MemoryUid, numbers: Sequence[int]) -> list[MemoryUid]:
+        """Under whom records of these documents lie. Raises RecordNotFoundError for one that
+        the memory has let go of and another one shows, ValueError.
         """
+        for number in numbers:
+            check_number(number)
+
+        def find(transaction: lmdb.Transaction) -> list[MemoryUid]:
+            for number in numbers:
+                if lineage.is_hidden(transaction, memory, number):
+                    raise RecordNotFoundError(f"memory {memory.hex()} has let go of {number}")
+            parts = lineage.parts_of(transaction, memory)
+            return [next(p.owner for p in parts if number <= p.last) for number in numbers]
+
+        return self._environment.read(find)
+
+    def fork(
+        self, memory: MemoryUid, child: MemoryUid, last: int, without: Sequence[int] = ()
+    ) -> None:
+        """See TenantStore. The child has keys of its own for what it adds, and the keys of what
+        it shares: it needs none of the memory that it comes from. Raises KeyMissingError.
+        """
+        check_memory(child)
+        layouts = {one: self.encoding_layout(memory, one) for one in self.encodings(memory)}
+        old = self._tree(memory) if self._has_any(memory_range(memory)) else None
+        tree = self._writing_tree(child)
+        if tree is not None:
+            fresh = KeyTree.grown_from(secrets.token_bytes(SECRET_BYTES))
+            tree = fresh.within(last + 1, MAX_NUMBER).joined(fresh.within(0, 0))
+            tree = tree if old is None else tree.joined(old.within(1, last).without(without))
+        records = [encoding_record(child, one, layout, tree) for one, layout in layouts.items()]
+
+        def work(transaction: lmdb.Transaction) -> None:
+            lineage.fork(transaction, memory, child, last, without)
+            for key, value in records:
+                transaction.put(key, value)
+
+        if tree is None:
+            self._environment.write(work)
+        else:
+            self._change_keys(child, tree, work)
+
+    def delete_documents(self, memory: MemoryUid, numbers: Sequence[int]) -> LetGo:
+        """See TenantStore. In an encrypted store the memory's keys to the documents are destroyed
+        on return: what LMDB's free pages still hold of them cannot be read with any that is left.
+        """
+        for number in numbers:
+            check_number(number)
         if not numbers:
-            return
+            return LetGo()
         encodings = self.encodings(memory)
-        keys = [document_key(memory, number) for number in numbers]
-        keys += _block_keys(memory, encodings, numbers)
-        work = partial(_delete, memory, keys, encodings)
+
+        def work(transaction: lmdb.Transaction) -> LetGo:
+            gone = lineage.let_go_of(transaction, memory, numbers)
+            _forget_empty(transaction, memory, encodings)
+            return gone
+
         try:
             tree = self._tree(memory)
         except KeyMissingError:
             tree = None  # Destroyed with its memory, whose records go one way or another.
         if tree is None or not any(map(tree.holds, numbers)):
-            self._environment.write(work, frees=True)
-        else:
-            self._change_keys(memory, tree.without(numbers), work, frees=True)
+            return self._environment.write(work, frees=True)
+        return self._change_keys(memory, tree.without(numbers), work, frees=True)
 
     def delete_blocks(
         self, memory: MemoryUid, encoding: EncodingId, numbers: Sequence[int]
     ) -> None:
         """See TenantStore."""
-        keys = _block_keys(memory, [encoding], numbers)
-        if keys:
-            self._environment.write(partial(_delete, memory, keys, [encoding]), frees=True)
+        check_memory(memory)
+        check_encoding(encoding)
+        for number in numbers:
+            check_number(number)
+
+        def work(transaction: lmdb.Transaction) -> None:
+            for part in lineage.parts_of(transaction, memory):
+                mine = [number for number in numbers if part.first <= number <= part.last]
+                lineage.delete_blocks(transaction, part.owner, encoding, mine)
+            _forget_empty(transaction, memory, [encoding])
+
+        if numbers:
+            self._environment.write(work, frees=True)
 
     def delete_encoding(self, memory: MemoryUid, encoding: EncodingId) -> None:
         """See TenantStore."""
-        own = encoding_key(memory, encoding)
-        spans = [number_range(memory, kind, encoding, 0, None) for kind in _BLOCK_KINDS]
-        self._delete_ranges([KeyRange(own, own), *spans])
+        check_memory(memory)
+        check_encoding(encoding)
+        work = partial(lineage.drop_encoding, memory=memory, encoding=encoding)
+        self._environment.write(work, frees=True)
 
-    def delete_memory(self, memory: MemoryUid) -> None:
+    def delete_memory(self, memory: MemoryUid) -> LetGo:
         """See TenantStore. In an encrypted store the memory's key is destroyed first."""
+        check_memory(memory)
         if self._keeper is not None:
             self._keeper.destroy(memory)
             reach(Failpoint.KEY_DESTROYED)
-        self._delete_ranges([memory_range(memory)])
-
-    def _delete_ranges(self, spans: Sequence[KeyRange]) -> None:
-        def delete(transaction: lmdb.Transaction) -> None:
-            for span in spans:
-                while keys := list(islice(keys_in(transaction, span), _DELETE_KEYS)):
-                    for key in keys:
-                        transaction.delete(key)
-
-        self._environment.write(delete, frees=True)
+        return self._environment.write(partial(lineage.drop_memory, memory=memory), frees=True)
 
 
-def _delete(
-    memory: MemoryUid,
-    keys: Sequence[bytes],
-    encodings: Sequence[EncodingId],
-    transaction: lmdb.Transaction,
+def _forget_empty(
+    transaction: lmdb.Transaction, memory: MemoryUid, encodings: Sequence[EncodingId]
 ) -> None:
-    """Deletes records, and those of encodings that then have no block."""
-    for key in keys:
-        transaction.delete(key)
+    """Deletes the records of encodings that have no block."""
     for encoding in encodings:
-        spans = (number_range(memory, kind, encoding, 0, None) for kind in _BLOCK_KINDS)
-        if not any(has_any(transaction, span) for span in spans):
+        views = (lineage.view(transaction, memory, k, encoding) for k in lineage.BLOCK_KINDS)
+        if not any(next(view.keys(transaction), None) for view in views):
             transaction.delete(encoding_key(memory, encoding))
-
-
-def _block_keys(
-    memory: MemoryUid, encodings: Sequence[EncodingId], numbers: Sequence[int]
-) -> list[bytes]:
-    return [
-        block_key(memory, kind, encoding, number)
-        for encoding in encodings
-        for kind in _BLOCK_KINDS
-        for number in numbers
-    ]
 
 
 def _claim(

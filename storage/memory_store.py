@@ -21,6 +21,7 @@ from storage.store import (
     EncodingId,
     Finding,
     ForeignRecordError,
+    LetGo,
     MemoryUid,
     PackedRouting,
     Problem,
@@ -41,6 +42,8 @@ class _Encoding:
 class _Memory:
     documents: dict[int, StoredDocument] = field(default_factory=dict)
     encodings: dict[EncodingId, _Encoding] = field(default_factory=dict)
+    #: Of inherited documents, the memory that wrote them.
+    owners: dict[int, MemoryUid] = field(default_factory=dict)
 
 
 class MemoryStore:
@@ -173,28 +176,96 @@ class MemoryStore:
             self._blocks(memory, encoding)  # Its names are still looked at.
             return 0
         self._readable(memory, encoding, layout)
-        known = self._memory(memory).encodings.setdefault(encoding, _Encoding(layout)).blocks
-        known.update((block.number, _own(block)) for block in blocks)
+        known = self._memory(memory)
+        if encoding not in known.encodings:
+            known.encodings[encoding] = _Encoding(layout)
+            for number in known.documents:
+                for shared in self._blocks_of(memory, encoding, number):
+                    if number in shared:
+                        known.encodings[encoding].blocks[number] = shared[number]
+        for block in blocks:
+            for held in self._blocks_of(memory, encoding, block.number):
+                held[block.number] = _own(block)
         return sum(layout.block_bytes(block.tokens) for block in blocks)
 
-    def delete_documents(self, memory: MemoryUid, numbers: Sequence[int]) -> None:
+    def fork(
+        self, memory: MemoryUid, child: MemoryUid, last: int, without: Sequence[int] = ()
+    ) -> None:
         """See TenantStore."""
-        known = self._memory(memory)
+        old, new = self._memory(memory), self._memory(child)
+        hidden = frozenset(without)
+
+        def shown(numbers: Iterable[int]) -> list[int]:
+            return [n for n in numbers if n <= last and n not in hidden]
+
+        new.documents = {n: old.documents[n] for n in shown(old.documents)}
+        new.owners = {n: old.owners.get(n, memory) for n in new.documents}
+        for encoding, held in old.encodings.items():
+            blocks = {n: held.blocks[n] for n in shown(held.blocks)}
+            new.encodings[encoding] = _Encoding(held.layout, blocks)
+
+    def sharing(self, memory: MemoryUid, numbers: Sequence[int]) -> list[MemoryUid]:
+        """See TenantStore."""
+        shown = [n for n in numbers if n in self._memory(memory).documents]
+        others = {uid for number in shown for uid in self._sharers(memory, number)}
+        return sorted({memory, *others} if shown else others)
+
+    def _sharers(self, memory: MemoryUid, number: int) -> list[MemoryUid]:
+        """The memories that show a document of this one, but for itself."""
+        owner = self._memory(memory).owners.get(number, memory)
+        return [
+            uid
+            for uid, one in self._memories.items()
+            if uid != memory and number in one.documents and one.owners.get(number, uid) == owner
+        ]
+
+    def _blocks_of(
+        self, memory: MemoryUid, encoding: EncodingId, number: int
+    ) -> list[dict[int, KVBlock]]:
+        """Where the block of a document is held: by all that share it, under that encoding."""
+        shown = number in self._memory(memory).documents
+        everyone = [memory, *(self._sharers(memory, number) if shown else ())]
+        held = (self._memories[uid].encodings.get(encoding) for uid in everyone)
+        return [one.blocks for one in held if one is not None]
+
+    def delete_documents(self, memory: MemoryUid, numbers: Sequence[int]) -> LetGo:
+        """See TenantStore."""
         for number in numbers:
             check_number(number)
+        if not numbers:
+            return LetGo()
+        gone = self._let_go_of(memory, set(numbers))
+        known = self._memory(memory)
+        for number in numbers:
             known.documents.pop(number, None)
-        for encoding in list(known.encodings):
-            self.delete_blocks(memory, encoding, numbers)
+            for held in known.encodings.values():
+                held.blocks.pop(number, None)
+        for encoding in [e for e, held in known.encodings.items() if not held.blocks]:
+            del known.encodings[encoding]
+        return gone
+
+    def _let_go_of(self, memory: MemoryUid, numbers: Iterable[int]) -> LetGo:
+        known = self._memory(memory)
+        there = [n for n in numbers if n in known.documents]
+        shared = sorted(n for n in there if self._sharers(memory, n))
+        blocks = [
+            n
+            for encoding, held in known.encodings.items()
+            for n in set(numbers).intersection(held.blocks)
+            if len(self._blocks_of(memory, encoding, n)) == 1
+        ]
+        return LetGo(len(there) - len(shared), len(blocks), tuple(shared))
 
     def delete_blocks(
         self, memory: MemoryUid, encoding: EncodingId, numbers: Sequence[int]
     ) -> None:
         """See TenantStore."""
-        blocks = self._blocks(memory, encoding)
+        check_encoding(encoding)
         for number in numbers:
             check_number(number)
-            blocks.pop(number, None)
-        if not blocks:
+            for held in self._blocks_of(memory, encoding, number):
+                held.pop(number, None)
+        if not self._blocks(memory, encoding):
             self._memory(memory).encodings.pop(encoding, None)
 
     def delete_encoding(self, memory: MemoryUid, encoding: EncodingId) -> None:
@@ -202,10 +273,13 @@ class MemoryStore:
         check_encoding(encoding)
         self._memory(memory).encodings.pop(encoding, None)
 
-    def delete_memory(self, memory: MemoryUid) -> None:
+    def delete_memory(self, memory: MemoryUid) -> LetGo:
         """See TenantStore."""
-        self._memory(memory)
+        known = self._memory(memory)
+        held = (one.blocks for one in known.encodings.values())
+        gone = self._let_go_of(memory, known.documents.keys() | set().union(*held))
         del self._memories[memory]
+        return gone
 
     def memories(self) -> list[MemoryUid]:
         """See TenantStore."""

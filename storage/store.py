@@ -77,6 +77,17 @@ class StoredDocument:
     source: Source
 
 
+@dataclass(frozen=True)
+class LetGo:
+    """What a deletion took away. texts, blocks: records that went. shared: numbers of the
+    documents whose records stay, because another memory shows them, ascending.
+    """
+
+    texts: int = 0
+    blocks: int = 0
+    shared: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class RoutingPart:
     """Routing keys of one document, [L, C, E], copied out of the store."""
@@ -120,6 +131,7 @@ class Problem(StrEnum):
     NO_DOCUMENT = "no-document"  # A block whose document is not there.
     NO_LAYOUT = "no-layout"  # A block whose encoding's record is not there.
     NO_KEY = "no-key"  # It is encrypted, and the key to it is gone.
+    HALF_LINEAGE = "half-lineage"  # Inherited, and not lent, or the other way round.
     STRAY_KEY = "stray-key"  # A key that this format does not make.
 
 
@@ -217,19 +229,41 @@ class TenantStore(BlockReader, Protocol):
         encoding's blocks have another layout, StorageFullError.
         """
 
-    def delete_documents(self, memory: MemoryUid, numbers: Sequence[int]) -> None:
-        """Removes texts and the blocks of every encoding. Unknown numbers are no error."""
+    def fork(
+        self, memory: MemoryUid, child: MemoryUid, last: int, without: Sequence[int] = ()
+    ) -> None:
+        """Has the new memory `child` show what `memory` shows up to the number `last`, without
+        copying it. From then on what is written to or deleted from one does not show in the
+        other; blocks that either makes of a shared document serve both.
+
+        without: documents that the child is not to show. `last` is at or above every number
+        that was given out as of what is forked.
+        """
+
+    def sharing(self, memory: MemoryUid, numbers: Sequence[int]) -> list[MemoryUid]:
+        """The memories that show one of these documents, itself included unless it was deleted."""
+
+    def delete_documents(self, memory: MemoryUid, numbers: Sequence[int]) -> LetGo:
+        """Removes texts and the blocks of every encoding, of those that another memory shares
+        from this memory alone. Unknown numbers are no error.
+        """
 
     def delete_blocks(
         self, memory: MemoryUid, encoding: EncodingId, numbers: Sequence[int]
     ) -> None:
-        """Removes blocks alone, so that they are made again. Unknown numbers are no error."""
+        """Removes blocks alone, so that they are made again, for whoever shares the documents.
+        Unknown numbers are no error.
+        """
 
     def delete_encoding(self, memory: MemoryUid, encoding: EncodingId) -> None:
-        """Removes every block of one encoding."""
+        """Removes every block of one encoding, but for those that another memory with that
+        encoding shares.
+        """
 
-    def delete_memory(self, memory: MemoryUid) -> None:
-        """Removes everything under a memory. An unknown one is no error."""
+    def delete_memory(self, memory: MemoryUid) -> LetGo:
+        """Removes everything under a memory, but for what another one shares. An unknown one
+        is no error.
+        """
 
     def memories(self) -> list[MemoryUid]:
         """Every memory that has a record."""

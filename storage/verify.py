@@ -1,13 +1,13 @@
 """Verifies a store's records one after another, in key order, in bounded memory.
 
-Within a memory the order is documents, encodings, routing keys, contents, keys
+Within a memory the order is documents, encodings, routing keys, contents, keys, lineage
 (storage/keys.py), so each is known when what depends on it comes by. Kept at a
 time: one memory's document numbers and the token counts of its blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from storage.block_records import (
@@ -18,7 +18,7 @@ from storage.block_records import (
     read_routing,
 )
 from storage.crypto.key_tree import KeyTree
-from storage.keys import Kind, RecordKey, block_key, parse_key
+from storage.keys import LINEAGE_KINDS, Kind, RecordKey, block_key, other_side, parse_key
 from storage.layout import KVLayout
 from storage.layout_json import fingerprint
 from storage.records import unseal
@@ -36,6 +36,9 @@ from storage.store import (
 #: KeyMissingError, CorruptRecordError.
 FindKeys = Callable[[MemoryUid], tuple[int, KeyTree | None]]
 
+#: Layouts of encodings that a memory lacks, of which others made blocks under it.
+FindLayouts = Callable[[MemoryUid], Mapping[EncodingId, KVLayout]]
+
 
 @dataclass
 class _Memory:
@@ -52,7 +55,9 @@ class _Memory:
 
 
 def find_problems(
-    records: Iterable[Record], find_keys: FindKeys = lambda _: (0, None)
+    records: Iterable[Record],
+    find_keys: FindKeys = lambda _: (0, None),
+    find_layouts: FindLayouts = lambda _: {},
 ) -> Iterator[Finding]:
     """Findings about records given in key order; none when all are sound.
 
@@ -60,6 +65,7 @@ def find_problems(
     as far as that goes: their bytes are as they were written.
     """
     memory: _Memory | None = None
+    halves: set[bytes] = set()
     for key, value in records:
         try:
             parsed = parse_key(key)
@@ -69,11 +75,18 @@ def find_problems(
         if memory is None or memory.uid != parsed.memory:
             if memory is not None:
                 yield from _without_content(memory)
-            memory = _Memory(parsed.memory)
+            memory = _Memory(parsed.memory, layouts=dict(find_layouts(parsed.memory)))
             yield from _take_keys(memory, find_keys)
         yield from _check_record(memory, key, value, parsed)
+        other = other_side(parsed)
+        if other in halves:
+            halves.remove(other)
+        elif other is not None:
+            halves.add(key)
     if memory is not None:
         yield from _without_content(memory)
+    for half in sorted(halves):
+        yield Finding(half.hex(), Problem.HALF_LINEAGE, "the other memory does not say so")
 
 
 def _take_keys(memory: _Memory, find_keys: FindKeys) -> Iterator[Finding]:
@@ -92,6 +105,9 @@ def _check_record(
 ) -> Iterator[Finding]:
     expected: int | None = None
     half = (parsed.encoding, parsed.number)
+    if parsed.kind in LINEAGE_KINDS:
+        yield from _whole(key, value, parsed.kind, encrypted=False)
+        return
     if parsed.kind is Kind.DOCUMENT:
         # A damaged text still has its number, so that its blocks are not blamed too.
         memory.documents.add(parsed.number)

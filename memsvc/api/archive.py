@@ -10,7 +10,7 @@ from pathlib import Path
 
 from memsvc import errors, names, validation
 from memsvc.api.fingerprint import StreamFingerprint
-from memsvc.api.memories import find_active_memory
+from memsvc.api.memories import check_memory_quota, find_active_memory
 from memsvc.application import Application
 from memsvc.convert import memory_to_wire
 from memsvc.errors import ApiError
@@ -109,7 +109,7 @@ class ArchiveHandler:
         self, archive: Archive, header: pb.ImportMemoryRequest.Header, call: Request
     ) -> pb.ImportMemoryResponse:
         new = row_from_manifest(archive.manifest, _empty_row(call.tenant_uid, header))
-        await self._check_quota(call.tenant_uid)
+        await check_memory_quota(self._app, call.tenant_uid)
         self._app.encoding.check_backpressure(call.tenant_uid, 0)
 
         def reply(imported: Imported) -> pb.ImportMemoryResponse:
@@ -142,11 +142,6 @@ class ArchiveHandler:
         except KeyMissingError as error:
             raise errors.memory_not_found(call.field) from error
         return response
-
-    async def _check_quota(self, tenant_uid: str) -> None:
-        quotas = await self._app.limiter.quotas(tenant_uid)
-        if quotas.max_memories_per_tenant:
-            quotas.check_memories((await self._app.catalog.usage(tenant_uid)).memories)
 
 
 async def _pieces(path: Path, key: StagingKey) -> AsyncIterator[bytes]:

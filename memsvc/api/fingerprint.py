@@ -8,7 +8,12 @@ from typing import TypeVar
 from memsvc.v1 import memory_service_pb2 as pb
 
 Fingerprinted = TypeVar(
-    "Fingerprinted", pb.CreateMemoryRequest, pb.AppendTurnsRequest, pb.DeleteDocumentsRequest
+    "Fingerprinted",
+    pb.CreateMemoryRequest,
+    pb.AppendTurnsRequest,
+    pb.DeleteDocumentsRequest,
+    pb.ForkMemoryRequest,
+    pb.RestoreMemoryRequest,
 )
 
 

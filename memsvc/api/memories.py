@@ -64,7 +64,7 @@ class MemoriesHandler:
         reply = memory_to_wire(kept, _empty_encodings(row, model)).SerializeToString()
 
         async def attempt() -> bytes:
-            await self._check_quota(tenant)
+            await check_memory_quota(self._app, tenant)
             await self._insert(kept, call.record(reply))
             return reply
 
@@ -226,11 +226,6 @@ class MemoriesHandler:
             retention_s=validation.check_retention("memory.retention", wanted.retention) or None,
         )
 
-    async def _check_quota(self, tenant_uid: str) -> None:
-        quotas = await self._app.limiter.quotas(tenant_uid)
-        if quotas.max_memories_per_tenant:
-            quotas.check_memories((await self._catalog.usage(tenant_uid)).memories)
-
 
 @dataclass(frozen=True)
 class _Changes:
@@ -276,6 +271,13 @@ def _empty_encodings(row: MemoryRow, model: ModelRow | None) -> list[EncodingRow
             failure="",
         )
     ]
+
+
+async def check_memory_quota(application: Application, tenant_uid: str) -> None:
+    """Raises QUOTA_EXCEEDED when the tenant may have no further memory."""
+    quotas = await application.limiter.quotas(tenant_uid)
+    if quotas.max_memories_per_tenant:
+        quotas.check_memories((await application.catalog.usage(tenant_uid)).memories)
 
 
 async def shown(application: Application, row: MemoryRow) -> resources_pb2.Memory:

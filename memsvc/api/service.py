@@ -13,6 +13,7 @@ from memsvc.api.admin import AdminHandler
 from memsvc.api.archive import ArchiveHandler
 from memsvc.api.audit import AuditHandler
 from memsvc.api.documents import DocumentsHandler
+from memsvc.api.forks import ForksHandler
 from memsvc.api.keys import KeysHandler
 from memsvc.api.memories import MemoriesHandler
 from memsvc.api.models import ModelsHandler
@@ -58,6 +59,7 @@ class MemoryService(memory_service_pb2_grpc.MemoryServiceServicer):
         self._query = QueryHandler(application)
         self._watch = WatchHandler(application)
         self._archive = ArchiveHandler(application)
+        self._forks = ForksHandler(application)
         self._models = ModelsHandler(application)
 
     async def CreateMemory(
@@ -152,6 +154,19 @@ class MemoryService(memory_service_pb2_grpc.MemoryServiceServicer):
     ) -> pb.ImportMemoryResponse:
         """An archive, coming in."""
         return await self._archive.import_memory(request_iterator)
+
+    async def ForkMemory(
+        self, request: pb.ForkMemoryRequest, context: Context
+    ) -> pb.ForkMemoryResponse:
+        """A memory that shares what another one holds."""
+        return await self._forks.fork_memory(request)
+
+    async def RestoreMemory(
+        self, request: pb.RestoreMemoryRequest, context: Context
+    ) -> pb.RestoreMemoryResponse:
+        """A memory as it was, by a new revision."""
+        with receipts_in(context):
+            return await self._forks.restore_memory(request)
 
     async def AttachModel(
         self, request: pb.AttachModelRequest, context: Context

@@ -66,6 +66,8 @@ def _rows(memory: Memory) -> list[tuple[str, str]]:
             memory.default_model + (f" (then {memory.next_model})" * bool(memory.next_model)),
         ),
     ]
+    if memory.forked_from_uid:
+        rows.append(("forked", f"from {memory.forked_from_uid} at {memory.forked_revision}"))
     return rows + [("encoding", encoding_line(encoding)) for encoding in memory.encodings]
 
 
@@ -111,6 +113,37 @@ def revisions(
         ),
         empty="Nothing was ever written.",
     )
+
+
+@command(memory_group, "fork")
+def fork(
+    session: Session,
+    *,
+    memory: MemoryArgument,
+    to: Annotated[str, typer.Argument(metavar="[NEW]", help="Id; else one is made.")] = "",
+    display_name: Annotated[str, typer.Option(help="Name for people; else the same.")] = "",
+    as_of: AsOfOption = "",
+) -> None:
+    """Makes a new memory that shares what this one holds, or held."""
+    with session.client() as client:
+        made = client.memory(memory).fork(to, display_name=display_name, as_of=as_of_of(as_of))
+    text = f"Forked {made.memory.name} with {made.memory.document_count} documents"
+    missing = f"; {made.documents_missing} of then were deleted since"
+    session.output.result(made, text + missing * bool(made.documents_missing) + ".")
+
+
+@command(memory_group, "restore")
+def restore(
+    session: Session,
+    memory: MemoryArgument,
+    revision: Annotated[int, typer.Option(min=1, help="Go back to this one.")],
+) -> None:
+    """Deletes what was added after a revision. There is no way back: fork first to keep it."""
+    with session.client() as client:
+        made = client.memory(memory).restore(revision)
+    text = f"Deleted {made.documents_removed} documents in revision {made.revision}"
+    missing = f"; {made.documents_missing} of then were deleted before and stay so"
+    session.output.result(made, text + missing * bool(made.documents_missing) + ".")
 
 
 @command(memory_group, "create")

@@ -157,6 +157,8 @@ def memory(message: wire.Memory) -> types.Memory:
         etag=message.etag,
         default_model=message.default_model,
         next_model=message.next_model,
+        forked_from_uid=message.forked_from_uid,
+        forked_revision=message.forked_revision,
     )
 
 
@@ -180,7 +182,12 @@ def revision(message: service.Revision) -> types.Revision:
 
 
 def as_of(
-    request: service.QueryRequest | service.RetrieveRequest | service.ListDocumentsRequest,
+    request: (
+        service.QueryRequest
+        | service.RetrieveRequest
+        | service.ListDocumentsRequest
+        | service.ForkMemoryRequest
+    ),
     moment: int | datetime | None,
 ) -> None:
     """Asks for the past: a revision, or a time; None for now."""

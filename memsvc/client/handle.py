@@ -19,10 +19,12 @@ from memsvc.client.types import (
     ArchivePart,
     Citation,
     Done,
+    Forked,
     Generation,
     Page,
     Progress,
     QueryEvent,
+    Restored,
     Retrieved,
     Revision,
     Routing,
@@ -216,6 +218,38 @@ class AsyncMemoryHandle:
         call = self._stub.ListRevisions
         reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
         return Page(tuple(convert.revision(r) for r in reply.revisions), reply.next_page_token)
+
+    async def fork(
+        self,
+        memory_id: str = "",
+        *,
+        display_name: str = "",
+        as_of: int | datetime | None = None,
+        request_id: str = "",
+        timeout_s: float | None = CALL_S,
+    ) -> Forked:
+        """Makes a new memory that shares what this one holds, or held as of a revision or time."""
+        request = service.ForkMemoryRequest(
+            name=self._name,
+            memory_id=memory_id,
+            display_name=display_name,
+            request_id=request_id or new_request_id(),
+        )
+        convert.as_of(request, as_of)
+        call = self._stub.ForkMemory
+        reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
+        return Forked(convert.memory(reply.memory), reply.documents_missing)
+
+    async def restore(
+        self, revision: int, *, request_id: str = "", timeout_s: float | None = CALL_S
+    ) -> Restored:
+        """Deletes what was added after that revision, by a new one. Fork first to keep it."""
+        request = service.RestoreMemoryRequest(
+            name=self._name, revision=revision, request_id=request_id or new_request_id()
+        )
+        call = self._stub.RestoreMemory
+        reply = await self._transport.unary(call, request, timeout_s=timeout_s, repeatable=True)
+        return Restored(reply.revision, reply.documents_removed, reply.documents_missing)
 
     async def watch(self, *, timeout_s: float | None = None) -> AsyncGenerator[Progress, None]:
         """The memory's progress at once and at each change, until it is deleted.

@@ -27,6 +27,7 @@ from memsvc.client.types import (
     Answer,
     ArchivePart,
     Document,
+    Forked,
     Generation,
     Imported,
     Memory,
@@ -34,6 +35,7 @@ from memsvc.client.types import (
     Page,
     Progress,
     QueryEvent,
+    Restored,
     Retrieved,
     Revision,
     TextSource,
@@ -115,6 +117,18 @@ class MemoryHandle:
     def revisions(
         self, *, page_size: int = ..., page_token: str = ..., timeout_s: float | None = ...
     ) -> Page[Revision]: ...
+    def fork(
+        self,
+        memory_id: str = ...,
+        *,
+        display_name: str = ...,
+        as_of: int | datetime | None = ...,
+        request_id: str = ...,
+        timeout_s: float | None = ...,
+    ) -> Forked: ...
+    def restore(
+        self, revision: int, *, request_id: str = ..., timeout_s: float | None = ...
+    ) -> Restored: ...
     def watch(self, *, timeout_s: float | None = ...) -> Generator[Progress]: ...
     def export(
         self, *, without_blocks: bool = ..., timeout_s: float | None = ...

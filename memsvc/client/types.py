@@ -134,6 +134,8 @@ class Memory:
     """A memory as it was when the call returned.
 
     default_model: answers when a call names none. next_model: takes over when it is complete.
+    forked_from_uid: of the memory that it was forked from, empty for none; forked_revision: of
+    that one, with which this one's own past begins.
     """
 
     name: str
@@ -151,6 +153,8 @@ class Memory:
     etag: str
     default_model: str = ""
     next_model: str = ""
+    forked_from_uid: str = ""
+    forked_revision: int = 0
 
     @property
     def id(self) -> str:
@@ -330,6 +334,25 @@ class Imported:
     memory: Memory
     reused_blocks: int
     documents_to_encode: int
+
+
+@dataclass(frozen=True)
+class Forked:
+    """What a fork made. documents_missing: held as of then, deleted since, and not in it."""
+
+    memory: Memory
+    documents_missing: int
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a restore made: its revision, how many documents it deleted, and how many of those
+    of then had been deleted before and do not come back.
+    """
+
+    revision: int
+    documents_removed: int
+    documents_missing: int
 
 
 @dataclass(frozen=True)

@@ -150,14 +150,22 @@ class EncodingQueue:
             store.delete_blocks(target.memory, target.encoding, damaged)
 
         log.error("rebuilding %d damaged blocks of memory %s", len(damaged), memory.uid)
-        # The watermark first: a crash in between costs a look at sound blocks, no more.
+        sharing = await self._stores.read(
+            memory.tenant_uid, lambda store: store.sharing(target.memory, damaged)
+        )
+        # The watermarks first: a crash in between costs a look at sound blocks, no more.
         await self._catalog.rewind_encoding(memory.uid, model.model_id, damaged[0])
         reach(Failpoint.REBUILD_REWOUND)
+        others = [one.hex() for one in sharing if one != target.memory]
+        for other in others:
+            with suppress(NotFoundError):  # It is not attached to the model, or was deleted.
+                await self._catalog.rewind_encoding(other, model.model_id, damaged[0])
         await self._stores.run(memory.tenant_uid, delete)
         reach(Failpoint.REBUILD_DELETED)
-        # What a worker holds was read beside the damage.
-        await self._workers.evict(memory.tenant_uid, memory.uid)
-        self._progress.publish(memory.uid)
+        for uid in (memory.uid, *others):
+            # What a worker holds was read beside the damage.
+            await self._workers.evict(memory.tenant_uid, uid)
+            self._progress.publish(uid)
         self.wake()
 
     async def _encoding(self, memory: MemoryRow, model: ModelRow) -> EncodingRow:

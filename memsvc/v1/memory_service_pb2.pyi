@@ -642,6 +642,140 @@ class DeleteDocumentsResponse(_message.Message):
 Global___DeleteDocumentsResponse: _TypeAlias = DeleteDocumentsResponse  # noqa: Y015
 
 @_typing.final
+class ForkMemoryRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MEMORY_ID_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    AT_REVISION_FIELD_NUMBER: _builtins.int
+    AT_TIME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"memories/{memory}": the memory to fork."""
+    memory_id: _builtins.str
+    """Of the new memory, as in CreateMemoryRequest."""
+    display_name: _builtins.str
+    """Of the new memory, at most 256 bytes. Empty: that of the memory forked.
+    Its labels, packing, retention and models are those of the memory forked.
+    """
+    at_revision: _builtins.int
+    """Forks the memory as of this revision. What was deleted since is not there.
+    0: as of now. Not together with at_time.
+    """
+    request_id: _builtins.str
+    """As in CreateMemoryRequest."""
+    @_builtins.property
+    def at_time(self) -> _timestamp_pb2.Timestamp:
+        """Forks the memory as of this time, as in QueryRequest. Unset: as of now."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        memory_id: _builtins.str = ...,
+        display_name: _builtins.str = ...,
+        at_revision: _builtins.int = ...,
+        at_time: _timestamp_pb2.Timestamp | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at_time", b"at_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_revision", b"at_revision", "at_time", b"at_time", "display_name", b"display_name", "memory_id", b"memory_id", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForkMemoryRequest: _TypeAlias = ForkMemoryRequest  # noqa: Y015
+
+@_typing.final
+class ForkMemoryResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_MISSING_FIELD_NUMBER: _builtins.int
+    documents_missing: _builtins.int
+    """Documents that the memory held at that revision and that were deleted
+    since: the fork has none of them.
+    """
+    @_builtins.property
+    def memory(self) -> _resources_pb2.Memory:
+        """The new memory."""
+
+    def __init__(
+        self,
+        *,
+        memory: _resources_pb2.Memory | None = ...,
+        documents_missing: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents_missing", b"documents_missing", "memory", b"memory"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForkMemoryResponse: _TypeAlias = ForkMemoryResponse  # noqa: Y015
+
+@_typing.final
+class RestoreMemoryRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"memories/{memory}"."""
+    revision: _builtins.int
+    """Revision to go back to, from 1 (of a fork: from its forked_revision) to the
+    memory's own.
+    """
+    request_id: _builtins.str
+    """As in CreateMemoryRequest."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_id", b"request_id", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreMemoryRequest: _TypeAlias = RestoreMemoryRequest  # noqa: Y015
+
+@_typing.final
+class RestoreMemoryResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_REMOVED_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_MISSING_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Revision this call made, also when there was nothing to delete."""
+    documents_removed: _builtins.int
+    """Documents added since, now deleted."""
+    documents_missing: _builtins.int
+    """Documents that the memory held at that revision and that were deleted
+    since: they do not come back.
+    """
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        documents_removed: _builtins.int = ...,
+        documents_missing: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents_missing", b"documents_missing", "documents_removed", b"documents_removed", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreMemoryResponse: _TypeAlias = RestoreMemoryResponse  # noqa: Y015
+
+@_typing.final
 class QueryRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -116,6 +116,16 @@ class MemoryServiceStub:
                 request_serializer=memsvc_dot_v1_dot_memory__service__pb2.ImportMemoryRequest.SerializeToString,
                 response_deserializer=memsvc_dot_v1_dot_memory__service__pb2.ImportMemoryResponse.FromString,
                 _registered_method=True)
+        self.ForkMemory = channel.unary_unary(
+                '/memsvc.v1.MemoryService/ForkMemory',
+                request_serializer=memsvc_dot_v1_dot_memory__service__pb2.ForkMemoryRequest.SerializeToString,
+                response_deserializer=memsvc_dot_v1_dot_memory__service__pb2.ForkMemoryResponse.FromString,
+                _registered_method=True)
+        self.RestoreMemory = channel.unary_unary(
+                '/memsvc.v1.MemoryService/RestoreMemory',
+                request_serializer=memsvc_dot_v1_dot_memory__service__pb2.RestoreMemoryRequest.SerializeToString,
+                response_deserializer=memsvc_dot_v1_dot_memory__service__pb2.RestoreMemoryResponse.FromString,
+                _registered_method=True)
         self.AttachModel = channel.unary_unary(
                 '/memsvc.v1.MemoryService/AttachModel',
                 request_serializer=memsvc_dot_v1_dot_memory__service__pb2.AttachModelRequest.SerializeToString,
@@ -255,6 +265,25 @@ class MemoryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ForkMemory(self, request, context):
+        """Makes a new memory that holds what another one holds, or held. Texts and
+        blocks are shared, not copied: it costs the same whatever their size, and
+        the new memory is encoded as far as the other one is. From then on each
+        goes its own way, and is deleted on its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreMemory(self, request, context):
+        """Takes a memory back to an earlier revision, by a new one: deletes, as
+        DeleteDocuments does, what was added since. Fork it first to keep that.
+        What was deleted since does not come back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AttachModel(self, request, context):
         """Has the memory encoded under a further model, in the background. Its other
         models go on serving; progress is in Memory.encodings and WatchMemory.
@@ -361,6 +390,16 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     servicer.ImportMemory,
                     request_deserializer=memsvc_dot_v1_dot_memory__service__pb2.ImportMemoryRequest.FromString,
                     response_serializer=memsvc_dot_v1_dot_memory__service__pb2.ImportMemoryResponse.SerializeToString,
+            ),
+            'ForkMemory': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForkMemory,
+                    request_deserializer=memsvc_dot_v1_dot_memory__service__pb2.ForkMemoryRequest.FromString,
+                    response_serializer=memsvc_dot_v1_dot_memory__service__pb2.ForkMemoryResponse.SerializeToString,
+            ),
+            'RestoreMemory': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreMemory,
+                    request_deserializer=memsvc_dot_v1_dot_memory__service__pb2.RestoreMemoryRequest.FromString,
+                    response_serializer=memsvc_dot_v1_dot_memory__service__pb2.RestoreMemoryResponse.SerializeToString,
             ),
             'AttachModel': grpc.unary_unary_rpc_method_handler(
                     servicer.AttachModel,
@@ -810,6 +849,60 @@ class MemoryService:
             '/memsvc.v1.MemoryService/ImportMemory',
             memsvc_dot_v1_dot_memory__service__pb2.ImportMemoryRequest.SerializeToString,
             memsvc_dot_v1_dot_memory__service__pb2.ImportMemoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForkMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memsvc.v1.MemoryService/ForkMemory',
+            memsvc_dot_v1_dot_memory__service__pb2.ForkMemoryRequest.SerializeToString,
+            memsvc_dot_v1_dot_memory__service__pb2.ForkMemoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memsvc.v1.MemoryService/RestoreMemory',
+            memsvc_dot_v1_dot_memory__service__pb2.RestoreMemoryRequest.SerializeToString,
+            memsvc_dot_v1_dot_memory__service__pb2.RestoreMemoryResponse.FromString,
             options,
             channel_credentials,
             insecure,

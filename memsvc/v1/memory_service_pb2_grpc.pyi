@@ -82,6 +82,17 @@ class MemoryServiceStub:
     """Makes a new memory from an archive. Nothing is visible before the whole
     archive was received and verified.
     """
+    ForkMemory: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.ForkMemoryRequest, _memory_service_pb2.ForkMemoryResponse]
+    """Makes a new memory that holds what another one holds, or held. Texts and
+    blocks are shared, not copied: it costs the same whatever their size, and
+    the new memory is encoded as far as the other one is. From then on each
+    goes its own way, and is deleted on its own.
+    """
+    RestoreMemory: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.RestoreMemoryRequest, _memory_service_pb2.RestoreMemoryResponse]
+    """Takes a memory back to an earlier revision, by a new one: deletes, as
+    DeleteDocuments does, what was added since. Fork it first to keep that.
+    What was deleted since does not come back.
+    """
     AttachModel: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.AttachModelRequest, _resources_pb2.Memory]
     """Has the memory encoded under a further model, in the background. Its other
     models go on serving; progress is in Memory.encodings and WatchMemory.
@@ -140,6 +151,17 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     ImportMemory: _aio.StreamUnaryMultiCallable[_memory_service_pb2.ImportMemoryRequest, _memory_service_pb2.ImportMemoryResponse]  # type: ignore[assignment]
     """Makes a new memory from an archive. Nothing is visible before the whole
     archive was received and verified.
+    """
+    ForkMemory: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ForkMemoryRequest, _memory_service_pb2.ForkMemoryResponse]  # type: ignore[assignment]
+    """Makes a new memory that holds what another one holds, or held. Texts and
+    blocks are shared, not copied: it costs the same whatever their size, and
+    the new memory is encoded as far as the other one is. From then on each
+    goes its own way, and is deleted on its own.
+    """
+    RestoreMemory: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.RestoreMemoryRequest, _memory_service_pb2.RestoreMemoryResponse]  # type: ignore[assignment]
+    """Takes a memory back to an earlier revision, by a new one: deletes, as
+    DeleteDocuments does, what was added since. Fork it first to keep that.
+    What was deleted since does not come back.
     """
     AttachModel: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.AttachModelRequest, _resources_pb2.Memory]  # type: ignore[assignment]
     """Has the memory encoded under a further model, in the background. Its other
@@ -292,6 +314,29 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_memory_service_pb2.ImportMemoryResponse, _abc.Awaitable[_memory_service_pb2.ImportMemoryResponse]]:
         """Makes a new memory from an archive. Nothing is visible before the whole
         archive was received and verified.
+        """
+
+    @_abc_1.abstractmethod
+    def ForkMemory(
+        self,
+        request: _memory_service_pb2.ForkMemoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.ForkMemoryResponse, _abc.Awaitable[_memory_service_pb2.ForkMemoryResponse]]:
+        """Makes a new memory that holds what another one holds, or held. Texts and
+        blocks are shared, not copied: it costs the same whatever their size, and
+        the new memory is encoded as far as the other one is. From then on each
+        goes its own way, and is deleted on its own.
+        """
+
+    @_abc_1.abstractmethod
+    def RestoreMemory(
+        self,
+        request: _memory_service_pb2.RestoreMemoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.RestoreMemoryResponse, _abc.Awaitable[_memory_service_pb2.RestoreMemoryResponse]]:
+        """Takes a memory back to an earlier revision, by a new one: deletes, as
+        DeleteDocuments does, what was added since. Fork it first to keep that.
+        What was deleted since does not come back.
         """
 
     @_abc_1.abstractmethod

@@ -151,6 +151,8 @@ class Memory(_message.Message):
     DEFAULT_MODEL_FIELD_NUMBER: _builtins.int
     NEXT_MODEL_FIELD_NUMBER: _builtins.int
     RETENTION_FIELD_NUMBER: _builtins.int
+    FORKED_FROM_UID_FIELD_NUMBER: _builtins.int
+    FORKED_REVISION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"memories/{memory}". Empty only in a create request."""
     uid: _builtins.str
@@ -177,6 +179,14 @@ class Memory(_message.Message):
     next_model: _builtins.str
     """"models/{model}": who becomes default_model as soon as its encoding is
     complete. Empty: nobody.
+    """
+    forked_from_uid: _builtins.str
+    """uid of the memory that this one was forked from, which may be deleted by
+    now. Empty: it is no fork.
+    """
+    forked_revision: _builtins.int
+    """Revision of that memory that this one began with, and its own first one:
+    before it there is no past to ask for. 0 unless forked_from_uid is set.
     """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -228,10 +238,12 @@ class Memory(_message.Message):
         default_model: _builtins.str = ...,
         next_model: _builtins.str = ...,
         retention: _duration_pb2.Duration | None = ...,
+        forked_from_uid: _builtins.str = ...,
+        forked_revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "packing", b"packing", "retention", b"retention", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "default_model", b"default_model", "display_name", b"display_name", "document_count", b"document_count", "encodings", b"encodings", "etag", b"etag", "labels", b"labels", "name", b"name", "next_model", b"next_model", "packing", b"packing", "retention", b"retention", "revision", b"revision", "state", b"state", "text_bytes", b"text_bytes", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "default_model", b"default_model", "display_name", b"display_name", "document_count", b"document_count", "encodings", b"encodings", "etag", b"etag", "forked_from_uid", b"forked_from_uid", "forked_revision", b"forked_revision", "labels", b"labels", "name", b"name", "next_model", b"next_model", "packing", b"packing", "retention", b"retention", "revision", b"revision", "state", b"state", "text_bytes", b"text_bytes", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

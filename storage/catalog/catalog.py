@@ -15,6 +15,7 @@ from storage.catalog.connections import Database
 from storage.catalog.database import database_url
 from storage.catalog.documents import Documents
 from storage.catalog.encodings import Encodings
+from storage.catalog.forks import Forks
 from storage.catalog.memories import Memories
 from storage.catalog.models import Models
 from storage.catalog.quotas import Quotas
@@ -30,6 +31,7 @@ class Catalog(
     Memories,
     Documents,
     Revisions,
+    Forks,
     Models,
     Attachments,
     Encodings,

@@ -132,7 +132,6 @@ class Documents(CatalogPart):
             },
         )
 
-    @writes
     async def commit_delete_documents(
         self,
         memory_uid: str,
@@ -149,6 +148,27 @@ class Documents(CatalogPart):
         chosen = sorted(set(numbers))
         if not chosen:
             raise ValueError("a deletion needs at least one document")
+        return await self._commit_removal(memory_uid, expected_revision, chosen, request)
+
+    async def commit_restore(
+        self,
+        memory_uid: str,
+        expected_revision: int,
+        numbers: Iterable[int],
+        request: RequestRecord | None,
+    ) -> MemoryRow:
+        """As commit_delete_documents, of what came after a revision; there may be nothing."""
+        chosen = sorted(set(numbers))
+        return await self._commit_removal(memory_uid, expected_revision, chosen, request)
+
+    @writes
+    async def _commit_removal(
+        self,
+        memory_uid: str,
+        expected_revision: int,
+        chosen: Sequence[int],
+        request: RequestRecord | None,
+    ) -> MemoryRow:
         async with self._database.writing() as connection:
             values: dict[str, Any] = {
                 "revision": expected_revision + 1,

@@ -60,7 +60,23 @@ def memory_row(row: Row[Any]) -> MemoryRow:
         retention_s=row.retention_s,
         next_model_id=row.next_model_id,
         own_model=row.own_model,
+        forked_from=row.forked_from or "",
+        forked_revision=row.forked_revision or 0,
     )
+
+
+def memory_values(row: MemoryRow) -> dict[str, Any]:
+    """What of a row is inserted for it, in whole."""
+    values = {**vars(row), "labels": _labels(row.labels), "state": row.state.value}
+    packing = values.pop("packing")
+    return {
+        **values,
+        "packing_mode": packing.mode.value,
+        "window_turns": packing.window_turns,
+        "max_document_bytes": packing.max_document_bytes,
+        "forked_from": row.forked_from or None,
+        "forked_revision": row.forked_revision if row.forked_from else None,
+    }
 
 
 def default_model_query(tenant_uid: str) -> Select[Any]:

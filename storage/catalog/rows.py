@@ -104,7 +104,8 @@ class MemoryRow:
     retention_s: seconds that a document is kept after it was added; None: for ever.
     next_model_id: who takes over as soon as its encoding is complete, empty for
     nobody. own_model: whether these were chosen for this memory, or follow the
-    tenant's and the server's default.
+    tenant's and the server's default. forked_from: uid of the memory that it was forked
+    from, empty for none; forked_revision: as of which revision, where its own past begins.
     """
 
     uid: str
@@ -126,6 +127,8 @@ class MemoryRow:
     retention_s: int | None = None
     next_model_id: str = ""
     own_model: bool = False
+    forked_from: str = ""
+    forked_revision: int = 0
 
 
 @dataclass(frozen=True)

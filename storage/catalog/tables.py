@@ -115,6 +115,9 @@ memories = Table(
     Column("own_model", Boolean, nullable=False, server_default=false()),
     # Seconds that a document is kept after it was added. NULL: for ever.
     Column("retention_s", BigInteger),
+    # Of a fork: uid of the memory it was made from, which may be gone, and as of when.
+    Column("forked_from", _UID),
+    Column("forked_revision", BigInteger),
     _one_of("packing_mode", PackingMode),
     _one_of("state", MemoryState),
     CheckConstraint("document_count >= 0 AND text_bytes >= 0", name="counters"),

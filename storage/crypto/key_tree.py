@@ -77,6 +77,24 @@ class KeyTree:
                 secret = right if index & 1 else left
         return KeyTree(nodes)
 
+    def within(self, first: int, last: int) -> KeyTree:
+        """A tree that has the keys from `first` to `last`, both included, and no others."""
+        kept: dict[Node, bytes | bytearray] = {}
+        left: list[tuple[Node, bytes | bytearray]] = list(self._nodes.items())
+        while left:
+            (height, index), secret = left.pop()
+            low, high = index << height, ((index + 1) << height) - 1
+            if first <= low and high <= last:
+                kept[height, index] = secret
+            elif low <= last and first <= high:
+                for half, child in enumerate(_children(secret)):
+                    left.append(((height - 1, 2 * index + half), child))
+        return KeyTree(kept)
+
+    def joined(self, other: KeyTree) -> KeyTree:
+        """A tree with the keys of both. Where both have a key it must be the same one."""
+        return KeyTree({**self._nodes, **other._nodes})
+
     def with_new(self, numbers: Iterable[int]) -> KeyTree:
         """A tree with a fresh random key for those of these documents whose key was destroyed."""
         fresh = {(0, n): secrets.token_bytes(SECRET_BYTES) for n in numbers if not self.holds(n)}

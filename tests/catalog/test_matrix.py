@@ -53,6 +53,10 @@ DERIVED: dict[str, list[tuple[str, str, Row, Any]]] = {
         ("revisions", "created_us", {"memory_uid": "m1", "revision": 4}, 1023),
         ("revisions", "documents_removed", {"memory_uid": "m3", "revision": 1}, 0),
     ],
+    "0009": [
+        ("memories", "forked_from", {"uid": "m1"}, None),
+        ("memories", "forked_revision", {"uid": "m1"}, None),
+    ],
 }
 
 

@@ -210,6 +210,22 @@ def test_the_past(shell: Shell) -> None:
     assert ahead["reason"] == "REVISION_NOT_REACHED"
 
 
+def test_forking_and_going_back(shell: Shell) -> None:
+    shell.text("memory", "create", "trunk")
+    for place in ("Graz", "Lisbon", "Oslo"):
+        shell.text("memory", "append", "trunk", "--text", f"Anna lived in {place}")
+    shell.one("document", "delete", "trunk", "1")
+    made = shell.one("memory", "fork", "trunk", "branch", "--as-of", "2")
+    assert made["memory"]["document_count"] == 1 and made["documents_missing"] == 1
+    assert "at 2" in shell.text("memory", "show", "branch")
+    assert "1 of then" in shell.text("memory", "fork", "trunk", "--as-of", "2")
+    back = shell.one("memory", "restore", "trunk", "--revision", "2")
+    assert (back["documents_removed"], back["documents_missing"]) == (1, 1)
+    assert "Deleted 0 documents" in shell.text("memory", "restore", "trunk", "--revision", "5")
+    shell.text("memory", "delete", "trunk")
+    assert [d["number"] for d in shell.lines("document", "list", "branch")] == [2]
+
+
 def test_export_import_delete(shell: Shell, anna: str, tmp_path: Path) -> None:
     archive = tmp_path / "anna.archive"
     exported = shell.one("memory", "export", anna, archive)

@@ -48,6 +48,8 @@ async def one_of_everything(served: Asking) -> None:
     await served.append(memory.name, *(f"fact {n}" for n in range(1, 6)))
     await served.ready(memory.name)
     await served.delete_documents(memory.name, 2)
+    fork = await served.fork(memory.name)
+    await served.restore(fork.memory.name, fork.memory.revision)
     copy = await export_and_import(served, memory.name)
     await served.delete(copy)
     row = await served.row(memory.name)

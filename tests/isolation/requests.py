@@ -65,6 +65,8 @@ BASES: Mapping[str, Callable[[Own], list[Message]]] = {
     "WatchMemory": lambda own: [pb.WatchMemoryRequest(name=own.memory)],
     "ExportMemory": lambda own: [pb.ExportMemoryRequest(name=own.memory)],
     "ImportMemory": _import,
+    "ForkMemory": lambda own: [pb.ForkMemoryRequest(name=own.memory, display_name="forked")],
+    "RestoreMemory": lambda own: [pb.RestoreMemoryRequest(name=own.memory, revision=1)],
     "AttachModel": lambda own: [pb.AttachModelRequest(memory=own.memory, model="models/any")],
     "DetachModel": lambda own: [pb.DetachModelRequest(memory=own.memory, model="models/any")],
     "ListModels": lambda _: [pb.ListModelsRequest(page_size=1)],

@@ -38,7 +38,17 @@ _TRIES = 5
 #: it is still writing.
 _CUT_OFF = ("INTERNAL", "Internal error from Core", b"")
 _MADE = re.compile(r"memories/m-[0-9a-f]{16}|apiKeys/[0-9a-f]{16}|own-[0-9]+")
-_RANDOM = {"uid", "etag", "secret", "createTime", "updateTime", "revokeTime", "data", "totalBytes"}
+_RANDOM = {
+    "uid",
+    "forkedFromUid",
+    "etag",
+    "secret",
+    "createTime",
+    "updateTime",
+    "revokeTime",
+    "data",
+    "totalBytes",
+}
 
 
 @dataclass(frozen=True)

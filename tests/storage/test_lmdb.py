@@ -169,7 +169,7 @@ class TestHandles:
     def test_many_records_are_deleted_in_runs(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("storage.lmdb_store._DELETE_KEYS", 7)
+        monkeypatch.setattr("storage.lineage._DELETE_KEYS", 7)
         store = LmdbStore(path)
         store.put_documents(MEMORY, [make_document(n) for n in range(1, 50)])
         store.put_blocks(MEMORY, ENCODING, SHARED, [make_block(SHARED, n) for n in range(1, 50)])

@@ -133,6 +133,8 @@ class _Service(rpc.MemoryServiceServicer):
     AttachModel = _unscripted
     CreateMemory = _unscripted
     DetachModel = _unscripted
+    ForkMemory = _unscripted
+    RestoreMemory = _unscripted
     GetDocument = _unscripted
     ListDocuments = _unscripted
     ListRevisions = _unscripted

@@ -76,6 +76,21 @@ class Served:
         memory: resources.Memory = await self.as_operator(self.memories.CreateMemory, request)
         return memory
 
+    async def fork(self, memory: str, memory_id: str = "", **fields: Any) -> pb.ForkMemoryResponse:
+        """ForkMemory."""
+        request = pb.ForkMemoryRequest(name=memory, memory_id=memory_id, **fields)
+        reply: pb.ForkMemoryResponse = await self.as_operator(self.memories.ForkMemory, request)
+        return reply
+
+    async def restore(
+        self, memory: str, revision: int, request_id: str = ""
+    ) -> pb.RestoreMemoryResponse:
+        """RestoreMemory."""
+        request = pb.RestoreMemoryRequest(name=memory, revision=revision, request_id=request_id)
+        call = self.as_operator(self.memories.RestoreMemory, request)
+        reply: pb.RestoreMemoryResponse = await call
+        return reply
+
     async def append(
         self, memory: str, *texts: str, request_id: str = ""
     ) -> pb.AppendTurnsResponse:
