@@ -7,7 +7,8 @@
     Stores                 LMDB: texts and blocks, one environment per tenant
     Writes                 the write path: locks, order of commits, idempotency
     Deletions              destroy what was deleted, and sign for it
-    Receipts               what was signed
+    Receipts               what this server signs, with its key
+    Staging                archives on their way in and out
     Progress               wakes whoever watches or waits for a memory
     EncodingQueue          turns stored documents into blocks in the background
     Workers                clients of the model workers
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from memsvc.paging import PageTokens
     from memsvc.progress import Progress
     from memsvc.receipts import Receipts
+    from memsvc.staging import Staging
     from memsvc.stores import Stores
     from memsvc.workers import Workers
     from memsvc.writes import Writes
@@ -60,6 +62,7 @@ class Application:
     writes: Writes
     deletions: Deletions
     receipts: Receipts
+    staging: Staging
     progress: Progress
     encoding: EncodingQueue
     workers: Workers

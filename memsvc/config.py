@@ -230,6 +230,12 @@ class Config:
         low=MIB,
     )
     reader_threads: int = _setting(4, "Threads that read LMDB.", low=1, high=64)
+    transfer_keep_s: float = _setting(
+        600.0,
+        "How long a cut export or import that has a request_id waits to go on. 0: not at all.",
+        low=0,
+        high=86_400,
+    )
     request_memory_s: float = _setting(
         86_400.0, "How long a request_id is remembered.", low=60, high=30 * 86_400
     )

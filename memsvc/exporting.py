@@ -22,8 +22,10 @@ from memsvc.writes import memory_uid
 from storage.archive import (
     ArchivedEncoding,
     ArchivedPacking,
+    ArchivedRevision,
     ArchiveSourceError,
     Manifest,
+    Signer,
     export_memory,
     stage_archive,
 )
@@ -31,6 +33,7 @@ from storage.catalog import MemoryRow, MemoryState, NotFoundError
 from storage.store import CorruptRecordError, TenantStore
 
 _TRIES = 3
+_REVISIONS = 1000
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +44,11 @@ class _StoppedError(Exception):
 
 @dataclass(frozen=True)
 class View:
-    """One revision of a memory: its row, its live documents, its encodings."""
+    """One revision of a memory: its row, its live documents, its past, its encodings."""
 
     memory: MemoryRow
     numbers: Sequence[int]
+    revisions: Sequence[ArchivedRevision]
     encodings: tuple[ArchivedEncoding, ...]
 
     def manifest(self) -> Manifest:
@@ -70,20 +74,24 @@ async def stage_export(
     key: StagingKey,
     *,
     with_blocks: bool,
+    signed: bool = False,
 ) -> int:
     """Writes the archive to path, encrypted by key; returns its bytes.
+
+    signed: by this server's key.
 
     A memory that has a damaged block is exported without blocks. Raises MEMORY_NOT_FOUND
     when it is deleted meanwhile, OVERLOADED when documents keep being deleted under it,
     STORAGE_FULL, CorruptRecordError for a damaged text.
     """
     stop = threading.Event()
+    signer = application.receipts if signed else None
     try:
         for _ in range(_TRIES):
             view = await take_view(application, memory, with_blocks=with_blocks)
             try:
                 return await application.stores.read(
-                    memory.tenant_uid, _stage, view, path, key, stop
+                    memory.tenant_uid, _stage, view, path, key, stop, signer
                 )
             except ArchiveSourceError:
                 continue
@@ -110,7 +118,30 @@ async def take_view(application: Application, memory: MemoryRow, *, with_blocks:
         model = await catalog.get_model(encoding.model_id)
         if model.identity == encoding.identity:
             encodings.append(ArchivedEncoding(model.model_id, model.identity, model.layout))
-    return View(await application.fields.opened(row), numbers, tuple(encodings))
+    revisions = await _revisions(application, row)
+    return View(await application.fields.opened(row), numbers, revisions, tuple(encodings))
+
+
+async def _revisions(application: Application, row: MemoryRow) -> list[ArchivedRevision]:
+    """Up to the row's; they never change, so no lock is held."""
+    found: list[ArchivedRevision] = []
+    after = 0
+    while after < row.revision:
+        page = await application.catalog.revisions_after(row.uid, after, row.revision, _REVISIONS)
+        if not page:
+            break
+        after = page[-1].revision
+        found += [
+            ArchivedRevision(
+                one.revision,
+                one.created_us,
+                one.documents_added,
+                one.documents_removed,
+                one.last_number,
+            )
+            for one in page
+        ]
+    return found
 
 
 async def current(application: Application, memory: MemoryRow) -> MemoryRow:
@@ -124,10 +155,22 @@ async def current(application: Application, memory: MemoryRow) -> MemoryRow:
     return row
 
 
-def _stage(
-    store: TenantStore, view: View, path: Path, key: StagingKey, stop: threading.Event
+def _stage(  # noqa: PLR0917 - passed on to a thread as they are
+    store: TenantStore,
+    view: View,
+    path: Path,
+    key: StagingKey,
+    stop: threading.Event,
+    signer: Signer | None,
 ) -> int:
-    pieces = export_memory(store, memory_uid(view.memory), view.manifest(), view.numbers)
+    pieces = export_memory(
+        store,
+        memory_uid(view.memory),
+        view.manifest(),
+        view.numbers,
+        view.revisions,
+        signer=signer,
+    )
     return stage_archive(path, key.encrypted(_until(stop, pieces)))
 
 

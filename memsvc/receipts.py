@@ -83,6 +83,10 @@ class Receipts:
         """64 hex digits."""
         return _hex(self._key)
 
+    def sign(self, data: bytes) -> bytes:
+        """64 bytes. data: must begin so that it cannot be taken for a receipt's statement."""
+        return self._key.sign(data)
+
     def publish(self) -> None:
         """Writes the public key where it can be fetched."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -38,6 +38,7 @@ from memsvc.receipts import SEED_PURPOSE, Receipts
 from memsvc.reconcile import reconcile
 from memsvc.retention import expire
 from memsvc.setup import Initialised, hold, initialise, make_folders
+from memsvc.staging import Staging
 from memsvc.stores import Stores, lmdb_opener
 from memsvc.tls import server_credentials, worker_credentials
 from memsvc.token_auth import TokenAuthenticator
@@ -46,7 +47,7 @@ from memsvc.transport import grpc_options
 from memsvc.v1 import admin_service_pb2, memory_service_pb2
 from memsvc.v1 import admin_service_pb2_grpc as admin_grpc
 from memsvc.v1 import memory_service_pb2_grpc as memory_grpc
-from memsvc.workers import Workers
+from memsvc.workers import Evicted, Workers
 from memsvc.writes import Writes
 from model_adapter.v1 import registry_pb2, registry_pb2_grpc
 from storage.catalog import Catalog, CatalogError, MemoryRow, MemoryState
@@ -200,7 +201,13 @@ async def _build(config: Config, stack: AsyncExitStack) -> Application:
 
     receipts = Receipts(config.folder, server_key.derive(SEED_PURPOSE))
     receipts.publish()
-    deletions = Deletions(catalog, stores, keys, receipts, workers.evict)
+    staging = Staging(config.folder, config.transfer_keep_s)
+
+    async def evict(tenant_uid: str, memory_uid: str) -> Evicted:
+        staging.forget(tenant_uid, memory_uid)
+        return await workers.evict(tenant_uid, memory_uid)
+
+    deletions = Deletions(catalog, stores, keys, receipts, evict)
     return Application(
         config=config,
         data=config.folder,
@@ -211,6 +218,7 @@ async def _build(config: Config, stack: AsyncExitStack) -> Application:
         writes=Writes(catalog, stores, notify, deletions, limiter.quotas),
         deletions=deletions,
         receipts=receipts,
+        staging=staging,
         progress=progress,
         encoding=encoding,
         workers=workers,

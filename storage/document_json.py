@@ -18,6 +18,7 @@ from storage.store import StoredDocument
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_ROLES = frozenset(role.value for role in Role)
 _T = TypeVar("_T")
 
 
@@ -73,6 +74,10 @@ class Fields:
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise DocumentFormatError(f"{self._what}.{name} is no {kind.__name__}")
         return value
+
+    def has(self, name: str) -> bool:
+        """Whether a field that may be left out is there, and was not read yet."""
+        return name in self._fields
 
     def text(self, name: str) -> str:
         """A string, which must be sound Unicode."""
@@ -147,7 +152,7 @@ def _turn_fields(turn: Turn) -> Mapping[str, object]:
 def _parse_turn(value: object) -> Turn:
     fields = Fields(value, "turn")
     role = fields.text("role")
-    if role not in {known.value for known in Role}:
+    if role not in _ROLES:
         raise DocumentFormatError(f"turn.role is {role[:20]!r}")
     turn = Turn(
         role=Role(role),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from pathlib import Path
 
 from memsvc import errors, names, validation
 from memsvc.api.fingerprint import StreamFingerprint
@@ -15,11 +15,12 @@ from memsvc.application import Application
 from memsvc.convert import memory_to_wire
 from memsvc.errors import ApiError
 from memsvc.exporting import current, stage_export
-from memsvc.importing import Imported, import_archive, row_from_manifest
+from memsvc.filling import Imported
+from memsvc.importing import import_archive, row_from_manifest
 from memsvc.packing import policy
 from memsvc.principal import current_principal
 from memsvc.progress import TooManySubscribersError
-from memsvc.staging import Incoming, Staging, StagingKey
+from memsvc.staging import Incoming, Opened, Staged
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1.errors_pb2 import ErrorReason
 from memsvc.writes import Request
@@ -28,6 +29,7 @@ from storage.archive import (
     ArchiveCorruptError,
     ArchiveError,
     ArchiveForbiddenError,
+    ArchiveSignatureError,
     ArchiveTruncatedError,
     ArchiveVersionError,
     open_archive,
@@ -44,6 +46,9 @@ from storage.catalog import (
 from storage.failpoints import Failpoint, reach
 from storage.store import KeyMissingError
 
+_PUBLIC_KEY = re.compile(r"[0-9a-fA-F]{64}")
+#: How a call ends that was cut; to the server a lost client may look like an early end.
+_CUT = (ErrorReason.STREAM_TIMEOUT, ErrorReason.ARCHIVE_TRUNCATED)
 _PIECE_BYTES = 1024 * 1024
 _MAX_DATA_BYTES = 2 * 1024 * 1024
 
@@ -53,29 +58,55 @@ class ArchiveHandler:
 
     def __init__(self, application: Application) -> None:
         self._app = application
-        self._staging = Staging(application.data)
+        self._staging = application.staging
 
     async def export(
         self, request: pb.ExportMemoryRequest
     ) -> AsyncGenerator[pb.ExportMemoryResponse]:
         """The archive of one revision. Ends with MEMORY_NOT_FOUND when it is deleted meanwhile."""
+        name = _kept_name("export", validation.check_request_id(request.request_id))
+        if request.offset < 0 or (request.offset and not name):
+            raise errors.field_invalid("offset", "goes on with the export of a request_id")
         memory = await find_active_memory(self._app, "name", request.name)
+        purpose = f"{memory.uid} {request.without_blocks} {request.signed}"
+        if not request.offset:
+            self._staging.drop(memory.tenant_uid, name)
         try:
             with self._app.progress.subscribe(memory.uid) as news:
-                async with self._staging.path(memory.tenant_uid) as path:
-                    key = StagingKey()
-                    total = await stage_export(
-                        self._app, memory, path, key, with_blocks=not request.without_blocks
-                    )
+                async with self._staging.file(memory.tenant_uid, name) as staged:
+                    await self._staged(request, memory, staged, purpose)
                     await current(self._app, memory)
-                    first = True
-                    async for data in _pieces(path, key):
+                    staged.keep_as = name
+                    total = staged.size
+                    async for data in _pieces(staged, request.offset):
                         if news.take():
                             await current(self._app, memory)
-                        yield pb.ExportMemoryResponse(data=data, total_bytes=total if first else 0)
-                        first = False
+                        yield pb.ExportMemoryResponse(data=data, total_bytes=total)
+                        total = 0
+                    staged.keep_as = ""
         except TooManySubscribersError as error:
             raise errors.overloaded() from error
+
+    async def _staged(
+        self, request: pb.ExportMemoryRequest, memory: MemoryRow, staged: Staged, purpose: str
+    ) -> None:
+        """Makes the archive, or finds that the kept one is what is asked for."""
+        if request.offset:
+            if not staged.fresh and staged.purpose == purpose and request.offset <= staged.size:
+                return
+            # A wrong question takes nothing from whoever asks the right one.
+            staged.keep_as = _kept_name("export", request.request_id)
+            mine = staged.purpose == purpose
+            raise _offset_not_available("offset", staged.size if mine else 0)
+        staged.purpose, staged.memory_uid = purpose, memory.uid
+        staged.size = await stage_export(
+            self._app,
+            memory,
+            staged.path,
+            staged.key,
+            with_blocks=not request.without_blocks,
+            signed=request.signed,
+        )
 
     async def import_memory(
         self, messages: AsyncIterator[pb.ImportMemoryRequest]
@@ -83,27 +114,49 @@ class ArchiveHandler:
         """Receives all, verifies all, then makes the memory."""
         header = await _header(messages)
         tenant_uid = current_principal().tenant_uid
-        async with self._staging.path(tenant_uid) as path:
-            digest = await _receive(messages, path)
-            reach(Failpoint.IMPORT_RECEIVED)
-            fingerprint = StreamFingerprint()
-            for part in (header.memory_id.encode(), header.display_name.encode(), digest):
-                fingerprint.add(part)
-            digest = await self._app.fields.fingerprint(tenant_uid, fingerprint.digest())
-            call = Request(tenant_uid, "ImportMemory", header.request_id, digest, "memory_id")
-            before = await self._app.writes.first_reply(call)
-            if before is not None:
-                return await self._opened(call, before)
+        name = _kept_name("import", header.request_id)
+        if not header.offset:
+            self._staging.drop(tenant_uid, name)
+        async with self._staging.file(tenant_uid, name) as staged:
+            staged.keep_as = name
+            if header.offset != staged.size:
+                raise _offset_not_available("header.offset", staged.size)
             try:
-                archive = await asyncio.to_thread(open_archive, path)
-            except ArchiveError as error:
-                raise _refused(error) from error
-            try:
-                return await self._import(archive, header, call)
-            except ArchiveError as error:
-                raise _refused(error) from error
-            finally:
-                archive.close()
+                await _receive(messages, staged)
+                reach(Failpoint.IMPORT_RECEIVED)
+                reply = await self._received(staged, header, tenant_uid)
+            except ApiError as error:
+                if error.reason not in _CUT:
+                    staged.keep_as = ""
+                raise
+            staged.keep_as = ""
+            return reply
+
+    async def _received(
+        self, staged: Staged, header: pb.ImportMemoryRequest.Header, tenant_uid: str
+    ) -> pb.ImportMemoryResponse:
+        """Makes the memory of what was received, or answers as before."""
+        fingerprint = StreamFingerprint()
+        whole = staged.hash.digest()
+        for part in (header.memory_id.encode(), header.display_name.encode(), whole):
+            fingerprint.add(part)
+        digest = await self._app.fields.fingerprint(tenant_uid, fingerprint.digest())
+        call = Request(tenant_uid, "ImportMemory", header.request_id, digest, "memory_id")
+        before = await self._app.writes.first_reply(call)
+        if before is not None:
+            return await self._opened(call, before)
+        try:
+            archive = await asyncio.to_thread(lambda: open_archive(Opened(staged)))
+        except ArchiveError as error:
+            raise _refused(error) from error
+        try:
+            if header.signed_by:
+                archive.check_signer(header.signed_by)
+            return await self._import(archive, header, call)
+        except ArchiveError as error:
+            raise _refused(error) from error
+        finally:
+            archive.close()
 
     async def _import(
         self, archive: Archive, header: pb.ImportMemoryRequest.Header, call: Request
@@ -144,13 +197,24 @@ class ArchiveHandler:
         return response
 
 
-async def _pieces(path: Path, key: StagingKey) -> AsyncIterator[bytes]:
-    """A staged file piece by piece; its name is gone from the first one on."""
-    opened = key.opener()
-    with await asyncio.to_thread(path.open, "rb") as file:
-        await asyncio.to_thread(path.unlink)
+def _kept_name(direction: str, request_id: str) -> str:
+    """Under which a cut call's file is kept; empty: it is not."""
+    return f"{direction} {request_id}" if request_id else ""
+
+
+async def _pieces(staged: Staged, offset: int) -> AsyncIterator[bytes]:
+    """A staged file from there on, piece by piece; at least one, which may be empty."""
+    file = await asyncio.to_thread(Opened, staged)
+    try:
+        if not staged.keep_as:
+            await asyncio.to_thread(staged.path.unlink)
+        file.seek(offset)
+        piece = await asyncio.to_thread(file.read, _PIECE_BYTES)
+        yield piece
         while piece := await asyncio.to_thread(file.read, _PIECE_BYTES):
-            yield opened(piece)
+            yield piece
+    finally:
+        file.close()
 
 
 async def _header(messages: AsyncIterator[pb.ImportMemoryRequest]) -> pb.ImportMemoryRequest.Header:
@@ -163,13 +227,17 @@ async def _header(messages: AsyncIterator[pb.ImportMemoryRequest]) -> pb.ImportM
             names.check_id("header.memory_id", header.memory_id)
         validation.check_display_name("header.display_name", header.display_name)
         validation.check_request_id(header.request_id, "header.request_id")
+        if header.offset < 0 or (header.offset and not header.request_id):
+            raise errors.field_invalid("header.offset", "goes on with the import of a request_id")
+        if header.signed_by and not _PUBLIC_KEY.fullmatch(header.signed_by):
+            raise errors.field_invalid("header.signed_by", "must be 64 hex digits")
         return header
     raise errors.stream_protocol("the stream ended before its header")
 
 
-async def _receive(messages: AsyncIterator[pb.ImportMemoryRequest], path: Path) -> bytes:
-    """Writes the data messages to the file. Returns their SHA-256."""
-    incoming = Incoming(path)
+async def _receive(messages: AsyncIterator[pb.ImportMemoryRequest], staged: Staged) -> None:
+    """Writes the data messages to the file."""
+    incoming = Incoming(staged)
     try:
         async for message in messages:
             if message.WhichOneof("message") != "data":
@@ -178,8 +246,7 @@ async def _receive(messages: AsyncIterator[pb.ImportMemoryRequest], path: Path) 
                 raise errors.field_invalid("data", f"must be at most {_MAX_DATA_BYTES} bytes")
             await incoming.write(message.data)
     finally:
-        digest = incoming.finish()
-    return digest
+        incoming.finish()
 
 
 def _empty_row(tenant_uid: str, header: pb.ImportMemoryRequest.Header) -> MemoryRow:
@@ -216,7 +283,19 @@ def _refused(error: ArchiveError) -> ApiError:
             )
         case ArchiveTruncatedError():
             return ApiError(ErrorReason.ARCHIVE_TRUNCATED, str(error))
+        case ArchiveSignatureError():
+            return ApiError(ErrorReason.ARCHIVE_SIGNATURE_INVALID, str(error))
         case ArchiveForbiddenError():
             return ApiError(ErrorReason.ARCHIVE_FORBIDDEN, str(error))
         case ArchiveCorruptError() | ArchiveError():
             return ApiError(ErrorReason.ARCHIVE_CORRUPT, str(error))
+
+
+def _offset_not_available(field: str, available: int) -> ApiError:
+    """A transfer cannot go on there. available: where it can; 0: at its start alone."""
+    return ApiError(
+        ErrorReason.OFFSET_NOT_AVAILABLE,
+        f"the transfer can go on at byte {available}",
+        field=field,
+        available=available,
+    )

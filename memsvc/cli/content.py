@@ -1,25 +1,21 @@
-"""`memsvc memory append|put|query|retrieve|watch|export|import`."""
+"""`memsvc memory append|put|query|retrieve|watch`."""
 
 from __future__ import annotations
 
-import shutil
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Annotated
+from typing import Annotated
 
 import typer
 
 from memsvc.cli.answers import document_lines, show_answer
 from memsvc.cli.exits import ExitCode
 from memsvc.cli.memory import AsOfOption, MemoryArgument, as_of_of, encoding_line, memory_group
-from memsvc.cli.output import size
 from memsvc.cli.session import Session, command
-from memsvc.cli.turns import Defaults, Form, TurnsError, batches, parse_turns
+from memsvc.cli.turns import Defaults, Form, TurnsError, parse_turns
 from memsvc.client import EncodingState, Generation, Progress, Role, TextSource, Turn
+from memsvc.client.batching import batches
 
 FileArgument = Annotated[str, typer.Argument(metavar="FILE", help="A file, or - for stdin.")]
 QuestionArgument = Annotated[str, typer.Argument(metavar="QUESTION", help="- reads it from stdin.")]
@@ -238,87 +234,3 @@ def _settled(progress: Progress) -> bool:
 def _progress_line(progress: Progress) -> str:
     states = "; ".join(encoding_line(encoding) for encoding in progress.encodings)
     return f"revision {progress.revision}: {states or 'no model has been seen yet'}"
-
-
-@command(memory_group, "export")
-def export(
-    session: Session,
-    memory: MemoryArgument,
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A file, or - for stdout.")],
-    without_blocks: Annotated[
-        bool, typer.Option("--without-blocks", help="Leave the KV blocks out.")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
-) -> None:
-    """Writes the memory as one archive. The file appears only when it is whole."""
-    output = session.output
-    target = Path(file)
-    if file == "-" and output.as_json:
-        raise typer.BadParameter("an archive and JSON cannot both go to stdout")
-    if file != "-" and target.exists() and not force:
-        raise typer.BadParameter(f"{file} exists; --force replaces it", param_hint="FILE")
-    written = 0
-    with (
-        session.client() as client,
-        output.progress("Exporting", None) as bar,
-        _destination(file) as stream,
-    ):
-        for part in client.memory(memory).export(without_blocks=without_blocks):
-            stream.write(part.data)
-            written += len(part.data)
-            bar.at(written, part.total_bytes)
-    if file != "-":
-        output.result({"file": file, "bytes": written}, f"Exported {size(written)} to {file}.")
-
-
-@contextmanager
-def _destination(file: str) -> Iterator[IO[bytes]]:
-    if file == "-":
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    target = Path(file)
-    try:
-        with tempfile.NamedTemporaryFile(
-            dir=target.parent, prefix=f".{target.name}.", delete=False
-        ) as staged:
-            yield staged.file
-    except BaseException:
-        Path(staged.name).unlink(missing_ok=True)
-        raise
-    Path(staged.name).replace(target)
-
-
-@command(memory_group, "import")
-def import_memory(
-    session: Session,
-    file: FileArgument,
-    memory: Annotated[str, typer.Option("--id", help="Id of the new memory.")] = "",
-    display_name: Annotated[str, typer.Option(help="Else the archive's own.")] = "",
-) -> None:
-    """Makes a new memory from an archive."""
-    with session.client() as client, _archive(file) as path:
-        total = path.stat().st_size
-        with session.output.progress("Importing", total) as bar:
-            made = client.memories.import_archive(
-                path, memory_id=memory, display_name=display_name, on_sent=bar.at
-            )
-    session.output.result(
-        made,
-        f"Imported {made.memory.name}: {made.memory.document_count} documents, "
-        f"{made.reused_blocks} blocks taken over, {made.documents_to_encode} to encode.",
-    )
-
-
-@contextmanager
-def _archive(file: str) -> Iterator[Path]:
-    if file != "-":
-        if not Path(file).is_file():
-            raise typer.BadParameter(f"no such file: {file}", param_hint="FILE")
-        yield Path(file)
-        return
-    # A retry must be able to read it again.
-    with tempfile.NamedTemporaryFile(prefix="memsvc-import-") as staged:
-        shutil.copyfileobj(sys.stdin.buffer, staged)
-        staged.flush()
-        yield Path(staged.name)

@@ -50,6 +50,9 @@ _OF_ERROR: tuple[tuple[type[errors.MemsvcError], ExitCode], ...] = (
     (errors.DeadlineExceededError, ExitCode.DEADLINE),
     (errors.DataLossError, ExitCode.DATA_LOSS),
     (errors.ConfigurationError, ExitCode.CONFIGURATION),
+    (errors.PassphraseError, ExitCode.CONFIGURATION),
+    (errors.SealedArchiveError, ExitCode.INVALID),
+    (errors.ImportFormatError, ExitCode.INVALID),
 )
 
 

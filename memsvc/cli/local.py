@@ -66,7 +66,8 @@ def configured(
     session: Session, file: Path | None, pairs: list[str] | None, **options: object
 ) -> Config:
     """This process's settings, from options, --set, environment and file. Arms a failpoint."""
-    loaded = session.config(file, **options, **_settings(pairs))
+    given = {name: value for name, value in options.items() if value is not None}
+    loaded = session.config(file, **{**_settings(pairs), **given})
     if loaded.failpoint:
         failpoints.arm(failpoints.die_at(*failpoints.parse(loaded.failpoint)))
     return loaded

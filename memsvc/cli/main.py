@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from memsvc.cli import content
+from memsvc.cli import archive, content, foreign
 from memsvc.cli.admin import admin_group
 from memsvc.cli.document import document_group
 from memsvc.cli.memory import memory_group
@@ -47,6 +47,8 @@ def build(command: str = "") -> typer.Typer:
         upkeep.register(app)
         privacy.register(app)
         app.add_typer(audit_group, name="audit")
+    archive.register(app)
+    foreign.register(app)
     for name, group in _GROUPS.items():
         app.add_typer(group, name=name)
     return app

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
 from memsvc.client import Role, Turn
-
-#: Limits of one AppendTurns request, kept a little below the wire's.
-BATCH_TURNS = 500
-BATCH_BYTES = 2 << 20
 
 _FIELDS = {"role", "text", "occurred_at", "speaker", "session", "metadata"}
 
@@ -89,20 +85,3 @@ def _from_json(line: str, defaults: Defaults) -> Turn:
 
 def _time(text: str) -> datetime | None:
     return datetime.fromisoformat(text) if text else None
-
-
-def batches(turns: Iterable[Turn]) -> Iterator[list[Turn]]:
-    """Groups that fit one request each, in order."""
-    batch: list[Turn] = []
-    held = 0
-    for turn in turns:
-        weight = len(turn.text.encode()) + sum(
-            len(k.encode()) + len(v.encode()) for k, v in turn.metadata.items()
-        )
-        if batch and (len(batch) == BATCH_TURNS or held + weight > BATCH_BYTES):
-            yield batch
-            batch, held = [], 0
-        batch.append(turn)
-        held += weight
-    if batch:
-        yield batch

@@ -2,6 +2,9 @@
 
     MemsvcError
     ├── ConfigurationError            no address or API key was given
+    ├── PassphraseError               the passphrase of an archive is wrong or missing
+    ├── SealedArchiveError            an archive under a passphrase is cut short or altered
+    ├── ImportFormatError             another service's dump is not what its format says
     ├── StreamBrokenError             a stream ended without what it promises
     └── ApiError                      the call failed: code, reason, field, metadata, retry_after_s
         ├── InvalidArgumentError      a field is missing, malformed or too long
@@ -13,6 +16,7 @@
         │   └── RequestIdReusedError  the request_id was used with another payload
         ├── EtagMismatchError         the resource changed in between
         ├── FailedPreconditionError   the memory's or archive's state does not allow it
+        │   └── OffsetNotAvailableError  an export or import cannot go on there
         ├── ResourceExhaustedError    queue, quota or disk is full
         ├── DeadlineExceededError     the call's time ran out
         ├── UnavailableError          no server, or no worker, can take the call now
@@ -41,6 +45,25 @@ class MemsvcError(Exception):
 
 class ConfigurationError(MemsvcError):
     """The client was not told enough to connect."""
+
+
+class PassphraseError(MemsvcError):
+    """An archive's passphrase is wrong, empty, or missing."""
+
+
+class SealedArchiveError(MemsvcError):
+    """An archive under a passphrase is cut short, altered, or of a kind unknown here."""
+
+
+class ImportFormatError(MemsvcError):
+    """Another service's dump is not what its format says. The message names the place in it.
+
+    place: such as "conversations[3].mapping", or empty for the whole file.
+    """
+
+    def __init__(self, message: str, place: str = "") -> None:
+        super().__init__(f"{place}: {message}" if place else message)
+        self.place = place
 
 
 class StreamBrokenError(MemsvcError):
@@ -123,6 +146,15 @@ class FailedPreconditionError(ApiError):
     """The state of what the call names does not allow it."""
 
 
+class OffsetNotAvailableError(FailedPreconditionError):
+    """A transfer cannot go on where it was asked to."""
+
+    @property
+    def available(self) -> int:
+        """Bytes behind which it can; 0: from the start alone."""
+        return int(self.metadata.get("available", "0"))
+
+
 class ResourceExhaustedError(ApiError):
     """A queue, a quota or the disk is full."""
 
@@ -166,6 +198,8 @@ _BY_REASON: Mapping[str, type[ApiError]] = {
     "ARCHIVE_TRUNCATED": ArchiveInvalidError,
     "ARCHIVE_CORRUPT": ArchiveInvalidError,
     "ARCHIVE_FORBIDDEN": ArchiveInvalidError,
+    "ARCHIVE_SIGNATURE_INVALID": ArchiveInvalidError,
+    "OFFSET_NOT_AVAILABLE": OffsetNotAvailableError,
     "REQUEST_ID_REUSED": RequestIdReusedError,
 }
 

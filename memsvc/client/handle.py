@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memsvc.client import convert
+from memsvc.client.archives import Target, download, download_to
+from memsvc.client.batching import TurnBatch
 from memsvc.client.documents import AsyncDocuments
+from memsvc.client.dumps import Dump
 from memsvc.client.errors import StreamBrokenError
 from memsvc.client.names import memory_name, model_name, new_request_id
 from memsvc.client.timeouts import ANSWER_S, CALL_S, TRANSFER_S
@@ -111,6 +114,39 @@ class AsyncMemoryHandle:
         call = self._stub.PutDocuments
         reply = await self._transport.upload(call, requests, timeout_s=timeout_s, repeatable=True)
         return Written(reply.revision, tuple(reply.documents))
+
+    async def add_dump(
+        self,
+        dump: Dump,
+        *,
+        on_added: Callable[[int], object] | None = None,
+        timeout_s: float | None = TRANSFER_S,
+    ) -> Written:
+        """Appends another service's conversations and adds its texts, in as many calls as it takes.
+
+        Calling it again with the same dump goes on where it failed: request ids are made of
+        the dump's content and the memory's uid, and the server remembers them for a day.
+        on_added is told turns and texts so far. timeout_s: of each call. Returns all documents
+        and the last revision.
+        """
+        request = service.GetMemoryRequest(name=self._name)
+        memory = await self._transport.unary(
+            self._stub.GetMemory, request, timeout_s=CALL_S, repeatable=True
+        )
+        documents: list[str] = []
+        revision = added = 0
+        for number, batch in enumerate(dump.batches()):
+            request_id = dump.request_id(memory.uid, number)
+            if isinstance(batch, TurnBatch):
+                written = await self.append(batch.items, request_id=request_id, timeout_s=timeout_s)
+            else:
+                written = await self.put(batch.items, request_id=request_id, timeout_s=timeout_s)
+            added += len(batch.items)
+            documents += written.documents
+            revision = written.revision
+            if on_added is not None:
+                on_added(added)
+        return Written(revision, tuple(documents))
 
     async def query(
         self,
@@ -258,7 +294,7 @@ class AsyncMemoryHandle:
         """
         request = service.WatchMemoryRequest(name=self._name)
         stream = self._transport.stream(
-            self._stub.WatchMemory, request, timeout_s=timeout_s, resume=True
+            self._stub.WatchMemory, request, timeout_s=timeout_s, again=lambda: request
         )
         try:
             async for message in stream:
@@ -267,34 +303,72 @@ class AsyncMemoryHandle:
             await stream.aclose()
 
     async def export(
-        self, *, without_blocks: bool = False, timeout_s: float | None = TRANSFER_S
+        self,
+        *,
+        without_blocks: bool = False,
+        signed: bool = False,
+        request_id: str = "",
+        offset: int = 0,
+        timeout_s: float | None = TRANSFER_S,
     ) -> AsyncGenerator[ArchivePart, None]:
-        """The archive in pieces; total_bytes is the same in each."""
-        request = service.ExportMemoryRequest(name=self._name, without_blocks=without_blocks)
-        stream = self._transport.stream(self._stub.ExportMemory, request, timeout_s=timeout_s)
-        total = 0
+        """The archive in pieces; total_bytes is the same in each.
+
+        A lost connection is taken up where it broke. signed: by the server's key. offset:
+        bytes that are here of an export with the same request_id, by another process say.
+        Raises OffsetNotAvailableError when the server keeps it no longer.
+        """
+        request = self._export_request(without_blocks, signed, request_id)
+        request.offset = offset
+        parts = download(self._transport, self._stub, request, timeout_s)
         try:
-            async for message in stream:
-                total = message.total_bytes or total
-                yield ArchivePart(message.data, total)
+            async for part in parts:
+                yield part
         finally:
-            await stream.aclose()
+            await parts.aclose()
+
+    def _export_request(
+        self, without_blocks: bool, signed: bool, request_id: str
+    ) -> service.ExportMemoryRequest:
+        return service.ExportMemoryRequest(
+            name=self._name,
+            without_blocks=without_blocks,
+            signed=signed,
+            request_id=request_id or new_request_id(),
+        )
 
     async def export_to(
         self,
         path: Path,
         *,
         without_blocks: bool = False,
+        signed: bool = False,
+        passphrase: str | None = None,
+        request_id: str = "",
+        on_received: Callable[[int, int], object] | None = None,
         timeout_s: float | None = TRANSFER_S,
     ) -> int:
-        """Writes the archive to a file, which appears only when it is whole. Returns bytes."""
-        staged = path.with_name(f".{path.name}.{new_request_id()}")
-        written = 0
+        """Writes the archive to a file, which appears only when it is whole. Returns bytes.
+
+        When this fails with a request_id of the caller's, what came stays in a file beside
+        the target, and the same call goes on with it; without one nothing stays.
+        on_received is told the bytes that are here, and of how many. passphrase: the file is
+        encrypted by it, here; such a file is not gone on with by another process.
+        """
+        request = self._export_request(without_blocks, signed, request_id)
+        staged = path.with_name(f".{path.name}.{request.request_id}")
         try:
-            with await asyncio.to_thread(staged.open, "xb") as target:
-                async for part in self.export(without_blocks=without_blocks, timeout_s=timeout_s):
-                    written += await asyncio.to_thread(target.write, part.data)
+            with await asyncio.to_thread(staged.open, "a+b") as file:
+                target = await asyncio.to_thread(Target, file, passphrase)
+                written = await download_to(
+                    self._transport,
+                    self._stub,
+                    request,
+                    target,
+                    on_received=on_received,
+                    timeout_s=timeout_s,
+                )
             await asyncio.to_thread(staged.replace, path)
         finally:
-            await asyncio.to_thread(staged.unlink, missing_ok=True)
+            if not request_id:
+                await asyncio.to_thread(staged.unlink, missing_ok=True)
         return written

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from memsvc.client import convert
+from memsvc.client.archives import Source, Upload
 from memsvc.client.names import memory_name, new_request_id
 from memsvc.client.timeouts import CALL_S, TRANSFER_S
 from memsvc.client.transport import Transport
@@ -20,9 +20,6 @@ from memsvc.v1.memory_service_pb2_grpc import MemoryServiceStub
 
 if TYPE_CHECKING:
     from memsvc.v1.memory_service_pb2_grpc import MemoryServiceAsyncStub
-
-#: Half of what one import message may carry.
-_PIECE_BYTES = 1 << 20
 
 
 class AsyncMemories:
@@ -138,40 +135,34 @@ class AsyncMemories:
         *,
         memory_id: str = "",
         display_name: str = "",
+        passphrase: str | None = None,
+        signed_by: str = "",
         request_id: str = "",
         on_sent: Callable[[int], object] | None = None,
         timeout_s: float | None = TRANSFER_S,
     ) -> Imported:
         """Makes a new memory from an archive, given as a file or as bytes.
 
-        on_sent is told the bytes handed over so far; it starts again with a retry.
+        A lost connection is taken up behind what the server received; with a request_id of
+        the caller's, also by another process. on_sent is told the bytes handed over so far,
+        which may go back. passphrase: of an archive that is encrypted by one; it stays here.
+        signed_by: public key, 64 hex digits, that must have signed the archive. Raises
+        PassphraseError and SealedArchiveError, the latter also when damage is met on the way;
+        then there is no new memory.
         """
         header = service.ImportMemoryRequest.Header(
             memory_id=memory_id,
             display_name=display_name,
+            signed_by=signed_by,
             request_id=request_id or new_request_id(),
         )
 
-        async def requests() -> AsyncIterator[service.ImportMemoryRequest]:
-            yield service.ImportMemoryRequest(header=header)
-            sent = 0
-            async for piece in _pieces(source):
-                sent += len(piece)
-                if on_sent is not None:
-                    on_sent(sent)
-                yield service.ImportMemoryRequest(data=piece)
-
-        call = self._stub.ImportMemory
-        reply = await self._transport.upload(call, requests, timeout_s=timeout_s, repeatable=True)
+        archive = Source(source, passphrase)
+        try:
+            await archive.open()
+            upload = Upload(header, archive, on_sent, resume=bool(request_id))
+            reply = await upload.run(self._transport, self._stub, timeout_s)
+        finally:
+            archive.close()
         memory = convert.memory(reply.memory)
         return Imported(memory, reply.reused_blocks, reply.documents_to_encode)
-
-
-async def _pieces(source: Path | bytes) -> AsyncGenerator[bytes, None]:
-    if isinstance(source, bytes):
-        for start in range(0, len(source), _PIECE_BYTES):
-            yield source[start : start + _PIECE_BYTES]
-        return
-    with await asyncio.to_thread(source.open, "rb") as archive:
-        while piece := await asyncio.to_thread(archive.read, _PIECE_BYTES):
-            yield piece

@@ -40,6 +40,7 @@ from memsvc.client.administration import (
 {administration}
 )
 from memsvc.client.connection import TLS
+from memsvc.client.dumps import Dump
 from memsvc.client.quotas import Quotas
 from memsvc.client.retry import RetryPolicy
 from memsvc.client.serving import (

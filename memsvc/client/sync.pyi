@@ -17,6 +17,7 @@ from memsvc.client.administration import (
     TenantUsage,
 )
 from memsvc.client.connection import TLS
+from memsvc.client.dumps import Dump
 from memsvc.client.quotas import Quotas
 from memsvc.client.retry import RetryPolicy
 from memsvc.client.serving import (
@@ -82,6 +83,13 @@ class MemoryHandle:
         request_id: str = ...,
         timeout_s: float | None = ...,
     ) -> Written: ...
+    def add_dump(
+        self,
+        dump: Dump,
+        *,
+        on_added: Callable[[int], object] | None = ...,
+        timeout_s: float | None = ...,
+    ) -> Written: ...
     def query(
         self,
         question: str,
@@ -131,10 +139,24 @@ class MemoryHandle:
     ) -> Restored: ...
     def watch(self, *, timeout_s: float | None = ...) -> Generator[Progress]: ...
     def export(
-        self, *, without_blocks: bool = ..., timeout_s: float | None = ...
+        self,
+        *,
+        without_blocks: bool = ...,
+        signed: bool = ...,
+        request_id: str = ...,
+        offset: int = ...,
+        timeout_s: float | None = ...,
     ) -> Generator[ArchivePart]: ...
     def export_to(
-        self, path: Path, *, without_blocks: bool = ..., timeout_s: float | None = ...
+        self,
+        path: Path,
+        *,
+        without_blocks: bool = ...,
+        signed: bool = ...,
+        passphrase: str | None = ...,
+        request_id: str = ...,
+        on_received: Callable[[int, int], object] | None = ...,
+        timeout_s: float | None = ...,
     ) -> int: ...
 
 class Memories:
@@ -176,6 +198,8 @@ class Memories:
         *,
         memory_id: str = ...,
         display_name: str = ...,
+        passphrase: str | None = ...,
+        signed_by: str = ...,
         request_id: str = ...,
         on_sent: Callable[[int], object] | None = ...,
         timeout_s: float | None = ...,

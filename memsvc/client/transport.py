@@ -123,18 +123,20 @@ class Transport:
         request: Request,
         *,
         timeout_s: float | None,
-        resume: bool = False,
+        again: Callable[[], Request] | None = None,
     ) -> AsyncGenerator[Reply, None]:
         """One request, a stream of replies; leaving the iteration cancels the call.
 
-        Tried again only until the first message came, unless `resume` says that
-        a new call tells all that the broken one would have told.
+        Tried again only until the first message came, unless `again` makes a request
+        whose call tells all that the broken one would have told.
         """
         deadline = Deadline(timeout_s)
         tries = 0
         while True:
             tries += 1
             started = False
+            if again is not None and tries > 1:
+                request = again()
             call = method(request, timeout=deadline.remaining_s(), metadata=self._metadata)
             try:
                 async for message in call:
@@ -145,6 +147,7 @@ class Transport:
                 failure = from_rpc_error(error)
             finally:
                 call.cancel()
+            resume = again is not None
             if started and resume:
                 tries = 1
             await self._pause(tries, failure, deadline, repeatable=resume or not started)

@@ -111,7 +111,7 @@ def write_live_blocks(
     A deletion removes a document's text and blocks in this same thread: either
     it ran before, and the text is gone, or it runs later, and takes the block along.
     """
-    live = [block for block in blocks if _has_text(store, target.memory, block.number)]
+    live = [block for block in blocks if has_text(store, target.memory, block.number)]
     if not live:
         return 0, []
     return store.put_blocks(target.memory, target.encoding, target.layout, live), live
@@ -124,7 +124,8 @@ def drop_encodings(store: TenantStore, memory: MemoryUid, keep: frozenset[Encodi
             store.delete_encoding(memory, encoding)
 
 
-def _has_text(store: BlockReader, memory: MemoryUid, number: int) -> bool:
+def has_text(store: BlockReader, memory: MemoryUid, number: int) -> bool:
+    """Whether the document is there, be it damaged."""
     try:
         store.get_document(memory, number)
     except RecordNotFoundError:

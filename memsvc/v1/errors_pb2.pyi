@@ -62,6 +62,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the archive was written by a newer format version. metadata: version, supported."""
     ARCHIVE_FORBIDDEN: _ErrorReason.ValueType  # 23
     """INVALID_ARGUMENT: the archive breaks a limit or holds a forbidden member (path tricks, expansion bombs, false lengths)."""
+    OFFSET_NOT_AVAILABLE: _ErrorReason.ValueType  # 24
+    """FAILED_PRECONDITION: an export or import cannot go on at the offset: the server holds less of it, or nothing any
+    more. metadata: available (bytes; where it can go on, 0 for the start alone).
+    """
+    ARCHIVE_SIGNATURE_INVALID: _ErrorReason.ValueType  # 25
+    """INVALID_ARGUMENT: the archive's signature does not verify, or it is not signed by the key that was asked for."""
     CREDENTIAL_INVALID: _ErrorReason.ValueType  # 30
     """UNAUTHENTICATED: no credential, or one that is unknown, expired or revoked."""
     SCOPE_INSUFFICIENT: _ErrorReason.ValueType  # 31
@@ -165,6 +171,12 @@ ARCHIVE_VERSION_UNSUPPORTED: ErrorReason.ValueType  # 22
 """FAILED_PRECONDITION: the archive was written by a newer format version. metadata: version, supported."""
 ARCHIVE_FORBIDDEN: ErrorReason.ValueType  # 23
 """INVALID_ARGUMENT: the archive breaks a limit or holds a forbidden member (path tricks, expansion bombs, false lengths)."""
+OFFSET_NOT_AVAILABLE: ErrorReason.ValueType  # 24
+"""FAILED_PRECONDITION: an export or import cannot go on at the offset: the server holds less of it, or nothing any
+more. metadata: available (bytes; where it can go on, 0 for the start alone).
+"""
+ARCHIVE_SIGNATURE_INVALID: ErrorReason.ValueType  # 25
+"""INVALID_ARGUMENT: the archive's signature does not verify, or it is not signed by the key that was asked for."""
 CREDENTIAL_INVALID: ErrorReason.ValueType  # 30
 """UNAUTHENTICATED: no credential, or one that is unknown, expired or revoked."""
 SCOPE_INSUFFICIENT: ErrorReason.ValueType  # 31

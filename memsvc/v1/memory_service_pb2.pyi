@@ -1373,19 +1373,39 @@ class ExportMemoryRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     WITHOUT_BLOCKS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    SIGNED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"memories/{memory}"."""
     without_blocks: _builtins.bool
     """True: leave the KV blocks out; the importing side encodes afresh."""
+    request_id: _builtins.str
+    """Lets a cut export go on: the server keeps what it made for the same id for a
+    while (transfer_keep_s), unless something of the memory is deleted. Empty: it
+    keeps nothing. At most 64 characters of [A-Za-z0-9._-].
+    """
+    offset: _builtins.int
+    """Bytes that an earlier call with this request_id brought; the archive goes on
+    behind them, byte for byte. OFFSET_NOT_AVAILABLE when it is not kept any more:
+    start again at 0. 0: a new archive, of the memory as it is now.
+    """
+    signed: _builtins.bool
+    """True: the server signs the archive with the key that signs its receipts of
+    deletions (Ed25519; docs/format/archive.md).
+    """
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         without_blocks: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+        offset: _builtins.int = ...,
+        signed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "without_blocks", b"without_blocks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "offset", b"offset", "request_id", b"request_id", "signed", b"signed", "without_blocks", b"without_blocks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1398,7 +1418,7 @@ class ExportMemoryResponse(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """Next piece of the archive, at most 1 MiB."""
+    """Next piece of the archive, at most 1 MiB. Empty where the offset was its end."""
     total_bytes: _builtins.int
     """Set in the first message: bytes of the whole archive."""
     def __init__(
@@ -1428,22 +1448,38 @@ class ImportMemoryRequest(_message.Message):
         MEMORY_ID_FIELD_NUMBER: _builtins.int
         DISPLAY_NAME_FIELD_NUMBER: _builtins.int
         REQUEST_ID_FIELD_NUMBER: _builtins.int
+        OFFSET_FIELD_NUMBER: _builtins.int
+        SIGNED_BY_FIELD_NUMBER: _builtins.int
         memory_id: _builtins.str
         """As in CreateMemoryRequest."""
         display_name: _builtins.str
         """Empty: the archive's own."""
         request_id: _builtins.str
-        """As in CreateMemoryRequest."""
+        """As in CreateMemoryRequest. With it the server keeps what it received of an
+        import that was cut for a while (transfer_keep_s).
+        """
+        offset: _builtins.int
+        """Bytes of the archive that earlier calls with this request_id delivered; data
+        goes on behind them. OFFSET_NOT_AVAILABLE tells how many those are, if others:
+        a sender who does not know asks with the archive's size. 0: from the start.
+        """
+        signed_by: _builtins.str
+        """Public key (64 hex digits) that must have signed the archive, or it is refused:
+        ARCHIVE_SIGNATURE_INVALID. Empty: anybody or nobody may have; a signature that
+        is there must be sound.
+        """
         def __init__(
             self,
             *,
             memory_id: _builtins.str = ...,
             display_name: _builtins.str = ...,
             request_id: _builtins.str = ...,
+            offset: _builtins.int = ...,
+            signed_by: _builtins.str = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "memory_id", b"memory_id", "request_id", b"request_id"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "memory_id", b"memory_id", "offset", b"offset", "request_id", b"request_id", "signed_by", b"signed_by"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

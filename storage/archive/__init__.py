@@ -28,12 +28,15 @@ from storage.archive.errors import (
     ArchiveError,
     ArchiveForbiddenError,
     ArchiveLimits,
+    ArchiveSignatureError,
     ArchiveSourceError,
     ArchiveTruncatedError,
     ArchiveVersionError,
 )
+from storage.archive.history import ArchivedRevision
 from storage.archive.manifest import ArchivedEncoding, ArchivedPacking, Manifest
 from storage.archive.read import Archive, open_archive
+from storage.archive.signature import Signature, Signer
 from storage.archive.write import export_memory, stage_archive, staged_pieces, write_archive
 
 __all__ = [
@@ -42,12 +45,16 @@ __all__ = [
     "ArchiveError",
     "ArchiveForbiddenError",
     "ArchiveLimits",
+    "ArchiveSignatureError",
     "ArchiveSourceError",
     "ArchiveTruncatedError",
     "ArchiveVersionError",
     "ArchivedEncoding",
     "ArchivedPacking",
+    "ArchivedRevision",
     "Manifest",
+    "Signature",
+    "Signer",
     "export_memory",
     "open_archive",
     "stage_archive",

@@ -5,6 +5,7 @@ StorageError
 │  ├─ ArchiveTruncatedError   it ends too early
 │  ├─ ArchiveCorruptError     its bytes are not what its checksums or its format say
 │  ├─ ArchiveVersionError     it is of a version that this program does not know
+│  ├─ ArchiveSignatureError   its signature is not good, or not whose it must be
 │  └─ ArchiveForbiddenError   it holds what no archive may, or more than is accepted
 └─ ArchiveSourceError         an export's source changed, or cannot be exported
 """
@@ -36,6 +37,10 @@ class ArchiveVersionError(ArchiveError):
     def __init__(self, version: int) -> None:
         super().__init__(f"archive of version {version}; this program reads version 1")
         self.version = version
+
+
+class ArchiveSignatureError(ArchiveError):
+    """A signature that does not verify, or an archive that is not signed as was asked."""
 
 
 class ArchiveForbiddenError(ArchiveError):

@@ -49,6 +49,8 @@ class Manifest:
 
     revision: of the memory when it was exported. last_number: the highest document
     number it ever gave out, so that an import never reuses one. documents: how many.
+    revisions: how many the archive tells of; None where it has none of them, as in those
+    that were written before archives had any.
     """
 
     created_at_us: int
@@ -59,6 +61,7 @@ class Manifest:
     documents: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
     encodings: tuple[ArchivedEncoding, ...] = ()
+    revisions: int | None = None
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -88,6 +91,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
                 },
             },
             "revision": manifest.revision,
+            **({} if manifest.revisions is None else {"revisions": manifest.revisions}),
             "version": VERSION,
         }
     )
@@ -125,6 +129,7 @@ def _parse(fields: Fields) -> Manifest:
         last_number=fields.integer("last_number", 0, MAX_NUMBER),
         documents=fields.integer("documents", 0, MAX_NUMBER),
         encodings=fields.items("encodings", _parse_encoding),
+        revisions=fields.integer("revisions", 0, MAX_NUMBER) if fields.has("revisions") else None,
     )
     packing.close()
     memory.close()

@@ -12,7 +12,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Protocol
 
 from storage.archive.errors import (
     ArchiveCorruptError,
@@ -25,14 +25,20 @@ from storage.archive.manifest import Manifest
 RECORD = 512
 MANIFEST = "manifest.json"
 INDEX = "index.json"
+SIGNATURE = "signature.json"
 #: Two empty records end a tar; tools may fill up to this with more.
 _MAX_TAIL = 20 * RECORD
 _PIECE = 2**20
 _KNOWN = re.compile(
-    r"manifest\.json|index\.json|documents/\d{6}\.jsonl\.zst"
+    r"manifest\.json|index\.json|signature\.json|(revisions|documents)/\d{6}\.jsonl\.zst"
     r"|encodings/[0-9a-f]{32}/\d{6}\.safetensors"
 )
 _EMPTY = bytes(RECORD)
+
+
+def revisions_name(index: int) -> str:
+    """Name of the revisions member with that index, from 0."""
+    return f"revisions/{index:06d}.jsonl.zst"
 
 
 def documents_name(index: int) -> str:
@@ -43,6 +49,26 @@ def documents_name(index: int) -> str:
 def blocks_name(encoding: bytes, index: int) -> str:
     """Name of an encoding's blocks member with that index, from 0."""
     return f"encodings/{encoding.hex()}/{index:06d}.safetensors"
+
+
+class Source(Protocol):
+    """What an archive is read from: as a file that is opened for reading bytes."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Fewer bytes than `size` at the end only."""
+        ...
+
+    def seek(self, offset: int, /) -> int:
+        """From the start."""
+        ...
+
+    def tell(self) -> int:
+        """Where the next read begins."""
+        ...
+
+    def close(self) -> None:
+        """Again is no error."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -70,7 +96,7 @@ def end_parts() -> Iterator[bytes]:
     yield _EMPTY * 2
 
 
-def read_exactly(file: BinaryIO, size: int, what: str) -> bytes:
+def read_exactly(file: Source, size: int, what: str) -> bytes:
     """Raises ArchiveTruncatedError when the file ends before."""
     data = file.read(size)
     if len(data) != size:
@@ -78,7 +104,7 @@ def read_exactly(file: BinaryIO, size: int, what: str) -> bytes:
     return data
 
 
-def next_member(file: BinaryIO, limits: ArchiveLimits) -> tuple[str, int] | None:
+def next_member(file: Source, limits: ArchiveLimits) -> tuple[str, int] | None:
     """Name and size of the member whose header comes next; None at the archive's end."""
     header = read_exactly(file, RECORD, "a member's header")
     if header == _EMPTY:
@@ -97,12 +123,12 @@ def next_member(file: BinaryIO, limits: ArchiveLimits) -> tuple[str, int] | None
 
 
 def _size_limit(name: str, limits: ArchiveLimits) -> int:
-    if name == MANIFEST:
+    if name in (MANIFEST, SIGNATURE):
         return limits.manifest_bytes
     return limits.index_bytes if name == INDEX else limits.member_bytes
 
 
-def skip_member(file: BinaryIO, name: str, size: int) -> Member:
+def skip_member(file: Source, name: str, size: int) -> Member:
     """Reads over a member and its padding in pieces, taking the hash."""
     offset = file.tell()
     digest = hashlib.sha256()
@@ -116,7 +142,7 @@ def skip_member(file: BinaryIO, name: str, size: int) -> Member:
     return Member(name, offset, size, digest.hexdigest())
 
 
-def read_tail(file: BinaryIO) -> None:
+def read_tail(file: Source) -> None:
     """Reads what follows the first empty record. Raises unless it ends the file."""
     tail = file.read(_MAX_TAIL + 1)
     if len(tail) < RECORD:
@@ -126,15 +152,19 @@ def read_tail(file: BinaryIO) -> None:
 
 
 def check_order(members: list[Member], manifest: Manifest) -> None:
-    """Raises unless the members are those of the manifest, each once, in order, without gaps."""
+    """Raises unless the members up to the index are those of the manifest, each once, in order,
+    without gaps.
+    """
     names = [member.name for member in members]
     folders = [f"encodings/{encoding.encoding_id.hex()}/" for encoding in manifest.encodings]
-    known = ("documents/", *folders)
+    lines = ["documents/"] if manifest.revisions is None else ["revisions/", "documents/"]
+    known = (*lines, *folders)
     for name in names[1:-1]:
         if not name.startswith(known):
-            raise ArchiveForbiddenError(f"{name} is of no encoding that the manifest names")
+            raise ArchiveForbiddenError(f"{name} is of nothing that the manifest names")
     expected = [MANIFEST]
-    for folder, ending in zip(known, [".jsonl.zst", *[".safetensors"] * len(folders)], strict=True):
+    for folder in known:
+        ending = ".jsonl.zst" if folder in lines else ".safetensors"
         count = sum(name.startswith(folder) for name in names)
         expected += [f"{folder}{index:06d}{ending}" for index in range(count)]
     if names != [*expected, INDEX]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Self
 
 import numpy as np
 
@@ -20,19 +20,24 @@ from storage.archive.errors import (
     ArchiveCorruptError,
     ArchiveForbiddenError,
     ArchiveLimits,
+    ArchiveSignatureError,
     ArchiveTruncatedError,
 )
+from storage.archive.history import ArchivedRevision, HistoryCheck, decode_line
 from storage.archive.manifest import ArchivedEncoding, Manifest, decode_manifest
 from storage.archive.members import (
     INDEX,
     MANIFEST,
+    SIGNATURE,
     Member,
+    Source,
     check_order,
     next_member,
     read_exactly,
     read_tail,
     skip_member,
 )
+from storage.archive.signature import Signature, verify_signature
 from storage.archive.tensors import decode_blocks
 from storage.codecs import CodecError, decompress, frame_bytes
 from storage.document_json import DocumentFormatError, Fields, decode_document, load_json
@@ -43,14 +48,18 @@ from storage.store import EncodingId, StoredDocument
 class Archive:
     """A verified archive. Made by `open_archive`; a context manager that closes the file.
 
-    manifest: what it holds. Iterating reads the file again, and checks hashes again.
+    manifest: what it holds. signature: None for an archive that is not signed; that it is
+    signed says nothing before `check_signer`. Iterating reads the file again, and checks
+    hashes again.
     """
 
-    def __init__(self, file: BinaryIO, limits: ArchiveLimits) -> None:
+    def __init__(self, file: Source, limits: ArchiveLimits) -> None:
         self._file = file
         self._limits = limits
-        self.manifest, self._members = _scan(file, limits)
+        self._verified = False
+        self.manifest, self._members, self.signature = _scan(file, limits)
         self._verify()
+        self._verified = True
 
     def __enter__(self) -> Self:
         return self
@@ -67,18 +76,42 @@ class Archive:
         """Closes the file. Again is no error."""
         self._file.close()
 
+    @property
+    def members(self) -> Sequence[Member]:
+        """All but the index and the signature, in their order, with their verified hashes."""
+        return tuple(self._members)
+
+    def check_signer(self, public_key: str) -> None:
+        """Raises ArchiveSignatureError unless this key (64 hex digits) signed the archive."""
+        if self.signature is None:
+            raise ArchiveSignatureError("the archive is not signed")
+        if self.signature.public_key != public_key.lower():
+            raise ArchiveSignatureError("the archive is signed by another key")
+
+    def revisions(self) -> Iterator[ArchivedRevision]:
+        """What the memory's writes made, ascending. Raises as `documents`."""
+        return (decode_line(name, line) for name, line in self._lines("revisions/"))
+
     def documents(self) -> Iterator[StoredDocument]:
         """Documents, ascending by number. Raises ArchiveError if the file changed meanwhile."""
         last = 0
+        for name, line in self._lines("documents/"):
+            try:
+                document = decode_document(line)
+            except DocumentFormatError as error:
+                raise ArchiveCorruptError(f"{name}: {error}") from error
+            if document.number <= last:
+                raise ArchiveCorruptError(f"document {document.number} is out of order")
+            last = document.number
+            yield document
+
+    def _lines(self, folder: str) -> Iterator[tuple[str, bytes]]:
         total = 0
-        for member in self._under("documents/"):
+        for member in self._under(folder):
             text = self._text(member, self._limits.total_text_bytes - total)
             total += len(text)
-            for document in _parse_lines(member.name, text):
-                if document.number <= last:
-                    raise ArchiveCorruptError(f"document {document.number} is out of order")
-                last = document.number
-                yield document
+            for line in _split_lines(member.name, text):
+                yield member.name, line
 
     def blocks(self, encoding: EncodingId) -> Iterator[KVBlock]:
         """Blocks of one of the manifest's encodings, ascending by number.
@@ -103,7 +136,8 @@ class Archive:
     def _read(self, member: Member) -> bytes:
         self._file.seek(member.offset)
         data = read_exactly(self._file, member.size, member.name)
-        if hashlib.sha256(data).hexdigest() != member.sha256:
+        # While it is verified nothing is given out, and the hash was taken a moment ago.
+        if self._verified and hashlib.sha256(data).hexdigest() != member.sha256:
             raise ArchiveCorruptError(f"{member.name} changed while it was read")
         return data
 
@@ -120,9 +154,15 @@ class Archive:
     def _verify(self) -> None:
         manifest = self.manifest
         numbers = array("q")
+        history = HistoryCheck(manifest.revision, manifest.last_number)
+        for revision in self.revisions():
+            history.take_revision(revision)
+        if history.revisions != (manifest.revisions or 0):
+            raise ArchiveCorruptError(
+                f"{history.revisions} revisions, the manifest says {manifest.revisions}"
+            )
         for document in self.documents():
-            if document.number > manifest.last_number or document.revision > manifest.revision:
-                raise ArchiveCorruptError(f"document {document.number} is newer than its memory")
+            history.take_document(document.number, document.revision)
             numbers.append(document.number)
         if len(numbers) != manifest.documents:
             raise ArchiveCorruptError(
@@ -139,13 +179,16 @@ class Archive:
                 raise ArchiveCorruptError("a block has no document")
 
 
-def open_archive(path: Path, limits: ArchiveLimits | None = None) -> Archive:
+def open_archive(source: Path | Source, limits: ArchiveLimits | None = None) -> Archive:
     """Opens and verifies an archive: hashes, structure, every document and block.
+
+    source: a file's path, or what reads and seeks as a file opened for reading does; closed
+    with the archive, and when this raises.
 
     Raises ArchiveTruncatedError, ArchiveCorruptError, ArchiveVersionError,
     ArchiveForbiddenError; OSError when the file cannot be read.
     """
-    file = path.open("rb")
+    file = source.open("rb") if isinstance(source, Path) else source
     try:
         return Archive(file, limits or ArchiveLimits())
     except BaseException:
@@ -153,8 +196,8 @@ def open_archive(path: Path, limits: ArchiveLimits | None = None) -> Archive:
         raise
 
 
-def _scan(file: BinaryIO, limits: ArchiveLimits) -> tuple[Manifest, list[Member]]:
-    """Manifest and members, whose hashes are those of the index."""
+def _scan(file: Source, limits: ArchiveLimits) -> tuple[Manifest, list[Member], Signature | None]:
+    """Manifest and members, whose hashes are those of the index, and who signed that."""
     manifest = _read_manifest(file, limits)
     members: list[Member] = []
     seen: set[str] = set()
@@ -168,19 +211,23 @@ def _scan(file: BinaryIO, limits: ArchiveLimits) -> tuple[Manifest, list[Member]
         seen.add(name)
         members.append(skip_member(file, name, size))
     read_tail(file)
+    signature = members.pop() if members[-1].name == SIGNATURE and len(members) > 1 else None
     if members[-1].name != INDEX:
         raise ArchiveTruncatedError("the archive ends without its index")
     check_order(members, manifest)
     index = members.pop()
     file.seek(index.offset)
-    if _parse_index(read_exactly(file, index.size, INDEX)) != [
-        (member.name, member.size, member.sha256) for member in members
-    ]:
+    listed = read_exactly(file, index.size, INDEX)
+    if _parse_index(listed) != [(member.name, member.size, member.sha256) for member in members]:
         raise ArchiveCorruptError("a member's hash is not the one in the index")
-    return manifest, members
+    if signature is None:
+        return manifest, members, None
+    file.seek(signature.offset)
+    signed = read_exactly(file, signature.size, SIGNATURE)
+    return manifest, members, verify_signature(signed, listed)
 
 
-def _read_manifest(file: BinaryIO, limits: ArchiveLimits) -> Manifest:
+def _read_manifest(file: Source, limits: ArchiveLimits) -> Manifest:
     """Read before all else, so that a newer version is told from a damaged file."""
     found = next_member(file, limits)
     if found is None or found[0] != MANIFEST:
@@ -204,14 +251,11 @@ def _parse_index(data: bytes) -> list[tuple[str, int, str]]:
     return list(members)
 
 
-def _parse_lines(name: str, text: bytes) -> Iterator[StoredDocument]:
+def _split_lines(name: str, text: bytes) -> Iterator[bytes]:
     if not text.endswith(b"\n"):
         raise ArchiveCorruptError(f"{name} does not end with a line")
     start = 0
     while start < len(text):
         end = text.index(b"\n", start)
-        try:
-            yield decode_document(text[start:end])
-        except DocumentFormatError as error:
-            raise ArchiveCorruptError(f"{name}: {error}") from error
+        yield text[start:end]
         start = end + 1

@@ -9,15 +9,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from storage.archive.errors import ArchiveLimits, ArchiveSourceError
+from storage.archive.history import ArchivedRevision, encode_revision
 from storage.archive.manifest import ArchivedEncoding, Manifest, encode_manifest
 from storage.archive.members import (
     INDEX,
     MANIFEST,
+    SIGNATURE,
     blocks_name,
     documents_name,
     end_parts,
     member_parts,
+    revisions_name,
 )
+from storage.archive.signature import Signer, encode_signature
 from storage.archive.tensors import encode_blocks
 from storage.codecs import compress
 from storage.document_json import dump_json, encode_document
@@ -58,12 +62,15 @@ class _Writer:
         self._listed.append(_Listed(name, len(data), hashlib.sha256(data).hexdigest()))
         return member_parts(name, data)
 
-    def index(self) -> Iterator[bytes]:
-        """The last member: every other one's size and hash, then the end."""
+    def index(self, signer: Signer | None) -> Iterator[bytes]:
+        """Every member's size and hash, a signature of that, and the end."""
         members = [
             {"name": one.name, "sha256": one.sha256, "size": one.size} for one in self._listed
         ]
-        yield from member_parts(INDEX, dump_json({"members": members}))
+        index = dump_json({"members": members})
+        yield from member_parts(INDEX, index)
+        if signer is not None:
+            yield from member_parts(SIGNATURE, encode_signature(signer, index))
         yield from end_parts()
 
 
@@ -72,20 +79,28 @@ def write_archive(
     documents: Iterable[StoredDocument],
     blocks: Mapping[EncodingId, Iterable[KVBlock]],
     limits: ArchiveLimits | None = None,
+    *,
+    revisions: Iterable[ArchivedRevision] = (),
+    signer: Signer | None = None,
 ) -> Iterator[bytes]:
     """The archive's bytes in order, in pieces of very different sizes.
 
-    documents and each of `blocks` ascend by number, as many as the manifest says;
+    revisions, documents and each of `blocks` ascend by number, as many as the manifest says;
     blocks has an entry for each of its encodings. Raises ArchiveSourceError when they
     do not: what was given out by then is no archive.
     """
     writer = _Writer(limits or ArchiveLimits())
     yield from writer.member(MANIFEST, encode_manifest(manifest))
-    count = 0
-    for index, (lines, number) in enumerate(_document_runs(documents, limits or ArchiveLimits())):
-        yield from writer.member(documents_name(index), compress(lines))
-        count += number
-    _expect("documents", manifest.documents, count)
+    texts = (
+        ("revisions", revisions_name, manifest.revisions or 0, map(encode_revision, revisions)),
+        ("documents", documents_name, manifest.documents, map(encode_document, documents)),
+    )
+    for what, name_of, expected, lines in texts:
+        count = 0
+        for index, (text, number) in enumerate(_runs(what, lines, limits or ArchiveLimits())):
+            yield from writer.member(name_of(index), compress(text))
+            count += number
+        _expect(what, expected, count)
     for encoding in manifest.encodings:
         count = 0
         runs = _block_runs(encoding.layout, blocks[encoding.encoding_id])
@@ -94,7 +109,7 @@ def write_archive(
             yield from writer.member(name, encode_blocks(encoding.layout, run))
             count += len(run)
         _expect(f"blocks of {encoding.model_id}", encoding.blocks, count)
-    yield from writer.index()
+    yield from writer.index(signer)
 
 
 def _expect(what: str, expected: int, found: int) -> None:
@@ -102,15 +117,14 @@ def _expect(what: str, expected: int, found: int) -> None:
         raise ArchiveSourceError(f"{found} {what} were found, {expected} were there at first")
 
 
-def _document_runs(
-    documents: Iterable[StoredDocument], limits: ArchiveLimits
-) -> Iterator[tuple[bytes, int]]:
+def _runs(what: str, texts: Iterable[bytes], limits: ArchiveLimits) -> Iterator[tuple[bytes, int]]:
+    """Lines of about a member each, and how many they are."""
     lines: list[bytes] = []
     size = 0
-    for document in documents:
-        line = encode_document(document) + b"\n"
+    for text in texts:
+        line = text + b"\n"
         if len(line) > limits.text_bytes:
-            raise ArchiveSourceError(f"document {document.number} has {len(line)} bytes")
+            raise ArchiveSourceError(f"one of the {what} has {len(line)} bytes")
         if lines and size + len(line) > _TEXT_BYTES:
             yield b"".join(lines), len(lines)
             lines, size = [], 0
@@ -135,12 +149,20 @@ def _block_runs(layout: KVLayout, blocks: Iterable[KVBlock]) -> Iterator[list[KV
 
 
 def export_memory(
-    store: BlockReader, memory: MemoryUid, manifest: Manifest, numbers: Sequence[int]
+    store: BlockReader,
+    memory: MemoryUid,
+    manifest: Manifest,
+    numbers: Sequence[int],
+    revisions: Sequence[ArchivedRevision] | None = None,
+    *,
+    signer: Signer | None = None,
 ) -> Iterator[bytes]:
     """An archive of the memory's documents with these numbers, and of their blocks.
 
     manifest: its counts are filled in here; encodings names what to take blocks of,
-    none for an archive without blocks. Blocks that are not there are left out. Raises
+    none for an archive without blocks. Blocks that are not there are left out. revisions:
+    of the memory up to the manifest's; None for an archive without a history. signer: None
+    for an archive without a signature. Raises
     ArchiveSourceError when a document goes away meanwhile: try again.
     """
     wanted = frozenset(numbers)
@@ -151,6 +173,7 @@ def export_memory(
     counted = replace(
         manifest,
         documents=len(wanted),
+        revisions=None if revisions is None else len(revisions),
         encodings=tuple(
             replace(encoding, blocks=len(present[encoding.encoding_id]))
             for encoding in manifest.encodings
@@ -161,7 +184,7 @@ def export_memory(
         encoding.encoding_id: _stored_blocks(store, memory, encoding, present[encoding.encoding_id])
         for encoding in manifest.encodings
     }
-    yield from write_archive(counted, documents, blocks)
+    yield from write_archive(counted, documents, blocks, revisions=revisions or (), signer=signer)
 
 
 def _stored_blocks(

@@ -16,6 +16,7 @@ from storage.catalog.database import database_url
 from storage.catalog.documents import Documents
 from storage.catalog.encodings import Encodings
 from storage.catalog.forks import Forks
+from storage.catalog.imports import Imports
 from storage.catalog.memories import Memories
 from storage.catalog.models import Models
 from storage.catalog.quotas import Quotas
@@ -32,6 +33,7 @@ class Catalog(
     Documents,
     Revisions,
     Forks,
+    Imports,
     Models,
     Attachments,
     Encodings,

@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 
 from storage.catalog.base import MAX_BOUND, CatalogPart, page_size, reads, writes
-from storage.catalog.connections import Statements
+from storage.catalog.connections import Database, Statements
 from storage.catalog.errors import ConflictError, NotFoundError
 from storage.catalog.memories import CHANGED, NOT_DELETING, memory_row
 from storage.catalog.progress import Removed, grow_pending, shrink_encodings
@@ -78,6 +78,26 @@ def _check_new(added: Sequence[DocumentRow], revision: int) -> None:
         last = document.number
 
 
+async def insert_documents(
+    database: Database, connection: Statements, memory_uid: str, added: Sequence[DocumentRow]
+) -> None:
+    """Rows of new documents, inside the caller's transaction."""
+    if database.is_sqlite:
+        rows = [{"memory_uid": memory_uid, **vars(document)} for document in added]
+        await connection.execute(insert(_table), rows)
+        return
+    await connection.execute(
+        _INSERT_ARRAYS,
+        {
+            "memory_uid": memory_uid,
+            "numbers": [document.number for document in added],
+            "revisions": [document.revision_added for document in added],
+            "times": [document.created_us for document in added],
+            "sizes": [document.text_bytes for document in added],
+        },
+    )
+
+
 class Documents(CatalogPart):
     """Appending to a memory, deleting from it, and reading what it holds."""
 
@@ -109,28 +129,10 @@ class Documents(CatalogPart):
             row = await self._advance(
                 connection, memory_uid, expected_revision, values, request, above
             )
-            await self._insert(connection, memory_uid, documents)
+            await insert_documents(self._database, connection, memory_uid, documents)
             await grow_pending(connection, memory_uid, len(documents), text_bytes, documents[0])
             await record_revision(connection, row, added=len(documents))
         return row
-
-    async def _insert(
-        self, connection: Statements, memory_uid: str, added: Sequence[DocumentRow]
-    ) -> None:
-        if self._database.is_sqlite:
-            rows = [{"memory_uid": memory_uid, **vars(document)} for document in added]
-            await connection.execute(insert(_table), rows)
-            return
-        await connection.execute(
-            _INSERT_ARRAYS,
-            {
-                "memory_uid": memory_uid,
-                "numbers": [document.number for document in added],
-                "revisions": [document.revision_added for document in added],
-                "times": [document.created_us for document in added],
-                "sizes": [document.text_bytes for document in added],
-            },
-        )
 
     async def commit_delete_documents(
         self,

@@ -11,7 +11,6 @@ from sqlalchemy import (
     Row,
     Select,
     and_,
-    case,
     delete,
     insert,
     or_,
@@ -316,38 +315,6 @@ class Memories(CatalogPart):
         if found is None:
             raise NotFoundError("no such memory")
         raise ConflictError(f"the memory is at version {found.version}, not {expected_version}")
-
-    @writes
-    async def activate_memory(
-        self, uid: str, *, request: RequestRecord | None = None, last_number: int = 0
-    ) -> MemoryRow:
-        """Ends an import: IMPORTING becomes ACTIVE; an ACTIVE memory stays as it is.
-
-        last_number: the highest document number that was ever given out where the
-        memory came from; none up to it will be given out again.
-
-        Raises NotFoundError (also for one being deleted), RequestRepeatedError,
-        RequestIdReusedError.
-        """
-        highest = case(
-            (memories.c.last_number < last_number, last_number), else_=memories.c.last_number
-        )
-        values = {
-            **CHANGED,
-            "state": MemoryState.ACTIVE.value,
-            "last_number": highest,
-            "updated_us": self._clock_us(),
-        }
-        importing = memories.c.state == MemoryState.IMPORTING.value
-        async with self._database.writing() as connection:
-            found = select(memories).where(memories.c.uid == uid, NOT_DELETING).with_for_update()
-            row = (await connection.execute(found)).one_or_none()
-            if row is None:
-                raise NotFoundError(f"no memory {uid}")
-            await self._record_request(connection, row.tenant_uid, request)
-            change = update(memories).where(memories.c.uid == uid, importing).values(values)
-            changed = (await connection.execute(change.returning(memories))).one_or_none()
-        return memory_row(changed if changed is not None else row)
 
     @writes
     async def finish_delete_memory(self, uid: str) -> None:

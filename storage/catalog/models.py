@@ -104,6 +104,13 @@ class Models(CatalogPart):
         return _model(row)
 
     @reads
+    async def models_of(self, identity: str) -> list[ModelRow]:
+        """Models of that identity, by model id."""
+        query = select(models).where(models.c.identity == identity).order_by(models.c.model_id)
+        async with self._database.reading() as connection:
+            return [_model(row) for row in await connection.execute(query)]
+
+    @reads
     async def default_model_of(self, tenant_uid: str) -> ModelRow | None:
         """The tenant's default model, else the server's, or None."""
         which = default_model_query(tenant_uid).with_only_columns(models)

@@ -57,6 +57,24 @@ class Revisions(CatalogPart):
         return RevisionRow(**row._mapping)
 
     @reads
+    async def revisions_after(
+        self, memory_uid: str, after: int, up_to: int, limit: int
+    ) -> list[RevisionRow]:
+        """The first rows above `after`, none above `up_to`, ascending."""
+        query = (
+            select(revisions)
+            .where(
+                revisions.c.memory_uid == memory_uid,
+                revisions.c.revision > after,
+                revisions.c.revision <= up_to,
+            )
+            .order_by(revisions.c.revision)
+            .limit(page_size(limit))
+        )
+        async with self._database.reading() as connection:
+            return [RevisionRow(**row._mapping) for row in await connection.execute(query)]
+
+    @reads
     async def list_revisions(
         self, memory_uid: str, limit: int, before: int | None = None
     ) -> tuple[list[RevisionRow], int | None]:

@@ -10,15 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memsvc.cli.turns import (
-    BATCH_BYTES,
-    BATCH_TURNS,
     Defaults,
     Form,
     TurnsError,
-    batches,
     parse_turns,
 )
 from memsvc.client import Role, Turn
+from memsvc.client.batching import BATCH_BYTES, BATCH_TURNS, batches
 
 PLAIN = Defaults()
 

@@ -286,7 +286,8 @@ async def test_export_appears_whole_or_not_at_all(
 ) -> None:
     target = tmp_path / "anna.archive"
     parts = [service.ExportMemoryResponse(data=b"ab", total_bytes=4)]
-    script.messages = [*parts, Failure("UNAVAILABLE")]
+    # It is taken up again, and each time refused.
+    script.messages = [*parts, *[Failure("UNAVAILABLE")] * 9]
     with pytest.raises(UnavailableError):
         await client.memory("anna").export_to(target)
     assert names_in(tmp_path) == []

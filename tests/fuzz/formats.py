@@ -8,17 +8,24 @@ make that right, so that what lies behind it is reached.
 
 from __future__ import annotations
 
+import io
 import struct
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from memsvc.client import ImportFormatError, PassphraseError, SealedArchiveError, convert
+from memsvc.client.dumps import read_dump
+from memsvc.client.mapping import DumpMapping, load
+from memsvc.client.sealed import Cost, UnsealedFile, sealed_archive
 from model_adapter.checkpoints.directory import load_directory
 from model_adapter.checkpoints.errors import CheckpointError
 from model_adapter.checkpoints.gguf_file import GgufFile
 from storage.archive import ArchiveError, ArchiveLimits, open_archive
+from storage.archive.members import Source
 from storage.archive.tensors import decode_blocks, encode_blocks
 from storage.block_records import (
     BlockCodecs,
@@ -34,12 +41,15 @@ from storage.keys import Kind, block_key, document_key
 from storage.layout_json import fingerprint
 from storage.records import Header, seal
 from storage.store import CorruptRecordError, ForeignRecordError
-from tests.support.archives import repack, sample, unpack
+from tests.support.archives import SigningKey, repack, sample, signed, unpack
 from tests.support.blocks import LAYOUTS, SHARED, encoding_id, make_block, make_document, memory_uid
+from tests.support.dumps import DUMPS, encoded
 from tests.support.tiny_checkpoints import tiny_config, write_directory, write_gguf
 
 _MEMORY, _ENCODING, _NUMBER = memory_uid(1), encoding_id(1), 5
 _TREE = KeyTree.grown_from(bytes(range(32)))
+#: Of a passphrase's key: deriving it is not what is fuzzed.
+CHEAP = Cost(4, 1, 1)
 _MARK = fingerprint(_ENCODING, SHARED)
 _KINDS = (Kind.DOCUMENT, Kind.ROUTING, Kind.CONTENT)
 #: Tensors of a fuzzed file are read when they are no larger than this.
@@ -60,7 +70,8 @@ class Target:
 def targets() -> Iterator[dict[str, Target]]:
     """All of them, by name, with a scratch folder."""
     with tempfile.TemporaryDirectory(prefix="memsvc-fuzz-") as scratch:
-        made = [*_records(), *_archives(Path(scratch)), *_checkpoints(Path(scratch))]
+        folder = Path(scratch)
+        made = [*_records(), *_archives(folder), *_dumps(), *_checkpoints(folder)]
         yield {target.name: target for target in made}
 
 
@@ -126,7 +137,10 @@ def _archives(scratch: Path) -> Iterator[Target]:
     path = scratch / "archive"
     whole = sample()
     members = unpack(whole)
-    yield Target("archive", [whole], lambda data: _read_archive(path, data), True)
+    both = [whole, signed(SigningKey(1))]
+    yield Target("archive", both, lambda data: _read_archive(path, data), True)
+    passphrased = [sealed_archive(one, "right", CHEAP) for one in both]
+    yield Target("archive, under a passphrase", passphrased, _read_sealed_archive, True)
     inner = [bytes([number]) + content for number, (_, content) in enumerate(members)]
 
     def sealed(data: bytes) -> bool:
@@ -149,8 +163,24 @@ def _archives(scratch: Path) -> Iterator[Target]:
 
 def _read_archive(path: Path, data: bytes) -> bool:
     path.write_bytes(data)
+    return _open_archive(path)
+
+
+def _read_sealed_archive(data: bytes) -> bool:
+    """Under a passphrase; what it costs to derive the key is the header's to say, within limits."""
+    if len(data) > 18 and data[17] > CHEAP.log_n:
+        data = data[:17] + bytes([data[17] % (CHEAP.log_n + 1)]) + data[18:]
     try:
-        with open_archive(path, ArchiveLimits()) as archive:
+        return _open_archive(UnsealedFile(io.BytesIO(data), "right"))
+    except (PassphraseError, SealedArchiveError):
+        return False
+
+
+def _open_archive(source: Path | Source) -> bool:
+    try:
+        with open_archive(source, ArchiveLimits()) as archive:
+            for _ in archive.revisions():
+                pass
             for _ in archive.documents():
                 pass
             for encoding in archive.manifest.encodings:
@@ -170,6 +200,30 @@ def _read_blocks(data: bytes) -> bool:
             block.validate(layout)
     except ArchiveError:
         return False
+    return True
+
+
+# --- dumps of other services --------------------------------------------------------
+
+
+def _dumps() -> Iterator[Target]:
+    for name, dump in DUMPS.items():
+        mapping = load(name)
+        yield Target(f"dump, {name}", [encoded(dump)], partial(_read_dump, mapping=mapping))
+
+
+def _read_dump(data: bytes, mapping: DumpMapping) -> bool:
+    try:
+        dump = read_dump(data, mapping)
+    except ImportFormatError as error:
+        str(error).encode()  # It can be shown.
+        return False
+    for turns in dump.conversations:
+        for turn in turns:
+            convert.turn_to_wire(turn)
+    for text in dump.texts:
+        convert.text_start(text)
+        text.text.encode()
     return True
 
 

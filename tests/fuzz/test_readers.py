@@ -20,8 +20,13 @@ NAMES = (
     "records, encrypted",
     "records, sealed",
     "archive",
+    "archive, under a passphrase",
     "archive, sealed",
     "archive tensors",
+    "dump, chatgpt",
+    "dump, claude",
+    "dump, letta",
+    "dump, mem0",
     "safetensors",
     "gguf",
 )

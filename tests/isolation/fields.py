@@ -59,6 +59,7 @@ _BY_NAME = {
     "session": Kind.PLAIN,
     "failure": Kind.PLAIN,
     "address": Kind.PLAIN,
+    "signed_by": Kind.PLAIN,
 }
 
 #: By message and field.

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from memsvc.client.sealed import UnsealedFile
 from storage.archive import open_archive
 from storage.block_records import (
     BlockCodecs,
@@ -32,7 +33,7 @@ from storage.keys import Kind, parse_key
 from storage.layout import Bits, KVBlock, KVLayout
 from storage.layout_json import fingerprint
 from storage.store import EncodingId, MemoryUid, StoredDocument
-from tests.support.archives import EMPTY
+from tests.support.archives import EMPTY, SigningKey
 from tests.support.blocks import same_bits, same_block
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "format"
@@ -174,5 +175,16 @@ def test_archive() -> None:
         layouts = [encoding.layout for encoding in manifest.encodings]
         assert layouts == list(GOLDEN_LAYOUTS.values())
         for encoding in manifest.encodings:
+            (block,) = archive.blocks(encoding.encoding_id)
+            assert same_block(block, ramp_block(encoding.layout))
+
+
+def test_sealed_and_signed_archive() -> None:
+    file = (GOLDEN / "archive-v1-sealed.msamem").open("rb")
+    with open_archive(UnsealedFile(file, "four herons")) as archive:
+        archive.check_signer(SigningKey(1).public_key)
+        assert list(archive.documents()) == DOCUMENTS
+        assert [row.revision for row in archive.revisions()] == [2, 3, 4]
+        for encoding in archive.manifest.encodings:
             (block,) = archive.blocks(encoding.encoding_id)
             assert same_block(block, ramp_block(encoding.layout))

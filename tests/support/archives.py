@@ -10,8 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import zstandard
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from storage.archive import ArchivedEncoding, ArchivedPacking, Manifest, write_archive
+from storage.archive import (
+    ArchivedEncoding,
+    ArchivedPacking,
+    ArchivedRevision,
+    Manifest,
+    write_archive,
+)
 from storage.layout import KVBlock, KVLayout
 from storage.store import StoredDocument
 from tests.support.blocks import LAYOUTS, make_block, make_document
@@ -24,6 +31,40 @@ EMPTY = Manifest(
     last_number=60,
     labels={"team": "blue", "über": "ja"},
 )
+
+
+class SigningKey:
+    """An Ed25519 key whose seed is one byte, repeated."""
+
+    def __init__(self, seed: int) -> None:
+        self._key = Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32)
+
+    @property
+    def public_key(self) -> str:
+        return self._key.public_key().public_bytes_raw().hex()
+
+    def sign(self, data: bytes) -> bytes:
+        return self._key.sign(data)
+
+
+HISTORY = [
+    ArchivedRevision(1, 1_770_000_000_000_001, 1, 0, 1),
+    ArchivedRevision(2, 1_770_000_000_000_002, 2, 0, 3),
+    ArchivedRevision(4, 1_770_000_000_000_003, 0, 1, 3),
+    ArchivedRevision(5, 1_770_000_000_000_004, 2, 0, 5),
+]
+#: (number, revision) of what is left.
+LEFT = ((1, 1), (2, 2), (5, 5))
+
+
+def signed(
+    key: SigningKey | None = None,
+    history: Sequence[ArchivedRevision] = HISTORY,
+    documents: Sequence[tuple[int, int]] = LEFT,
+) -> bytes:
+    made = [replace(make_document(number), revision=revision) for number, revision in documents]
+    manifest = replace(EMPTY, documents=len(made), revisions=len(history))
+    return b"".join(write_archive(manifest, made, {}, revisions=history, signer=key))
 
 
 def archived_encoding(layout: KVLayout, blocks: int, seed: int = 0) -> ArchivedEncoding:

@@ -54,6 +54,11 @@ class Script:
 
     failures: list[Failure] = field(default_factory=list)
     requests: list[Message] = field(default_factory=list)
+    #: Of imports, and what the last one brought.
+    headers: list[Any] = field(default_factory=list)
+    received: list[bytes] = field(default_factory=list)
+    #: Whether what a cut import brought is kept.
+    keeps: bool = False
     metadata: list[dict[str, Any]] = field(default_factory=list)
     #: Messages of a stream; a Failure among them ends it.
     messages: list[Message | Failure] = field(default_factory=list)
@@ -121,9 +126,15 @@ class _Service(rpc.MemoryServiceServicer):
         return service.PutDocumentsResponse(revision=3, documents=["memories/m/documents/1"])
 
     async def ImportMemory(self, requests: Any, context: Any) -> service.ImportMemoryResponse:
-        data = b"".join([message.data async for message in requests])
+        messages = [message async for message in requests]
+        self._script.headers.append(messages[0].header)
+        self._script.received = [message.data for message in messages]
+        data = b"".join(self._script.received)
         if self._script.failures:
             await self._script.failures.pop(0).abort(context)
+        if messages[0].header.offset and not self._script.keeps:
+            lost = {"available": "0"}
+            await Failure("FAILED_PRECONDITION", "OFFSET_NOT_AVAILABLE", lost).abort(context)
         memory = wire.Memory(name="memories/imported", text_bytes=len(data))
         return service.ImportMemoryResponse(memory=memory, reused_blocks=1)
 
