@@ -7,6 +7,8 @@ Without a GPU the kernels run in Triton's interpreter, which computes bf16 produ
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +24,7 @@ from model_adapter.msa.kernels import KeyFormat, Plan, RoutingKeys, Rows, Spans,
 from model_adapter.msa.kernels.fetch import fetch
 from model_adapter.msa.kernels.keys import floats
 from model_adapter.msa.kernels.plan import TILE_CHUNKS
+from model_adapter.msa.kernels.rows import MOST_ROWS
 from model_adapter.msa.routing import RoutingQuery, score_chunks, select
 
 if not torch.cuda.is_available():
@@ -124,6 +127,13 @@ def test_a_document_longer_than_a_tile_has_one_score(to: KeyFormat) -> None:
     quantised = [kernels.quantise(keys, to, GROUP) for keys in case.keys]
     fused, plain = both(case, quantised)
     assert torch.isfinite(fused).all()
+    torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("to", [KeyFormat.FLOAT, KeyFormat.INT8])
+def test_a_question_of_more_tokens_than_a_program_takes(to: KeyFormat) -> None:
+    case = make([[1, 3, 2], [TILE_CHUNKS + 2]], [[MOST_ROWS + 3, 2], [2 * MOST_ROWS + 1]])
+    fused, plain = both(case, [kernels.quantise(keys, to, GROUP) for keys in case.keys])
     torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-4)
 
 
@@ -235,3 +245,11 @@ def test_rows_are_fetched_from_where_they_lie(dtype: torch.dtype) -> None:
     for fused in (True, False):
         found = fetch(parts, DEVICE, fused=fused)
         assert torch.equal(found.cpu(), torch.cat(parts))
+
+
+def test_the_kernels_compile_for_a_gpu() -> None:
+    """For Hopper, without one: what the interpreter does not see."""
+    own = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.support.compile_kernels"]
+    done = subprocess.run(command, env=own, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -8,8 +8,6 @@ scan, and one number per document and question is written.
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -18,26 +16,28 @@ _LOWEST = tl.constexpr(-0x8000000000000000)
 
 
 @triton.jit
-def _rows(base: Any, at_row: Any, dims: Any, asked: Any, WIDTH: tl.constexpr) -> Any:
+def _rows(
+    base: tl.tensor, at_row: tl.tensor, dims: tl.tensor, asked: tl.tensor, WIDTH: tl.constexpr
+) -> tl.tensor:
     """[dims, rows] of a question matrix; zeros for rows of no question."""
     return tl.load(base + at_row[None, :] * WIDTH + dims[:, None], mask=asked[None, :], other=0)
 
 
 @triton.jit
 def _float_group(
-    total: Any,
-    keys: Any,
-    at: Any,
-    inside: Any,
-    high: Any,
-    low: Any,
-    at_row: Any,
-    asked: Any,
-    start: Any,
+    total: tl.tensor,
+    keys: tl.tensor,
+    at: tl.tensor,
+    inside: tl.tensor,
+    high: tl.tensor,
+    low: tl.tensor,
+    at_row: tl.tensor,
+    asked: tl.tensor,
+    start: tl.tensor,
     WIDTH: tl.constexpr,
     GROUP: tl.constexpr,
     TWO_PARTS: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """total plus the products of one group of dimensions, float keys."""
     dims = start + tl.arange(0, GROUP)
     key = tl.load(keys + at[:, None] * WIDTH + dims[None, :], mask=inside[:, None], other=0)
@@ -51,16 +51,16 @@ def _float_group(
 
 @triton.jit
 def _int8_group(
-    keys: Any,
-    at: Any,
-    inside: Any,
-    part: Any,
-    at_row: Any,
-    asked: Any,
-    start: Any,
+    keys: tl.tensor,
+    at: tl.tensor,
+    inside: tl.tensor,
+    part: tl.tensor,
+    at_row: tl.tensor,
+    asked: tl.tensor,
+    start: tl.tensor,
     WIDTH: tl.constexpr,
     GROUP: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """int32 products of one group with one part of the questions."""
     dims = start + tl.arange(0, GROUP)
     key = tl.load(keys + at[:, None] * WIDTH + dims[None, :], mask=inside[:, None], other=0)
@@ -69,16 +69,16 @@ def _int8_group(
 
 @triton.jit
 def _int4_group(
-    keys: Any,
-    at: Any,
-    inside: Any,
-    part: Any,
-    at_row: Any,
-    asked: Any,
-    start: Any,
+    keys: tl.tensor,
+    at: tl.tensor,
+    inside: tl.tensor,
+    part: tl.tensor,
+    at_row: tl.tensor,
+    asked: tl.tensor,
+    start: tl.tensor,
     WIDTH: tl.constexpr,
     GROUP: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """As _int8_group: a byte holds a dimension of the group's first half and one of its last."""
     half = tl.arange(0, GROUP // 2)
     at_byte = at[:, None] * (WIDTH // 2) + start // 2 + half[None, :]
@@ -92,22 +92,22 @@ def _int4_group(
 
 @triton.jit
 def _products(
-    keys: Any,
-    scale: Any,
-    at: Any,
-    inside: Any,
-    high: Any,
-    low: Any,
-    row_scale: Any,
-    at_row: Any,
-    asked: Any,
+    keys: tl.tensor,
+    scale: tl.tensor,
+    at: tl.tensor,
+    inside: tl.tensor,
+    high: tl.tensor,
+    low: tl.tensor,
+    row_scale: tl.tensor,
+    at_row: tl.tensor,
+    asked: tl.tensor,
     CHUNKS: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
     GROUP: tl.constexpr,
     FORMAT: tl.constexpr,
     TWO_PARTS: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """fp32 [CHUNKS, ROWS]."""
     total = tl.zeros((CHUNKS, ROWS), dtype=tl.float32)
     for start in range(0, WIDTH, GROUP):
@@ -132,7 +132,9 @@ def _products(
 
 
 @triton.jit
-def _later_segment(document: Any, value: Any, next_document: Any, next_value: Any) -> Any:
+def _later_segment(
+    document: tl.tensor, value: tl.tensor, next_document: tl.tensor, next_value: tl.tensor
+) -> tl.tensor:
     """Running maximum that starts anew with each document."""
     same = document == next_document
     return next_document, tl.where(same, tl.maximum(value, next_value), next_value)
@@ -140,16 +142,17 @@ def _later_segment(document: Any, value: Any, next_document: Any, next_value: An
 
 @triton.jit
 def score_tiles(
-    tiles: Any,
-    parts: Any,
-    values: Any,
-    scales: Any,
-    documents: Any,
-    high: Any,
-    low: Any,
-    row_scale: Any,
-    row_bias: Any,
-    scores: Any,
+    tiles: tl.tensor,
+    parts: tl.tensor,
+    values: tl.tensor,
+    scales: tl.tensor,
+    documents: tl.tensor,
+    high: tl.tensor,
+    low: tl.tensor,
+    row_scale: tl.tensor,
+    row_bias: tl.tensor,
+    scores: tl.tensor,
+    pieces: tl.tensor,
     WIDTH: tl.constexpr,
     GROUP: tl.constexpr,
     CHUNKS: tl.constexpr,
@@ -159,7 +162,8 @@ def score_tiles(
     TWO_PARTS: tl.constexpr,
 ) -> None:
     """values, scales, documents: int64 addresses, one per part. FORMAT: bits of integer
-    keys (8, 4), or 0 with `high` in the keys' own float type. QUESTIONS: scored at once."""
+    keys (8, 4), or 0 with `high` in the keys' own float type. QUESTIONS: scored at once.
+    pieces: that a question's rows come in, of TOKENS each; QUESTIONS is 1 if there are several."""
     tile = tiles + tl.program_id(0) * 4
     part, first = tl.load(tile).to(tl.int64), tl.load(tile + 1)
     count, shared = tl.load(tile + 2), tl.load(tile + 3)
@@ -183,12 +187,14 @@ def score_tiles(
         keys = address.to(tl.pointer_type(tl.int8))
     else:
         keys = address.to(tl.pointer_type(tl.uint8))
-    scale = tl.load(scales + part).to(tl.pointer_type(tl.float32))
+    # Tensors begin at multiples of 16 bytes, which the compiler can't know of an address.
+    keys = tl.multiple_of(keys, 16)
+    scale = tl.multiple_of(tl.load(scales + part).to(tl.pointer_type(tl.float32)), 16)
 
     row = tl.arange(0, QUESTIONS * TOKENS)
-    for block in range(0, questions, QUESTIONS):
-        asked = row < (questions - block) * TOKENS
-        at_row = (first_question + block) * TOKENS + row
+    for block in range(0, questions * pieces, QUESTIONS):
+        asked = row < (questions * pieces - block) * TOKENS
+        at_row = (first_question * pieces + block) * TOKENS + row
         total = _products(
             keys, scale, at, inside, high, low, row_scale, at_row, asked,
             CHUNKS, QUESTIONS * TOKENS, WIDTH, GROUP, FORMAT, TWO_PARTS,
@@ -197,10 +203,10 @@ def score_tiles(
         # [CHUNKS, QUESTIONS]: over tokens, then over the chunks of a document so far.
         best = tl.max(tl.reshape(total, (CHUNKS, QUESTIONS, TOKENS)), axis=2)
         _, best = tl.associative_scan((owner_cb, best), 0, _later_segment)
-        question = block + tl.arange(0, QUESTIONS)
+        question = block // pieces + tl.arange(0, QUESTIONS)
         target = scores + first_score + question[None, :] * document_count + document[:, None]
         written = ends[:, None] & (question < questions)[None, :]
-        if shared == 0:
+        if (shared == 0) & (pieces == 1):
             tl.store(target, best, mask=written)
         else:
             tl.atomic_max(target, best, mask=written)
@@ -208,7 +214,7 @@ def score_tiles(
 
 @triton.jit
 def partial_best(
-    scores: Any, questions: Any, found: Any, BLOCK: tl.constexpr, K: tl.constexpr
+    scores: tl.tensor, questions: tl.tensor, found: tl.tensor, BLOCK: tl.constexpr, K: tl.constexpr
 ) -> None:
     """The K best of each block of a question's documents, as keys of `twin.order_keys`.
 
@@ -232,7 +238,9 @@ def partial_best(
 
 
 @triton.jit
-def fetch_rows(table: Any, found: Any, WIDTH: tl.constexpr, BLOCK: tl.constexpr) -> None:
+def fetch_rows(
+    table: tl.tensor, found: tl.tensor, WIDTH: tl.constexpr, BLOCK: tl.constexpr
+) -> None:
     """table: int64 address of every row; found: the rows behind each other."""
     row, value = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     source = tl.load(table + row).to(tl.pointer_type(found.dtype.element_ty))

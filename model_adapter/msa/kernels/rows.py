@@ -11,18 +11,24 @@ from model_adapter.msa.kernels.keys import INT8_MAX, KeyFormat, RoutingKeys
 
 #: A matrix unit takes no fewer rows.
 _FEWEST_TOKENS = 16
+#: Rows multiplied at once by one program, at most: more only grow its registers. A question
+#: of more tokens comes in pieces of so many.
+MOST_ROWS = 128
 #: The second part of an integer row counts in 1/254 of the first one's unit.
 LOW_UNIT = 1.0 / (2 * INT8_MAX)
 
 
 def padded_tokens(counts: Iterable[int]) -> int:
     """Rows of one question, for questions of so many tokens."""
-    return 1 << (max(_FEWEST_TOKENS, *counts) - 1).bit_length()
+    longest = max(_FEWEST_TOKENS, *counts)
+    if longest > MOST_ROWS:
+        return -(-longest // MOST_ROWS) * MOST_ROWS
+    return 1 << (longest - 1).bit_length()
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Every question padded to `tokens` rows, a power of two.
+    """Every question padded to `tokens` rows: a power of two, or whole pieces of MOST_ROWS.
 
     A row is scale * (high + low / 254) for integer keys and high + low (scale 1) for
     float ones: two parts hold 16 bits where one holds 8. bias_R: 0, or minus infinity for

@@ -14,13 +14,16 @@ import torch
 from model_adapter.msa.kernels import twin
 from model_adapter.msa.kernels.keys import KeyFormat, RoutingKeys, floats
 from model_adapter.msa.kernels.plan import TILE_CHUNKS, Offsets, Plan, Spans
-from model_adapter.msa.kernels.rows import Rows
+from model_adapter.msa.kernels.rows import MOST_ROWS, Rows
 
 Documents = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
 
-#: Rows multiplied at once by one program, at most: more only grow its registers.
-_BLOCK_ROWS = 128
+#: From so many rows on a program has 8 warps instead of 4.
+_WIDE_ROWS = 64
+#: Of a program's shared memory on a Hopper GPU (227 KiB), some left for reductions.
+_SHARED_BYTES = 208 * 1024
+_MOST_STAGES = 4
 #: Documents of one program of the choice.
 _BLOCK_DOCUMENTS = 2048
 #: Below the key of every document.
@@ -146,7 +149,10 @@ def launch(
     from model_adapter.msa.kernels import fused  # noqa: PLC0415  # triton is optional
 
     scores = torch.full((plan.size,), -torch.inf, device=rows.bias_R.device)
-    questions = max(1, _BLOCK_ROWS // rows.tokens)
+    asked = 1 << (max(plan.questions) - 1).bit_length()
+    tokens = min(rows.tokens, MOST_ROWS)
+    questions = min(MOST_ROWS // tokens, asked)
+    warps, stages = launch_options(first, questions * tokens)
     fused.score_tiles[(plan.tiles_T4.shape[0],)](
         plan.tiles_T4,
         plan.parts_P4,
@@ -156,15 +162,29 @@ def launch(
         rows.scale_R,
         rows.bias_R,
         scores,
+        rows.tokens // tokens,
         WIDTH=first.width,
         GROUP=first.group,
         CHUNKS=TILE_CHUNKS,
-        QUESTIONS=min(questions, 1 << (max(plan.questions) - 1).bit_length()),
-        TOKENS=rows.tokens,
+        QUESTIONS=questions,
+        TOKENS=tokens,
         FORMAT=_BITS[first.format],
         TWO_PARTS=first.values_CE.dtype is not torch.float32,
+        num_warps=warps,
+        num_stages=stages,
     )
     return scores
+
+
+def launch_options(keys: RoutingKeys, rows: int) -> tuple[int, int]:
+    """Warps of a program, and how many groups of dimensions it has under way at a time: as many
+    as its shared memory holds."""
+    key_bytes = keys.values_CE.element_size() * keys.values_CE.shape[1] / keys.width
+    item = 1 if keys.scale_CS is not None else keys.values_CE.element_size()
+    parts = 1 if keys.values_CE.dtype is torch.float32 else 2
+    stage = keys.group * (TILE_CHUNKS * key_bytes + rows * item * parts)
+    stages = int(_SHARED_BYTES // stage)
+    return (8 if rows >= _WIDE_ROWS else 4), max(1, min(_MOST_STAGES, stages))
 
 
 def _fused(plan: Plan, keys: Sequence[RoutingKeys], rows: Rows) -> torch.Tensor:
