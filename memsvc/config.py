@@ -125,7 +125,15 @@ class Config:
         0, "Threads of the supervised worker. 0: all cores.", low=0, high=1024
     )
     worker_routing_budget: int = _setting(
-        256 * MIB, "Bytes of routing keys the supervised worker keeps resident.", low=MIB
+        256 * MIB,
+        "Bytes of routing keys the supervised worker keeps resident. 0: its own choice, by its "
+        "device.",
+        low=0,
+    )
+    worker_routing_keys: str = _setting(
+        "auto",
+        "How routing keys lie on the supervised worker's device.",
+        choices=("auto", "float", "int8", "int4", "two-stage"),
     )
     worker_content_budget: int = _setting(
         1024 * MIB, "Bytes of content KV the supervised worker keeps in RAM.", low=MIB

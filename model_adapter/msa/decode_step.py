@@ -49,6 +49,8 @@ class DecodeStep:
         layers, device = decoder.config.num_layers, decoder.device
         self._decoder, self._pool, self._rows, self._way = decoder, pool, rows, way
         self._graph: torch.cuda.CUDAGraph | None = None
+        #: What a captured graph reads stays where it is as long as the graph.
+        self._read: tuple[torch.Tensor, ...] = ()
         self._generation = -1
         #: ids, positions, then the slots of every layer [2 + L, B].
         self._wide = torch.zeros(2 + layers, rows, dtype=torch.int64, device=device)
@@ -116,6 +118,7 @@ class DecodeStep:
         with torch.cuda.stream(stream):
             self._forward()
         torch.cuda.current_stream().wait_stream(stream)
+        self._read = self._decoder.rope.tables()
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self._logits_BV = self._forward()

@@ -37,6 +37,10 @@ class RopeTable:
         """As `at`, of positions that the table holds already; nothing is looked at on the host."""
         return self._cos_TD[positions_T], self._sin_TD[positions_T]
 
+    def tables(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `taken` reads now; growing makes others."""
+        return self._cos_TD, self._sin_TD
+
     def _grow(self, size: int) -> None:
         if size <= self._cos_TD.shape[0]:
             return

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -69,6 +70,10 @@ def test_every_setting_reaches_the_command(tmp_path: Path) -> None:
     )
     arguments = WorkerCommand.from_config(config).arguments
     assert "--threads=3" in arguments and "--dtype=fp32" in arguments
+    assert "--routing-keys=auto" in arguments
+    free = replace(config, worker_routing_budget=0, worker_routing_keys="int8")
+    chosen = WorkerCommand.from_config(free).arguments
+    assert "--routing-budget=auto" in chosen and "--routing-keys=int8" in chosen
     assert f"--routing-budget={config.worker_routing_budget}" in arguments
     assert f"--content-budget={config.worker_content_budget}" in arguments
 
