@@ -91,8 +91,10 @@ async def _import(
     except BaseException:
         await _undo(application, row)
         raise
-    application.progress.publish(row.uid)
-    application.encoding.wake()
+    finally:
+        # Also when the caller left just as it was committed: then it stays.
+        application.progress.publish(row.uid)
+        application.encoding.wake()
     return imported
 
 
@@ -148,8 +150,8 @@ def _within(value: int, limits: tuple[int, int]) -> None:
 
 
 async def _undo(application: Application, row: MemoryRow) -> None:
-    """Deletes what was made of the memory. A caller that deleted it already is no error."""
+    """Deletes what was made of the memory, unless it was committed or deleted already."""
     try:
-        await application.writes.delete_memory(row, None)
+        await application.writes.delete_memory(row, None, state=MemoryState.IMPORTING)
     except NotFoundError:
         return

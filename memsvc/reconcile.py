@@ -105,7 +105,9 @@ async def _finish_deletions(application: Application, report: Report) -> None:
     for memory in await catalog.memories_in_state(MemoryState.DELETING):
         report.memories_deleted += await _purge(application, memory)
     for memory in await catalog.memories_in_state(MemoryState.IMPORTING):
-        row = await catalog.begin_delete_memory(memory.tenant_uid, memory.memory_id, None)
+        row = await catalog.begin_delete_memory(
+            memory.tenant_uid, memory.memory_id, None, uid=memory.uid
+        )
         report.imports_undone += await _purge(application, row)
     reach(Failpoint.RECONCILE_DROPPED)
 

@@ -205,16 +205,18 @@ class Writes:
 
         return await self.once(request, lambda: self._run(request, memory_id, locked))
 
-    async def delete_memory(self, row: MemoryRow, expected_version: int | None) -> None:
+    async def delete_memory(
+        self, row: MemoryRow, expected_version: int | None, *, state: MemoryState | None = None
+    ) -> None:
         """Deletes a memory with all that is in it, and no other that took its name meanwhile.
 
-        Raises NotFoundError, ConflictError.
+        state: the only one in which it is deleted. Raises NotFoundError, ConflictError.
         """
 
         async def work() -> None:
             self._latest.pop((row.tenant_uid, row.memory_id), None)
             memory = await self._catalog.begin_delete_memory(
-                row.tenant_uid, row.memory_id, expected_version, uid=row.uid
+                row.tenant_uid, row.memory_id, expected_version, uid=row.uid, state=state
             )
             self._notify(memory)
             reach(Failpoint.DROP_MARKED)

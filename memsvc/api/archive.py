@@ -38,6 +38,7 @@ from storage.archive.manifest import VERSION
 from storage.catalog import (
     MemoryRow,
     MemoryState,
+    NotFoundError,
     PackingMode,
     RequestIdReusedError,
     RequestRecord,
@@ -181,6 +182,9 @@ class ArchiveHandler:
             return await self._opened(call, repeated.record.reply)
         except RequestIdReusedError as error:
             raise errors.request_id_reused() from error
+        except NotFoundError as error:
+            # Deleted while it was filled.
+            raise errors.memory_not_found("memory_id") from error
         response = reply(imported)
         encodings = await self._app.catalog.list_encodings(imported.memory.uid)
         opened = await self._app.fields.opened(imported.memory)

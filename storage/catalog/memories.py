@@ -287,10 +287,12 @@ class Memories(CatalogPart):
         expected_version: int | None,
         *,
         uid: str | None = None,
+        state: MemoryState | None = None,
     ) -> MemoryRow:
         """Makes the memory unfindable and its name free, in one step.
 
-        uid: as in update_memory. Raises NotFoundError, and ConflictError on a stale version.
+        uid: as in update_memory. state: the only one in which it is deleted. Raises
+        NotFoundError, and ConflictError on a stale version.
         """
         values = {
             **CHANGED,
@@ -298,7 +300,10 @@ class Memories(CatalogPart):
             "deletion_epoch": memories.c.deletion_epoch + 1,
             "updated_us": self._clock_us(),
         }
-        return await self._change(_named(tenant_uid, memory_id, uid), values, expected_version)
+        which = _named(tenant_uid, memory_id, uid)
+        if state is not None:
+            which = and_(which, memories.c.state == state.value)
+        return await self._change(which, values, expected_version)
 
     async def _change(
         self, which: ColumnElement[bool], values: dict[str, Any], expected_version: int | None

@@ -132,6 +132,16 @@ class TestChange:
             await catalog.begin_delete_memory(tenant.uid, "memory", None, uid=checked.uid)
         assert await catalog.get_memory(tenant.uid, "memory") == later
 
+    async def test_a_deletion_for_one_state_leaves_another_alone(
+        self, catalog: Catalog, tenant: TenantRow
+    ) -> None:
+        active = await make_memory(catalog, tenant)
+        with pytest.raises(NotFoundError):
+            await catalog.begin_delete_memory(
+                tenant.uid, "memory", None, uid=active.uid, state=MemoryState.IMPORTING
+            )
+        assert await catalog.get_memory(tenant.uid, "memory") == active
+
     async def test_unknown(self, catalog: Catalog, tenant: TenantRow) -> None:
         with pytest.raises(NotFoundError):
             await catalog.update_memory(tenant.uid, "nope", "x", None, None)

@@ -1,0 +1,140 @@
+"""What is asked of one memory is never done to a later one that took its name."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from grpc import aio
+
+from memsvc.v1 import memory_service_pb2 as pb
+from memsvc.v1 import resources_pb2 as resources
+from tests.support.answers import eventually
+from tests.support.served import Served, refused
+
+
+async def exported(served: Served, memory: str) -> bytes:
+    call = served.as_operator(served.memories.ExportMemory, pb.ExportMemoryRequest(name=memory))
+    return b"".join([reply.data async for reply in call])
+
+
+def import_as(served: Served, data: bytes, memory_id: str, request_id: str = "") -> Any:
+    def messages() -> Iterator[pb.ImportMemoryRequest]:
+        header = pb.ImportMemoryRequest.Header(memory_id=memory_id, request_id=request_id)
+        yield pb.ImportMemoryRequest(header=header)
+        yield pb.ImportMemoryRequest(data=data)
+
+    return served.as_operator(served.memories.ImportMemory, messages())
+
+
+def delete(served: Served, name: str, **fields: Any) -> Any:
+    request = pb.DeleteMemoryRequest(name=name, **fields)
+    return served.as_operator(served.memories.DeleteMemory, request)
+
+
+async def get(served: Served, name: str) -> resources.Memory:
+    request = pb.GetMemoryRequest(name=name)
+    found: resources.Memory = await served.as_operator(served.memories.GetMemory, request)
+    return found
+
+
+class Held:
+    """A method of an object, stopped before its work or after it until told to go on."""
+
+    def __init__(self, owner: Any, method: str, *, after: bool = False) -> None:
+        self.reached, self.go_on = asyncio.Event(), asyncio.Event()
+        real = getattr(owner, method)
+
+        async def stop() -> None:
+            self.reached.set()
+            await self.go_on.wait()
+
+        async def held(*args: Any, **kwargs: Any) -> Any:
+            if not after:
+                await stop()
+            result = await real(*args, **kwargs)
+            if after:
+                await stop()
+            return result
+
+        setattr(owner, method, held)
+
+
+async def test_an_import_that_fails_spares_the_memory_that_took_its_name(served: Served) -> None:
+    await served.append((await served.create("source")).name, "old")
+    data = await exported(served, "memories/source")
+    activation = Held(served.server.application.catalog, "activate_memory")
+    importing = asyncio.ensure_future(refused(import_as(served, data, "target")))
+    await activation.reached.wait()
+    await delete(served, "memories/target")
+    target = await served.create("target")
+    await served.append(target.name, "precious")
+    activation.go_on.set()
+    assert (await importing).reason == "MEMORY_NOT_FOUND"
+    assert await served.texts(target.name) == ["precious"]
+
+
+async def test_an_import_whose_caller_leaves_at_its_commit_stays(served: Served) -> None:
+    application = served.server.application
+    await served.append((await served.create("source")).name, "old")
+    data = await exported(served, "memories/source")
+    activation = Held(application.catalog, "activate_memory", after=True)
+    call = import_as(served, data, "target", "i-1")
+    await activation.reached.wait()
+    call.cancel()
+    with suppress(asyncio.CancelledError, aio.AioRpcError):
+        await call
+
+    async def ended() -> bool:
+        return not application.importing
+
+    await eventually(ended)
+    again = await import_as(served, data, "target", "i-1")
+    assert again.memory.name == "memories/target"
+    assert await served.texts("memories/target") == ["old"]
+
+
+async def test_a_deletion_asked_for_twice_spares_the_memory_that_took_its_name(
+    served: Served,
+) -> None:
+    application = served.server.application
+    old = await served.create("herons")
+    tenant = await application.catalog.get_tenant("default")
+    waiting = Held(application.deletions, "_evict")
+    catalog: Any = application.catalog
+    finding = catalog.get_memory
+    looked = asyncio.Semaphore(0)
+
+    async def counted(*args: Any, **kwargs: Any) -> Any:
+        found = await finding(*args, **kwargs)
+        looked.release()
+        return found
+
+    catalog.get_memory = counted
+    async with application.writes.locks.exclusive(tenant.uid, "herons"):
+        calls = [delete(served, old.name, etag=old.etag) for _ in range(2)]
+        both = asyncio.gather(*calls, return_exceptions=True)
+        for _ in calls:
+            await looked.acquire()
+    await waiting.reached.wait()
+    new = await served.create("herons")
+    waiting.go_on.set()
+    assert any(error is not None for error in await both)
+    assert (await get(served, new.name)).uid == new.uid != old.uid
+
+
+async def test_a_late_rename_spares_the_memory_that_took_its_name(served: Served) -> None:
+    old = await served.create("herons", display_name="Herons")
+    change = Held(served.server.application.catalog, "update_memory")
+    request = pb.UpdateMemoryRequest(
+        memory=resources.Memory(name=old.name, display_name="Grey herons")
+    )
+    late = asyncio.ensure_future(refused(served.as_operator(served.memories.UpdateMemory, request)))
+    await change.reached.wait()
+    await delete(served, old.name)
+    await served.create("herons", display_name="Others")
+    change.go_on.set()
+    assert (await late).reason == "MEMORY_NOT_FOUND"
+    assert (await get(served, old.name)).display_name == "Others"
