@@ -165,12 +165,13 @@ async def test_acts_that_the_scope_forbids_are_written_down(served: Served) -> N
     )
     reader, before = Caller(made.secret), len(await events(served))
     delete = pb.DeleteMemoryRequest(name=memory.name)
-    for call in (
-        reader(served.memories.DeleteMemory, delete),
-        reader(served.admin.ListTenants, admin.ListTenantsRequest()),
-        reader(served.memories.CreateMemory, pb.CreateMemoryRequest(memory_id="mine")),
+    # One after the other: a call is under way as soon as it is made.
+    for method, request in (
+        (served.memories.DeleteMemory, delete),
+        (served.admin.ListTenants, admin.ListTenantsRequest()),
+        (served.memories.CreateMemory, pb.CreateMemoryRequest(memory_id="mine")),
     ):
-        assert (await refused(call)).reason == "SCOPE_INSUFFICIENT"
+        assert (await refused(reader(method, request))).reason == "SCOPE_INSUFFICIENT"
     found = (await events(served))[: len(await events(served)) - before]
     assert told(found) == [
         ("DeleteMemory", "", "SCOPE_INSUFFICIENT"),
