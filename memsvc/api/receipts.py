@@ -63,6 +63,8 @@ def _to_wire(tenant_id: str, kept: Kept) -> pb.DeletionReceipt:
             workers_wiped=_count(said, "workers_wiped"),
             workers_owed=_count(said, "workers_owed"),
             receipt=kept.receipt,
+            # Receipts from before there were forks do not say.
+            shared=str(said.get("shared") or ""),
         )
     except (KeyError, ValueError) as error:
         raise errors.record_corrupt("a deletion receipt") from error

@@ -69,6 +69,7 @@ class DeletionReceipt:
 
     memory_uid: empty for what was left of a tenant. documents: runs of numbers, "1-3,7"; empty
     for the whole memory. receipt: the signed proof; the other fields repeat what it says.
+    shared: runs of the documents that a fork still shows.
     """
 
     name: str
@@ -80,6 +81,7 @@ class DeletionReceipt:
     workers_wiped: int
     workers_owed: int
     receipt: bytes
+    shared: str = ""
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,7 @@ def deletion_receipt(message: admin.DeletionReceipt) -> DeletionReceipt:
         workers_wiped=message.workers_wiped,
         workers_owed=message.workers_owed,
         receipt=message.receipt,
+        shared=message.shared,
     )
 
 

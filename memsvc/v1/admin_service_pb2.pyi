@@ -1023,6 +1023,7 @@ class DeletionReceipt(_message.Message):
     WORKERS_WIPED_FIELD_NUMBER: _builtins.int
     WORKERS_OWED_FIELD_NUMBER: _builtins.int
     RECEIPT_FIELD_NUMBER: _builtins.int
+    SHARED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"tenants/{tenant}/deletionReceipts/{deletion_receipt}"."""
     memory_uid: _builtins.str
@@ -1043,6 +1044,10 @@ class DeletionReceipt(_message.Message):
     """The receipt itself, as the deletion's reply carried it: JSON with the
     statement and its Ed25519 signature (`memsvc verify-receipt`).
     """
+    shared: _builtins.str
+    """Runs of the numbers of documents whose records stay, because another memory
+    shows them (a fork): this memory's keys to them were destroyed. Empty: none.
+    """
     @_builtins.property
     def issue_time(self) -> _timestamp_pb2.Timestamp:
         """When it was signed."""
@@ -1059,10 +1064,11 @@ class DeletionReceipt(_message.Message):
         workers_wiped: _builtins.int = ...,
         workers_owed: _builtins.int = ...,
         receipt: _builtins.bytes = ...,
+        shared: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["issue_time", b"issue_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "documents", b"documents", "issue_time", b"issue_time", "memory_uid", b"memory_uid", "name", b"name", "receipt", b"receipt", "texts", b"texts", "workers_owed", b"workers_owed", "workers_wiped", b"workers_wiped"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "documents", b"documents", "issue_time", b"issue_time", "memory_uid", b"memory_uid", "name", b"name", "receipt", b"receipt", "shared", b"shared", "texts", b"texts", "workers_owed", b"workers_owed", "workers_wiped", b"workers_wiped"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

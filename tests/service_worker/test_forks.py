@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from memsvc.deletion import issued
 from memsvc.receipts import METADATA_KEY
+from memsvc.v1 import admin_service_pb2 as admin
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2 as resources
 from memsvc.writes import memory_uid
@@ -212,7 +212,9 @@ async def test_receipts_name_what_others_still_show(shared: Asking) -> None:
     request = pb.DeleteMemoryRequest(name=parent)
     whole = await receipt(shared.as_operator(shared.memories.DeleteMemory, request))
     assert (whole["documents"], whole["texts"], whole["shared"]) == (None, 0, "3")
-    assert issued.get(None) is None
+    tenant = admin.ListDeletionReceiptsRequest(parent="tenants/default", page_size=3)
+    listed = await shared.as_operator(shared.admin.ListDeletionReceipts, tenant)
+    assert [one.shared for one in listed.deletion_receipts] == ["3", "", "1-2"]
     assert len(await shared.texts(fork)) == 2
 
 

@@ -140,7 +140,7 @@ class EncryptedForks(Forks):
 
 TestForks, TestEncryptedForks = Forks.TestCase, EncryptedForks.TestCase
 TestForks.settings = TestEncryptedForks.settings = settings(
-    max_examples=15,
+    max_examples=10,
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
