@@ -63,19 +63,35 @@ def document_record(
 
 def read_document(key: bytes, value: Buffer, keys: KeyTree | None = None) -> StoredDocument:
     """Raises CorruptRecordError, ForeignRecordError."""
+    header, raw = _document_json(key, value, keys)
+    try:
+        document = decode_document(raw)
+    except DocumentFormatError as error:
+        raise CorruptRecordError(f"{key.hex()}: {error}") from error
+    if document.number != number_of(key):
+        raise CorruptRecordError(f"{key.hex()}: holds document {document.number}")
+    if keys is not None and document.revision != header.revision:
+        raise CorruptRecordError(f"{key.hex()}: holds revision {document.revision}")
+    return document
+
+
+def read_document_json(key: bytes, value: Buffer, keys: KeyTree | None = None) -> tuple[int, bytes]:
+    """Its number and its JSON as it was written, verified but not parsed.
+
+    Raises CorruptRecordError, ForeignRecordError.
+    """
+    return number_of(key), _document_json(key, value, keys)[1]
+
+
+def _document_json(key: bytes, value: Buffer, keys: KeyTree | None) -> tuple[Header, bytes]:
     sealed = unseal(key, value, Kind.DOCUMENT, encrypted=keys is not None)
     payload = sealed.payload(_cipher(keys, number_of(key)))
     try:
         if sealed.header.codec != Codec.ZSTD:
             raise CodecError(f"document under codec {sealed.header.codec}")
-        document = decode_document(_decompress(payload, sealed.header.raw_bytes))
-    except (CodecError, DocumentFormatError) as error:
+        return sealed.header, _decompress(payload, sealed.header.raw_bytes)
+    except CodecError as error:
         raise CorruptRecordError(f"{key.hex()}: {error}") from error
-    if document.number != number_of(key):
-        raise CorruptRecordError(f"{key.hex()}: holds document {document.number}")
-    if keys is not None and document.revision != sealed.header.revision:
-        raise CorruptRecordError(f"{key.hex()}: holds revision {document.revision}")
-    return document
 
 
 def encoding_record(

@@ -13,6 +13,7 @@ from storage import lineage
 from storage.block_records import (
     read_content,
     read_document,
+    read_document_json,
     read_encoding,
     read_keys,
     read_routing,
@@ -91,6 +92,14 @@ class LmdbRecords:
         """See BlockReader. Read in batches: what is written meanwhile may show."""
         return self._scan_memory(
             memory, self._view(memory, Kind.DOCUMENT, None, first, last), read_document
+        )
+
+    def iter_document_json(
+        self, memory: MemoryUid, first: int = 0, last: int | None = None
+    ) -> Iterator[tuple[int, bytes]]:
+        """See BlockReader."""
+        return self._scan_memory(
+            memory, self._view(memory, Kind.DOCUMENT, None, first, last), read_document_json
         )
 
     def document_numbers(self, memory: MemoryUid) -> list[int]:

@@ -87,6 +87,12 @@ class MemoryStore:
         documents = self._memory(memory).documents
         return iter([documents[number] for number in _between(documents, first, last)])
 
+    def iter_document_json(
+        self, memory: MemoryUid, first: int = 0, last: int | None = None
+    ) -> Iterator[tuple[int, bytes]]:
+        """See BlockReader."""
+        return ((d.number, encode_document(d)) for d in self.iter_documents(memory, first, last))
+
     def document_numbers(self, memory: MemoryUid) -> list[int]:
         """See TenantStore."""
         return sorted(self._memory(memory).documents)

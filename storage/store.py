@@ -155,6 +155,11 @@ class BlockReader(Protocol):
     ) -> Iterator[StoredDocument]:
         """Documents with first <= number <= last, ascending."""
 
+    def iter_document_json(
+        self, memory: MemoryUid, first: int = 0, last: int | None = None
+    ) -> Iterator[tuple[int, bytes]]:
+        """As iter_documents: numbers, and the JSON that an archive holds, without its line end."""
+
     def block_numbers(
         self, memory: MemoryUid, encoding: EncodingId, first: int = 0, last: int | None = None
     ) -> list[int]:

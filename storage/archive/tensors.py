@@ -60,7 +60,7 @@ def encode_blocks(layout: KVLayout, blocks: Sequence[KVBlock]) -> bytes:
         begin = end
     text = dump_json(header)
     text += b" " * (-len(text) % _ALIGN)
-    return b"".join((_LENGTH.pack(len(text)), text, *(array.tobytes() for *_, array in tensors)))
+    return b"".join((_LENGTH.pack(len(text)), text, *(array.data for *_, array in tensors)))
 
 
 def _joined(arrays: Sequence[Bits]) -> npt.NDArray[np.generic]:

@@ -89,15 +89,35 @@ def write_archive(
     blocks has an entry for each of its encodings. Raises ArchiveSourceError when they
     do not: what was given out by then is no archive.
     """
-    writer = _Writer(limits or ArchiveLimits())
+    return _write(
+        manifest,
+        map(encode_document, documents),
+        blocks,
+        limits or ArchiveLimits(),
+        revisions=map(encode_revision, revisions),
+        signer=signer,
+    )
+
+
+def _write(
+    manifest: Manifest,
+    documents: Iterable[bytes],
+    blocks: Mapping[EncodingId, Iterable[KVBlock]],
+    limits: ArchiveLimits,
+    *,
+    revisions: Iterable[bytes],
+    signer: Signer | None,
+) -> Iterator[bytes]:
+    """See write_archive. Documents and revisions as JSON."""
+    writer = _Writer(limits)
     yield from writer.member(MANIFEST, encode_manifest(manifest))
     texts = (
-        ("revisions", revisions_name, manifest.revisions or 0, map(encode_revision, revisions)),
-        ("documents", documents_name, manifest.documents, map(encode_document, documents)),
+        ("revisions", revisions_name, manifest.revisions or 0, revisions),
+        ("documents", documents_name, manifest.documents, documents),
     )
     for what, name_of, expected, lines in texts:
         count = 0
-        for index, (text, number) in enumerate(_runs(what, lines, limits or ArchiveLimits())):
+        for index, (text, number) in enumerate(_runs(what, lines, limits)):
             yield from writer.member(name_of(index), compress(text))
             count += number
         _expect(what, expected, count)
@@ -179,12 +199,19 @@ def export_memory(
             for encoding in manifest.encodings
         ),
     )
-    documents = (d for d in store.iter_documents(memory) if d.number in wanted)
+    stored = store.iter_document_json(memory)
     blocks = {
         encoding.encoding_id: _stored_blocks(store, memory, encoding, present[encoding.encoding_id])
         for encoding in manifest.encodings
     }
-    yield from write_archive(counted, documents, blocks, revisions=revisions or (), signer=signer)
+    yield from _write(
+        counted,
+        (text for number, text in stored if number in wanted),
+        blocks,
+        ArchiveLimits(),
+        revisions=map(encode_revision, revisions or ()),
+        signer=signer,
+    )
 
 
 def _stored_blocks(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from storage.document_json import encode_document
 from storage.documents import Conversation, TextSource
 from storage.layout import KVBlock, KVLayout, LayoutError
 from storage.store import (
@@ -60,6 +61,9 @@ class StoreContract:
         assert store.get_document(A, 256) == make_document(256, "text 256")
         assert [d.number for d in store.iter_documents(A, 2, 256)] == [2, 255, 256]
         assert [d.number for d in store.iter_documents(A, 3)] == [255, 256, 300, 70_000]
+        assert list(store.iter_document_json(A, 3)) == [
+            (d.number, encode_document(d)) for d in store.iter_documents(A, 3)
+        ]
         assert list(store.iter_documents(A, 5, 4)) == []
 
     def test_a_long_scan_ends_with_its_last_document(self, store: TenantStore) -> None:
