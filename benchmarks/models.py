@@ -78,7 +78,7 @@ def load(
     name, _, shape = spec.partition(":")
     if name != "random":
         return replace(load_engine_source(spec, data, dtype, adapter), eos_ids=())
-    config, tokenizer = SHAPES[shape], byte_tokenizer()
+    config, tokenizer = SHAPES[shape], byte_tokenizer(SHAPES[shape].vocab_size)
     compute: ComputeDtype = "fp32" if dtype == "fp32" else "bf16"
     generator = torch.Generator(device).manual_seed(0)
     weights = {
@@ -125,12 +125,14 @@ def parameters(c: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield f"{base}mlp.down_proj.weight", (c.hidden_size, c.intermediate_size)
 
 
-def byte_tokenizer() -> Tokenizer:
-    """A token a byte, and the control tokens of a chat."""
+def byte_tokenizer(size: int) -> Tokenizer:
+    """A token a byte, the control tokens of a chat, and between them names that no text has, so
+    that every one of `size` tokens that a model may write is text."""
+    controls = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_end|>")
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: n for n, letter in enumerate(letters)}, []))
+    names = [*letters, *(f"token{n}" for n in range(len(letters), size - len(controls)))]
+    tokenizer = Tokenizer(models.BPE({name: n for n, name in enumerate(names)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    controls = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_end|>")
     tokenizer.add_special_tokens([AddedToken(name, special=True) for name in controls])
     return tokenizer

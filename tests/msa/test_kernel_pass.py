@@ -37,6 +37,7 @@ from tests.support.tiny_msa import TEXTS, answer, finish, tiny_engine, tiny_mode
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels' module is imported
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 QUESTION = "who was born in the old city?"
 PLAIN = KeyStorage()
 BOTH = pytest.mark.parametrize("answering", list(Answering))
@@ -46,14 +47,16 @@ CHOICES = pytest.mark.parametrize("choice", list(LayerChoice))
 def engine_with(
     kernels: Kernels, answering: Answering = Answering.INTERLEAVE, **msa: Any
 ) -> MsaEngine:
-    return MsaEngine(tiny_model(answering, **msa), routing=RoutingChoice(kernels, None, ""))
+    routing = RoutingChoice(kernels, None, "")
+    return MsaEngine(tiny_model(answering, **msa), str(DEVICE), routing=routing)
 
 
 def view(
     engine: MsaEngine, texts: dict[int, str] = TEXTS, storing: KeyStorage | None = PLAIN
 ) -> InMemoryView:
     encoded = engine.encode([DocumentText(number, text) for number, text in texts.items()])
-    return InMemoryView(engine.description.layout, encoded.blocks, texts, storing=storing)
+    layout = engine.description.layout
+    return InMemoryView(layout, encoded.blocks, texts, storing=storing, device=DEVICE)
 
 
 def keys_of(memory: InMemoryView) -> ResidentKeys:
@@ -181,7 +184,7 @@ def test_a_broken_memory_ends_its_own_row_of_a_shared_pass() -> None:
     engine = engine_with(Kernels.TWIN)
     encoded = engine.encode([DocumentText(n, text) for n, text in TEXTS.items()])
     layout = engine.description.layout
-    broken = BrokenView(layout, encoded.blocks, TEXTS, storing=PLAIN)
+    broken = BrokenView(layout, encoded.blocks, TEXTS, storing=PLAIN, device=DEVICE)
     sound = view(engine)
     expected = answer(engine, Generate(QUESTION, 6), sound)
     bad, good = (engine.start(Generate(QUESTION, 6), memory) for memory in (broken, sound))
@@ -212,8 +215,7 @@ def test_a_worker_looks_whether_the_kernels_compute_right(
     to: KeyFormat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("triton")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    assert check(KeyStorage(to, 32), 64, torch.float32, device) == ""
+    assert check(KeyStorage(to, 32), 64, torch.float32, DEVICE) == ""
     right = twin.score
     monkeypatch.setattr(twin, "score", lambda *known: right(*known) * 1.01)
-    assert "differ" in check(KeyStorage(to, 32), 64, torch.float32, device)
+    assert "differ" in check(KeyStorage(to, 32), 64, torch.float32, DEVICE)

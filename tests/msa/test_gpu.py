@@ -1,0 +1,100 @@
+"""What only a GPU can show: run by `scripts/gpu-shows OUT check`, skipped elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import models
+from benchmarks.generate import remembered
+from model_adapter.engine import DocumentText, Event, Generate, TextEvent
+from model_adapter.msa.config import LoadedModel
+from model_adapter.msa.decode_step import Way
+from model_adapter.msa.encode import TokenisedDocument, batches, encode_batch, from_bits
+from model_adapter.msa.engine import MsaEngine
+from model_adapter.msa.kernel_choice import RoutingKeyChoice, choose
+from model_adapter.msa.kernels.fetch import fetch
+from model_adapter.staging import CudaLane, Staging
+from storage.paths import DataFolder
+from tests.support.tiny_msa import answer, finish
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+GPU = torch.device("cuda")
+
+
+def text_of(events: Sequence[Event]) -> str:
+    return "".join(event.text for event in events if isinstance(event, TextEvent))
+
+
+def loaded(shape: str = "135m") -> LoadedModel:
+    return models.load(f"random:{shape}", DataFolder(Path()), "bf16", GPU)
+
+
+def engine_of(keys: RoutingKeyChoice, way: Way | None = None) -> MsaEngine:
+    model = loaded()
+    routing = choose(keys, model.config, model.compute_dtype, GPU)
+    return MsaEngine(model, "cuda", routing=routing, pooled=way)
+
+
+@pytest.mark.parametrize("keys", list(RoutingKeyChoice))
+def test_a_worker_takes_the_fast_ways(keys: RoutingKeyChoice) -> None:
+    said = engine_of(keys).description.placement
+    assert "Triton kernels" in said and "CUDA graphs" in said, said
+
+
+@pytest.mark.parametrize("way", [Way.GRAPHS, Way.FLASH])
+def test_rows_together_step_as_alone(way: Way) -> None:
+    """Random bf16 weights part at a near tie: most tokens agree, not every one."""
+    engine = engine_of(RoutingKeyChoice.AUTO, way)
+    view = remembered(engine, 40, GPU)
+    requests = [Generate(f"Which thing did Emil lose? ({n})", 24) for n in range(5)]
+    alone = [text_of(answer(engine, request, view)) for request in requests]
+    together = finish(engine, *(engine.start(request, view) for request in requests))
+    same = [text_of(together[n])[:20] == text[:20] for n, text in enumerate(alone)]
+    assert sum(same) >= 3
+
+
+def test_a_pool_that_grows_captures_anew() -> None:
+    engine = engine_of(RoutingKeyChoice.AUTO, Way.GRAPHS)
+    rows = engine._model.decoder.rows
+    assert rows is not None
+    view = remembered(engine, 40, GPU)
+    before = rows.pool.generation
+    sessions = [engine.start(Generate(f"Who has a beehive? ({n})", 200), view) for n in range(24)]
+    finish(engine, *sessions)
+    assert rows.pool.generation > before
+    again = [text_of(answer(engine, Generate("Who has a beehive?", 24), view)) for _ in range(2)]
+    assert again[0] and again[0] == again[1]
+
+
+def test_packed_documents_make_the_blocks_that_padded_ones_do() -> None:
+    engine = engine_of(RoutingKeyChoice.AUTO)
+    decoder, prompts = engine._model.decoder, engine._model.prompts
+    texts = {n: "the old bridge " * (1 + 7 * n) for n in range(1, 9)}
+    packed = {
+        block.number: block
+        for block in engine.encode([DocumentText(n, text) for n, text in texts.items()]).blocks
+    }
+    for n, text in texts.items():
+        with torch.inference_mode():
+            alone = TokenisedDocument(n, prompts.document(n, text))
+            (block,) = encode_batch(decoder, next(batches([alone])))
+        ours, theirs = from_bits(packed[n].value_LCE), from_bits(block.value_LCE)
+        difference = (ours.float() - theirs.float()).norm() / theirs.float().norm()
+        assert difference < 0.02
+
+
+def test_staging_and_fetching_bring_every_bit() -> None:
+    source = torch.randn(3, 1000, 64).bfloat16()
+    target = torch.zeros_like(source, device=GPU)
+    staging = Staging(CudaLane(GPU), 1 << 14)
+    for first in range(0, 1000, 130):
+        staging.copy(target[:, first : first + 130], source[:, first : first + 130])
+    staging.finish()
+    assert torch.equal(target.cpu(), source)
+    pinned = source.pin_memory()
+    parts = [pinned[0, 5:9], pinned[2, 100:101]]
+    assert torch.equal(fetch(parts, GPU, fused=True).cpu(), torch.cat(parts))
