@@ -28,6 +28,8 @@ _RETRIEVAL_ENDS = ("<issue_closed>", "<|reserved_special_token_1|>")
 #: most where it was measured (docs/default-model.md).
 TRAINED_LEXICAL_WEIGHT = 0.4
 UNTRAINED_LEXICAL_WEIGHT = 0.6
+#: Probability from which an adapter, which was trained to decline, does (docs/default-model.md).
+TRAINED_UNKNOWN_SHARE = 0.3
 
 
 def parse_tokenizer(content: bytes, name: str) -> Tokenizer:
@@ -97,6 +99,7 @@ def base_template(tokenizer: Tokenizer, *, trained: bool) -> Template:
         documents_after="\nQuestion: ",
         documents=3,
         unknown="I don't know.",
+        unknown_share=TRAINED_UNKNOWN_SHARE if trained else 0.0,
         lexical_weight=TRAINED_LEXICAL_WEIGHT if trained else UNTRAINED_LEXICAL_WEIGHT,
     )
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from model_adapter.msa.config import MsaConfig
 from model_adapter.msa.model import Decoder, Probe, Projected, Want
-from model_adapter.msa.packed import PackedRows, run_layers
+from model_adapter.msa.packed import PackedRows, moved, run_layers
 from storage.layout import Bits, KVBlock
 
 #: Tokens that share one pass; bounds activation memory.
@@ -120,18 +120,17 @@ class Pooling:
     the chunk's own tokens, divided by its true length."""
 
     def __init__(self, lengths: Sequence[int], pool_tokens: int, device: torch.device) -> None:
-        chunk_T: list[int] = []
-        counts: list[int] = []
-        self.spans: list[tuple[int, int]] = []
-        for length in lengths:
-            first = len(counts)
-            for start in range(0, length, pool_tokens):
-                size = min(pool_tokens, length - start)
-                chunk_T.extend([len(counts)] * size)
-                counts.append(size)
-            self.spans.append((first, len(counts)))
-        self._chunk_T = torch.tensor(chunk_T, device=device)
-        self._counts_C = torch.tensor(counts, dtype=torch.float32, device=device)
+        tokens = np.array(lengths)
+        chunks = -(-tokens // pool_tokens)
+        ends = chunks.cumsum()
+        counts = np.full(ends[-1], pool_tokens)
+        counts[ends - 1] = tokens - (chunks - 1) * pool_tokens
+        #: First chunk of each document, and the one behind its last.
+        self.spans: list[tuple[int, int]] = list(
+            zip((ends - chunks).tolist(), ends.tolist(), strict=True)
+        )
+        self._chunk_T = moved(torch.from_numpy(np.repeat(np.arange(len(counts)), counts)), device)
+        self._counts_C = moved(torch.from_numpy(counts.astype(np.float32)), device)
 
     def mean(self, x_TKD: torch.Tensor) -> torch.Tensor:
         """[T, K, D] to fp32 [C, K, D]."""

@@ -11,7 +11,8 @@ Shape suffixes, here and in the other modules of this package:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ from model_adapter.msa.rope import RopeTable, rotate
 if TYPE_CHECKING:  # It steps a Decoder.
     from model_adapter.msa.decode_step import PooledRows
 
+#: Shapes of one function that are compiled, at most.
+MAX_COMPILED = 32
 #: Called with a name ("embed", "attn0", "layer0", .. "final_norm") and a value [T, M].
 Probe = Callable[[str, torch.Tensor], None]
 
@@ -171,11 +174,25 @@ class Decoder:
             probe("final_norm", normed_TM)
         return functional.linear(normed_TM, self.head_VM).float()
 
-    def compile(self) -> None:
+    def compile(self, backend: str = "inductor") -> None:
         """Compiles what all layers share, on both sides of attention; worth it on a GPU
-        for shapes that do not change, as in training."""
-        self._before_attention = torch.compile(before_attention, dynamic=False)
-        self._after_attention = torch.compile(after_attention, dynamic=False)
+        for shapes that do not change, as in training. A step of training has about a dozen
+        of them (streams, routed layers or not, with gradients or without), more than
+        torch keeps by itself: what is above its limit would run uncompiled from then on."""
+        setattr(torch._dynamo.config, "recompile_limit", MAX_COMPILED)  # noqa: B010 - untyped
+        self._before_attention = torch.compile(before_attention, dynamic=False, backend=backend)
+        self._after_attention = torch.compile(after_attention, dynamic=False, backend=backend)
+
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """Within it nothing is compiled, nor what was compiled used: for shapes that vary,
+        each of which would be compiled anew."""
+        compiled = self._before_attention, self._after_attention
+        self._before_attention, self._after_attention = before_attention, after_attention
+        try:
+            yield
+        finally:
+            self._before_attention, self._after_attention = compiled
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

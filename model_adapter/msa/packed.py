@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -18,6 +19,14 @@ from model_adapter.msa.model import Decoder, Probe, Projected, Want
 
 #: Called with a routed layer's index and projections.
 See = Callable[[int, Projected], None]
+
+
+def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A CPU tensor on a device. A GPU gets it behind what it was given before, out of pinned
+    memory, so that nobody waits for it."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 class PackedRows:
@@ -40,17 +49,20 @@ class PackedRows:
     ) -> None:
         self.lengths = list(lengths)
         self.longest = max(self.lengths)
-        place_T = torch.cat([torch.arange(length) for length in self.lengths]).to(device)
-        self.position_T, self.positions_end = positions or (place_T, self.longest)
         self._even = min(self.lengths) == self.longest
-        counts = torch.tensor(self.lengths)
-        row_T = torch.repeat_interleave(torch.arange(len(self.lengths)), counts)
-        self._slot_T = row_T.to(device) * self.longest + place_T
+        counts = np.array(self.lengths)
+        ends = np.concatenate(([0], counts.cumsum()))
+        place = np.arange(ends[-1]) - np.repeat(ends[:-1], counts)
+        if positions is None:
+            positions = moved(torch.from_numpy(place), device), self.longest
+        self.position_T, self.positions_end = positions
         self._ends_B1 = None
         self._plain = training and device.type == "cpu"
         if varlen or (training and not self._plain):
-            ends = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-            self._ends_B1 = ends.to(device=device, dtype=torch.int32)
+            self._ends_B1 = moved(torch.from_numpy(ends.astype(np.int32)), device)
+        else:
+            slots = np.repeat(np.arange(len(counts)), counts) * self.longest + place
+            self._slot_T = moved(torch.from_numpy(slots), device)
 
     def attend(self, q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor) -> torch.Tensor:
         """Attention output [T, H, D]."""

@@ -40,8 +40,10 @@ class Template:
     `documents_before` and `documents_after` surround the routed documents' texts, of
     which at most document_tokens are put in (INTERLEAVE: per round), of the best `documents`
     unless a request's top_k says otherwise (0: of the model's top k); `unknown` is the answer
-    when no document could be put in (empty: the model answers without). lexical_weight: share
-    of the question's words in a ranking, 0 for routing alone.
+    when no document could be put in (empty: the model answers without), and an answer begins
+    with its first token when that is given a probability of unknown_share (0: when it is the
+    choice anyway). lexical_weight: share of the question's words in a ranking, 0 for routing
+    alone.
     """
 
     answering: Answering
@@ -61,6 +63,7 @@ class Template:
     document_tokens: int = 1024
     documents: int = 0
     unknown: str = ""
+    unknown_share: float = 0.0
     lexical_weight: float = 0.0
 
 
@@ -93,6 +96,11 @@ class PromptBuilder:
     def __init__(self, tokenizer: Tokenizer, template: Template) -> None:
         self.template = template
         self._tokenizer = _text_only(tokenizer)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Reads all control strings as the characters they are."""
+        return self._tokenizer
 
     def text(self, text: str) -> list[int]:
         """Tokens of a text in which nothing is a control token."""

@@ -51,7 +51,8 @@ class RoutedTextSession(Session):
             assert routing is not None
             return self._open_chat(routing)
         assert logits_V is not None
-        token = self._sampler.pick(logits_V, best)
+        pick = self._sampler.pick if self.counts.answer_tokens else self._first
+        token = pick(logits_V, best)
         if token in self._model.eos_ids:
             return self._finish(FinishReason.STOP, self._answer.flush())
         self.counts.answer_tokens += 1
@@ -63,6 +64,15 @@ class RoutedTextSession(Session):
             return self._finish(FinishReason.LENGTH, text + self._answer.flush())
         self._pending = [token]
         return [TextEvent(text)] if text else []
+
+    def _first(self, logits_V: torch.Tensor, best: int | None) -> int:
+        """The answer's first token: that of `unknown` when it is likely enough."""
+        template = self._model.template
+        if template.unknown and template.unknown_share:
+            start = self._model.prompts.text(template.unknown)[0]
+            if float(logits_V.softmax(-1)[start]) >= template.unknown_share:
+                return start
+        return self._sampler.pick(logits_V, best)
 
     def _open_chat(self, routing: RowRouting) -> list[Event]:
         chosen = self._take_routing(routing, by_rank=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from model_adapter.checkpoints import CheckpointError
 from model_adapter.training import run as runs
-from model_adapter.training.errors import TrainingError
+from model_adapter.training.errors import SettingsError, TrainingError
 from model_adapter.training.settings import read_settings
 
 EXIT_STOPPED = 3
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
         "--stop-after", type=float, default=math.inf, metavar="SECONDS", help="of training"
     )
     made.add_argument("--evaluate", action="store_true", help="measure held-out recall, and end")
-    made.add_argument("--adapter", type=Path, help="where the finished run's adapter goes")
+    made.add_argument("--adapter", type=Path, help="where each checkpoint's adapter goes")
     return made
 
 
@@ -48,13 +48,15 @@ def main(argv: list[str] | None = None) -> int:
             step = runs.export(settings, options.export)
             logging.info("wrote %s of step %d", options.export, step)
             return 0
+        if options.adapter and not options.adapter.absolute().parent.is_dir():
+            raise SettingsError(f"--adapter: no directory {options.adapter.parent}")
         run = runs.prepare(settings)
         journal = runs.Journal(settings.run / "log.jsonl", settings.steps)
         if options.evaluate:
             runs.restore(run)
             journal.write({"held_out": runs.evaluate(run)})
             return 0
-        if not runs.train(run, journal, options.stop_after):
+        if not runs.train(run, journal, options.stop_after, options.adapter):
             return EXIT_STOPPED
         if options.adapter:
             runs.export(settings, options.adapter)

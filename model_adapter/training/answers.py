@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from model_adapter.msa.prompt import PromptBuilder
-from model_adapter.training.corpus import Corpus, Query
+from model_adapter.training.corpus import Corpus
+from model_adapter.training.data import Query
 from model_adapter.training.sampler import AnswerRow
 from model_adapter.training.settings import Settings
 
@@ -54,9 +55,9 @@ class AnswerRows:
         if len(target) > MAX_ANSWER_TOKENS:
             return None
         shown = distractors if refuses else [*query.gold, *distractors]
-        texts = [corpus.documents[n].text for n in shown]
-        order = rng.permutation(len(texts))
-        cited = [prompts.cited(int(n) + 1, texts[int(n)]) for n in order]
+        # Under numbers that say nothing of which of them answers, as a memory's do.
+        ordered = [shown[int(n)] for n in rng.permutation(len(shown))]
+        cited = [prompts.cited(corpus.numbers[n], corpus.documents[n].text) for n in ordered]
         ids = [*prompts.chat(cited, query.text), *target]
         if len(ids) > self._settings.max_answer_row:
             return None

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 
+from model_adapter.msa.packed import moved
 from model_adapter.training.corpus import Corpus
 from model_adapter.training.sampler import AnswerRow, Drawn, pad_to
 from model_adapter.training.settings import Settings
@@ -55,18 +57,18 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
-        moved: dict[str, Any] = {}
+        found: dict[str, Any] = {}
         for item in fields(self):
             value = getattr(self, item.name)
             if isinstance(value, torch.Tensor):
-                moved[item.name] = value.to(device, non_blocking=True)
+                found[item.name] = moved(value, device)
             elif isinstance(value, Stream):
-                moved[item.name] = replace(
+                found[item.name] = replace(
                     value,
-                    ids_T=value.ids_T.to(device, non_blocking=True),
-                    positions_T=value.positions_T.to(device, non_blocking=True),
+                    ids_T=moved(value.ids_T, device),
+                    positions_T=moved(value.positions_T, device),
                 )
-        return replace(self, **moved)
+        return replace(self, **found)
 
 
 class Batcher:
@@ -121,14 +123,14 @@ class Batcher:
         """jump: (n, p): from its n-th token on a sequence stands at positions from p."""
         lengths = [len(sequence) for sequence in sequences]
         filler = pad_to(lengths, total, longest) if self._constant else []
-        ids = [token for sequence in sequences for token in sequence]
-        ids += [ids[0]] * sum(filler)
+        ids = np.full(sum(lengths) + sum(filler), sequences[0][0])
+        ids[: sum(lengths)] = np.fromiter(chain.from_iterable(sequences), np.int64, sum(lengths))
         places = [np.arange(length) for length in (*lengths, *filler)]
         if jump is not None:
             after, position = jump
             places = [np.where(n < after, n, n - after + position) for n in places]
         return Stream(
-            ids_T=torch.tensor(ids),
+            ids_T=torch.from_numpy(ids),
             positions_T=torch.from_numpy(np.concatenate(places)),
             end=max(int(place[-1]) for place in places) + 1,
             lengths=(*lengths, *filler),

@@ -9,15 +9,17 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors.numpy import load_file
 
 from model_adapter.checkpoints.adapter_header import TrainingSource
 from model_adapter.msa.prompt import PromptBuilder
-from model_adapter.training import dialogue
-from model_adapter.training.data import Document, QuestionSet, read_set
+from model_adapter.training import dialogue, prepared
+from model_adapter.training.data import Document, Query, QuestionSet, read_set
 from model_adapter.training.hygiene import Evaluation, clean
 from model_adapter.training.pseudo import PseudoQuestions
 from model_adapter.training.settings import Settings, SourceSettings
@@ -27,18 +29,6 @@ log = logging.getLogger(__name__)
 
 #: Largest document number that training shows; drawn so that each length is as frequent.
 MAX_NUMBER = 30000
-
-
-@dataclass(frozen=True)
-class Query:
-    """A question as it is routed: tokens behind the template head, all of which vote."""
-
-    text: str
-    ids: tuple[int, ...]
-    gold: tuple[int, ...]
-    answers: tuple[str, ...]
-    source: int
-    made_up: bool
 
 
 @dataclass
@@ -64,24 +54,50 @@ class Corpus:
     report: tuple[TrainingSource, ...] = ()
 
 
-def build(settings: Settings, prompts: PromptBuilder, device: torch.device) -> Corpus:
-    """Reads, cleans, tokenises and embeds all sets. Raises TrainingError."""
-    sets = [read_set(settings.data, source.name) for source in settings.sources]
-    files = [file for pattern in settings.evaluation for file in settings.data.glob(pattern)]
-    evaluation = Evaluation.read(sorted(files))
-    corpus, cleaned = Corpus(sources=list(settings.sources)), []
-    for kept, dropped in clean(sets, evaluation):
-        log.info("%s: dropped %s", kept.name, dropped)
-        cleaned.append(kept)
-    if settings.dialogues:
-        cleaned.append(dialogue.generate(settings.dialogues, settings.seed))
-        corpus.sources.append(_generated(settings))
-    for place, kept in enumerate(cleaned):
-        _take(corpus, place, kept, settings, prompts)
+def build(
+    settings: Settings, prompts: PromptBuilder, device: torch.device, base_sha256: str
+) -> Corpus:
+    """Reads, cleans, tokenises and embeds all sets, or reads what an earlier start made of them.
+
+    base_sha256: of the base whose tokens they become. Raises TrainingError.
+    """
+    patterns = (settings.data.glob(pattern) for pattern in settings.evaluation)
+    evaluation = sorted({file for files in patterns for file in files})
+    path = prepared.file_of(settings, evaluation, base_sha256)
+    if not path.is_file():
+        prepared.write(path, _prepare(settings, prompts, evaluation))
+    log.info("the sets are in %s", path)
+    held = prepared.read(path)
+    corpus = Corpus(
+        sources=[*settings.sources, *([_generated(settings)] if settings.dialogues else [])],
+        documents=held.documents,
+        tokens=held.tokens,
+        numbers=held.numbers,
+        placed=held.placed,
+        queries=held.queries,
+        held_out=held.held_out,
+    )
     _index(corpus)
     _embed(corpus, settings, device)
     corpus.report = _report(corpus)
     return corpus
+
+
+def _prepare(
+    settings: Settings, prompts: PromptBuilder, evaluation: Sequence[Path]
+) -> prepared.Prepared:
+    sets = [read_set(settings.data, source.name) for source in settings.sources]
+    cleaned, sources = [], list(settings.sources)
+    for kept, dropped in clean(sets, Evaluation.read(evaluation)):
+        log.info("%s: dropped %s", kept.name, dropped)
+        cleaned.append(kept)
+    if settings.dialogues:
+        cleaned.append(dialogue.generate(settings.dialogues, settings.seed))
+        sources.append(_generated(settings))
+    preparing = _Preparing(prepared.Prepared(), settings, prompts)
+    for place, (source, kept) in enumerate(zip(sources, cleaned, strict=True)):
+        preparing.take(source, place, kept)
+    return preparing.made
 
 
 def _generated(settings: Settings) -> SourceSettings:
@@ -96,50 +112,67 @@ def _generated(settings: Settings) -> SourceSettings:
     )
 
 
-def _take(
-    corpus: Corpus, place: int, kept: QuestionSet, settings: Settings, prompts: PromptBuilder
-) -> None:
-    """Adds a set: its documents, questions and made-up questions; holds some out."""
-    source = corpus.sources[place]
-    rng = np.random.default_rng([settings.seed, place, 0x5E7])
-    chosen = list(kept.documents.values())
-    asked = {id_ for question in kept.questions for id_ in question.gold}
-    if source.max_documents and len(chosen) > source.max_documents:
-        order = rng.permutation(len(chosen))
-        ranked = sorted(order, key=lambda n: chosen[n].id not in asked)  # answered ones first
-        chosen = [chosen[n] for n in sorted(ranked[: source.max_documents])]
-    first = len(corpus.documents)
-    places = {document.id: first + n for n, document in enumerate(chosen)}
-    cut: dict[int, str] = {}
-    for document in chosen:
-        number = int(np.exp(rng.uniform(0, np.log(MAX_NUMBER))))
-        ids, whole = document_tokens(prompts, number, document.text, settings.max_document)
-        if not whole:
-            cut[len(corpus.documents)] = prompts.decode(ids).lower()
-        corpus.documents.append(document)
-        corpus.numbers.append(number)
-        corpus.placed.append(place)
-        corpus.tokens.append(ids)
-    found = []
-    for question in kept.questions:
-        if not all(id_ in places for id_ in question.gold):
-            continue
-        gold = tuple(places[id_] for id_ in question.gold)
-        lost = [n for n in gold if n in cut and not _holds(cut[n], question.answers)]
-        if source.extractive and lost:
-            continue
-        ids = query_tokens(prompts, question.text, settings.max_question)
-        found.append(Query(question.text, ids, gold, question.answers, place, made_up=False))
-    held = set(rng.permutation(len(found))[: min(settings.held_out, len(found) // 10)].tolist())
-    corpus.held_out += [query for n, query in enumerate(found) if n in held]
-    corpus.queries += [query for n, query in enumerate(found) if n not in held]
-    if source.pseudo_weight > 0:
+@dataclass(frozen=True)
+class _Preparing:
+    """Adds sets to what was prepared so far."""
+
+    made: prepared.Prepared
+    settings: Settings
+    prompts: PromptBuilder
+
+    def take(self, source: SourceSettings, place: int, kept: QuestionSet) -> None:
+        """Adds a set: its documents, questions and made-up questions; holds some out."""
+        made, settings, prompts = self.made, self.settings, self.prompts
+        rng = np.random.default_rng([settings.seed, place, 0x5E7])
+        chosen = list(kept.documents.values())
+        asked = {id_ for question in kept.questions for id_ in question.gold}
+        if source.max_documents and len(chosen) > source.max_documents:
+            order = rng.permutation(len(chosen))
+            ranked = sorted(order, key=lambda n: chosen[n].id not in asked)  # answered ones first
+            chosen = [chosen[n] for n in sorted(ranked[: source.max_documents])]
+        first = len(made.documents)
+        places = {document.id: first + n for n, document in enumerate(chosen)}
+        cut: dict[int, str] = {}
+        for document in chosen:
+            number = int(np.exp(rng.uniform(0, np.log(MAX_NUMBER))))
+            ids, whole = document_tokens(prompts, number, document.text, settings.max_document)
+            if not whole:
+                cut[len(made.documents)] = prompts.decode(ids).lower()
+            made.documents.append(document)
+            made.numbers.append(number)
+            made.placed.append(place)
+            made.tokens.append(ids)
+        found = []
+        for question in kept.questions:
+            if not all(id_ in places for id_ in question.gold):
+                continue
+            gold = tuple(places[id_] for id_ in question.gold)
+            lost = [n for n in gold if n in cut and not _holds(cut[n], question.answers)]
+            if source.extractive and lost:
+                continue
+            ids = query_tokens(prompts, question.text, settings.max_question)
+            found.append(Query(question.text, ids, gold, question.answers, place, made_up=False))
+        count = min(settings.held_out, len(found) // 10)
+        held = set(rng.permutation(len(found))[:count].tolist())
+        made.held_out.extend(query for n, query in enumerate(found) if n in held)
+        made.queries.extend(query for n, query in enumerate(found) if n not in held)
+        if source.pseudo_weight > 0:
+            self._ask_more(source, place, chosen, rng)
+
+    def _ask_more(
+        self,
+        source: SourceSettings,
+        place: int,
+        chosen: Sequence[Document],
+        rng: np.random.Generator,
+    ) -> None:
         maker = PseudoQuestions(chosen)
+        first = len(self.made.documents) - len(chosen)
         for n, document in enumerate(chosen, start=first):
             for text in {maker.make(document, rng): None for _ in range(source.pseudo)}:
                 if text:
-                    ids = query_tokens(prompts, text, settings.max_question)
-                    corpus.queries.append(Query(text, ids, (n,), (), place, made_up=True))
+                    ids = query_tokens(self.prompts, text, self.settings.max_question)
+                    self.made.queries.append(Query(text, ids, (n,), (), place, made_up=True))
 
 
 def document_tokens(
@@ -176,23 +209,30 @@ def _index(corpus: Corpus) -> None:
 
 
 def _embed(corpus: Corpus, settings: Settings, device: torch.device) -> None:
-    """The teacher's vectors and neighbours, kept in the run folder under the texts' hash."""
+    """The teacher's vectors and neighbours, kept beside the sets under the texts' hash."""
     if not settings.teacher:
         corpus.neighbours_NX = np.full((len(corpus.documents), 0), -1, dtype=np.int64)
         return
     texts = [document.text for document in corpus.documents]
     asked = [query.text for query in corpus.queries]
-    digest = hashlib.sha256("\0".join([str(settings.max_document), *texts, *asked]).encode())
-    path = settings.run / f"teacher-{digest.hexdigest()[:16]}.npz"
+    shaping = [str(settings.max_document), str(settings.neighbours), *texts, *asked]
+    digest = hashlib.sha256("\0".join(shaping).encode())
+    digest.update(corpus.scope_N.tobytes())
+    path = prepared.folder_of(settings) / f"teacher-{digest.hexdigest()[:32]}.safetensors"
     if not path.is_file():
         teacher = Teacher(device, settings.max_document)
         vectors = teacher.embed(texts + asked, _log_progress)
-        partial = path.with_suffix(".partial.npz")
-        np.savez(partial, documents=vectors[: len(texts)], queries=vectors[len(texts) :])
-        partial.replace(path)
-    with np.load(path, allow_pickle=False) as held:
-        corpus.document_vectors, corpus.query_vectors = held["documents"], held["queries"]
-    corpus.neighbours_NX = nearest(corpus.document_vectors, settings.neighbours, corpus.scope_N)
+        documents = vectors[: len(texts)]
+        near = nearest(documents, settings.neighbours, corpus.scope_N)
+        arrays: prepared.Arrays = {
+            "documents": documents,
+            "queries": vectors[len(texts) :],
+            "near": near,
+        }
+        prepared.write_arrays(path, arrays)
+    held = load_file(path)
+    corpus.document_vectors, corpus.query_vectors = held["documents"], held["queries"]
+    corpus.neighbours_NX = held["near"]
 
 
 def _log_progress(done: int, total: int) -> None:

@@ -48,6 +48,19 @@ class Question:
     answers: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Query:
+    """A question as it is routed: tokens behind the template head, all of which vote. gold:
+    places of its documents in the corpus; source: the place of its set; made_up: by `pseudo`."""
+
+    text: str
+    ids: tuple[int, ...]
+    gold: tuple[int, ...]
+    answers: tuple[str, ...]
+    source: int
+    made_up: bool
+
+
 @dataclass
 class QuestionSet:
     """Documents by id, and questions over them."""

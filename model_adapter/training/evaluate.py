@@ -13,7 +13,8 @@ from model_adapter.msa.encode import TokenisedDocument, batches, encode_batch
 from model_adapter.msa.forward import RoutingRequest, Segment, encode_prefix, new_row, run
 from model_adapter.msa.memory import InMemoryView
 from model_adapter.msa.model import Decoder
-from model_adapter.training.corpus import Corpus, Query
+from model_adapter.training.corpus import Corpus
+from model_adapter.training.data import Query
 from model_adapter.training.settings import Settings
 
 CUTOFFS = (1, 5, 10)
@@ -21,9 +22,12 @@ _TOGETHER = 16
 
 
 def held_out_recall(
-    decoder: Decoder, corpus: Corpus, settings: Settings, head: Sequence[int]
+    decoder: Decoder, corpus: Corpus, settings: Settings, head: Sequence[int], limit: int = 0
 ) -> dict[str, float]:
-    """recall@5 by set, and the means at 1, 5 and 10 over sets."""
+    """recall@5 by set, and the means at 1, 5 and 10 over sets.
+
+    limit: questions per set, the first ones, over the same documents; 0 for all.
+    """
     found: dict[str, float] = {}
     by_set: dict[int, list[float]] = {cut: [] for cut in CUTOFFS}
     with torch.no_grad():
@@ -34,6 +38,7 @@ def held_out_recall(
                 continue
             documents = _bank(corpus, place, queries, settings)
             view = _remember(decoder, corpus, documents)
+            queries = queries[: limit or None]
             at = {n: number for number, n in enumerate(documents, start=1)}
             hits: dict[int, list[float]] = {cut: [] for cut in CUTOFFS}
             for first in range(0, len(queries), _TOGETHER):

@@ -7,11 +7,7 @@ import logging
 import math
 import sys
 import time
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +15,19 @@ import torch
 
 from model_adapter.checkpoints import load_engine_source, write_adapter
 from model_adapter.checkpoints.adapter import base_hash
-from model_adapter.checkpoints.adapter_header import (
-    AdapterHeader,
-    AdapterLayout,
-    Base,
-    Training,
-    TrainingSource,
-)
+from model_adapter.checkpoints.adapter_header import AdapterLayout, Base
 from model_adapter.checkpoints.default_model import cached_path
 from model_adapter.msa.config import LoadedModel
 from model_adapter.msa.model import Decoder
 from model_adapter.msa.prompt import PromptBuilder
 from model_adapter.training import checkpoint as checkpoints
 from model_adapter.training import corpus as corpora
-from model_adapter.training.answers import AnswerRows
-from model_adapter.training.batch import Batch, Batcher
+from model_adapter.training.ahead import Ahead
 from model_adapter.training.checkpoint import Checkpoint
 from model_adapter.training.errors import CheckpointMismatchError
 from model_adapter.training.evaluate import held_out_recall
+from model_adapter.training.exporting import header_of
 from model_adapter.training.hygiene import check_licence
-from model_adapter.training.sampler import Sampler
 from model_adapter.training.settings import Settings
 from model_adapter.training.step import Step
 from model_adapter.training.trainable import (
@@ -56,8 +45,6 @@ BETAS = (0.9, 0.98)
 SCALE_RATE = 2e-2
 #: The rate at the last step, as a share of the highest.
 LAST_RATE = 0.03
-#: Batches made ahead, by two threads.
-AHEAD = 4
 
 
 @dataclass(frozen=True)
@@ -105,7 +92,7 @@ def prepare(settings: Settings) -> Run:
     if device.type == "cuda" and settings.compile:
         decoder.compile()
     prompts = PromptBuilder(model.tokenizer, model.template)
-    corpus = corpora.build(settings, prompts, device)
+    corpus = corpora.build(settings, prompts, device, base.sha256)
     trainable = Trainable(
         decoder, layout, settings.seed, value_routers=settings.router_init == "values"
     )
@@ -136,36 +123,22 @@ def rate_at(step: int, settings: Settings) -> float:
     return 1.0 - (1.0 - LAST_RATE) * (step - settings.warm_up_steps) / rest
 
 
-def _batches(run: Run, first: int) -> Iterator[Batch]:
-    """Batches from a step on, made ahead by threads and in order."""
-    s, head = run.settings, run.prompts.template.head
-    sampler = Sampler(run.corpus, s, len(head))
-    rows = AnswerRows(run.corpus, s, run.prompts)
-    batcher = Batcher(run.corpus, s, head, constant=run.device.type == "cuda")
-
-    def make(step: int) -> Batch:
-        return batcher.make(sampler.draw(step), rows.draw(step)).to(run.device)
-
-    with ThreadPoolExecutor(2) as pool:
-        ahead: deque[Future[Batch]] = deque()
-        for step in range(first, s.steps):
-            while len(ahead) < AHEAD and step + len(ahead) < s.steps:
-                ahead.append(pool.submit(make, step + len(ahead)))
-            yield ahead.popleft().result()
-
-
-def train(run: Run, journal: Journal, stop_after_s: float = math.inf) -> bool:
+def train(
+    run: Run, journal: Journal, stop_after_s: float = math.inf, adapter: Path | None = None
+) -> bool:
     """Makes the steps that are left, from the run folder's newest checkpoint on; False when
     it stopped at a checkpoint because the seconds were over.
 
-    Raises CheckpointMismatchError when that is of other settings or another base.
+    adapter: written at every checkpoint, so that there is one whatever ends the run.
+    Raises CheckpointMismatchError when the newest is of other settings or another base.
     """
     s, trainable = run.settings, run.trainable
     optimiser = optimiser_of(run)
     first = _resume(run, optimiser)
     step_of = Step(run.decoder, s)
     started, tokens = time.monotonic(), 0
-    for step, batch in enumerate(_batches(run, first), start=first):
+    ahead = Ahead(run.corpus, s, run.prompts, run.base.sha256, run.device)
+    for step, batch in enumerate(ahead.batches(first), start=first):
         for group in optimiser.param_groups:
             group["lr"] = group["highest"] * rate_at(step, s)
         trainable.install()
@@ -183,11 +156,14 @@ def train(run: Run, journal: Journal, stop_after_s: float = math.inf) -> bool:
             facts = {"queries": len(batch.positive_QD), "documents": batch.positive_QD.shape[1]}
             norms = {"norm": round(float(norm), 3), "scale": round(trainable.scale.item(), 2)}
             journal.step(done, {**parts, **norms, **facts, "tokens_per_s": round(rate)})
-        if done % s.evaluate_every == 0 or done == s.steps:
-            journal.write({"step": done, "held_out": evaluate(run)})
         over = time.monotonic() - started > stop_after_s
         if done % s.checkpoint_every == 0 or done == s.steps or over:
             _save(run, optimiser, done)
+            if adapter is not None:
+                header = header_of(s, run.base, run.layout, done, run.corpus.report)
+                write_adapter(adapter, header, trainable.tensors(), int8=s.int8)
+        if done % s.evaluate_every == 0 or done == s.steps:
+            journal.write({"step": done, "held_out": evaluate(run, s.evaluated)})
         if over and done < s.steps:
             return False
     return True
@@ -198,11 +174,14 @@ def restore(run: Run) -> int:
     return _resume(run, optimiser_of(run))
 
 
-def evaluate(run: Run) -> dict[str, float]:
-    """Recall of held-out questions with the masters as they are."""
+def evaluate(run: Run, questions: int = 0) -> dict[str, float]:
+    """Recall of held-out questions with the masters as they are; of so many per set, 0 for all."""
     with torch.no_grad():
         run.trainable.install()
-    return held_out_recall(run.decoder, run.corpus, run.settings, run.prompts.template.head)
+    head = run.prompts.template.head
+    # Every batch of documents has a shape of its own here: nothing of it is worth compiling.
+    with run.decoder.uncompiled():
+        return held_out_recall(run.decoder, run.corpus, run.settings, head, questions)
 
 
 def _resume(run: Run, optimiser: torch.optim.AdamW) -> int:
@@ -244,36 +223,6 @@ def export(settings: Settings, path: Path) -> int:
     tensors = adapter_tensors(checkpoints.masters_of(held), layout)
     write_adapter(path, header, tensors, int8=settings.int8)
     return held.step
-
-
-def header_of(
-    settings: Settings,
-    base: Base,
-    layout: AdapterLayout,
-    step: int,
-    sources: tuple[TrainingSource, ...],
-) -> AdapterHeader:
-    """The header of an adapter after `step` steps."""
-    return AdapterHeader(
-        name=settings.name,
-        licence=settings.licence,
-        base=base,
-        layout=layout,
-        training=Training(
-            recipe=json.dumps(settings.shaping, sort_keys=True, default=str),
-            seed=settings.seed,
-            steps=step,
-            tool_version=_version(),
-            sources=sources,
-        ),
-    )
-
-
-def _version() -> str:
-    try:
-        return version("memsvc")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 class Journal:

@@ -71,7 +71,9 @@ class SourceSettings:
 class Settings:
     """One run. Paths are as given; `data` holds the sets, `run` takes all that is written.
 
-    seed, steps: with the data they determine every batch. *_tokens: of one step.
+    seed, steps: with the data they determine every batch. *_tokens: of one step. evaluated:
+    held-out questions per set that a run asks as it goes. batch_processes: that make batches
+    ahead, 0 for two threads.
     delta_layers: lowest layer with a delta; those below run without gradients.
     """
 
@@ -115,10 +117,12 @@ class Settings:
     held_out_bank: int = 600
     checkpoint_every: int = 100
     evaluate_every: int = 200
+    evaluated: int = 100
     int8: bool = True
     device: str = "auto"
     compile: bool = True
     threads: int = 0
+    batch_processes: int = 0
 
     def __post_init__(self) -> None:
         """Raises SettingsError."""
@@ -138,7 +142,9 @@ class Settings:
             "answer_tokens",
             "companions",
             "held_out",
+            "evaluated",
             "dialogues",
+            "batch_processes",
         ):
             if getattr(self, key) < 0:
                 raise SettingsError(f"{key} is negative")
@@ -178,8 +184,10 @@ _NOT_OF_WEIGHTS = (
     "licence",
     "checkpoint_every",
     "evaluate_every",
+    "evaluated",
     "int8",
     "threads",
+    "batch_processes",
 )
 
 

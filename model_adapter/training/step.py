@@ -10,7 +10,7 @@ import torch
 from model_adapter.msa.config import QueryReduce
 from model_adapter.msa.encode import Pooling, routing_keys
 from model_adapter.msa.model import Decoder, Projected, Want
-from model_adapter.msa.packed import PackedRows, See, run_layers
+from model_adapter.msa.packed import PackedRows, See, moved, run_layers
 from model_adapter.msa.routing import mean_heads, scaled_query
 from model_adapter.training import losses
 from model_adapter.training.batch import Batch, Stream
@@ -117,7 +117,7 @@ class Step:
         counts, starts = counts[: stream.used, None], starts[: stream.used, None]
         place = np.arange(int(counts.max()))[None, :]
         places = np.where(place < counts, starts + place, starts)
-        return torch.from_numpy(places).to(self._decoder.device)
+        return moved(torch.from_numpy(places), self._decoder.device)
 
     def _answer_logits(self, stream: Stream, at_A: torch.Tensor) -> torch.Tensor:
         rows, hidden_TM = self._enter(stream)

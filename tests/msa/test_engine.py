@@ -267,6 +267,18 @@ def test_routed_text_puts_in_what_fits_best_first() -> None:
     assert events[-1] == FinishEvent(FinishReason.LENGTH)
 
 
+@pytest.mark.parametrize(("share", "declines"), [(0.0, False), (1e-7, True), (0.999, False)])
+def test_an_answer_declines_when_that_is_likely_enough(share: float, declines: bool) -> None:
+    model = tiny_model(Answering.ROUTED_TEXT)
+    template = replace(model.template, unknown="museum", unknown_share=share)
+    engine = MsaEngine(replace(model, template=template))
+    events = finish(engine, engine.start(Generate(QUESTION, 3), remember(engine)))[0]
+    text = "".join(event.text for event in events if isinstance(event, TextEvent))
+    first = engine._model.prompts.text("museum")[:1]
+    begins = text.startswith(engine._model.prompts.decode(first).strip())
+    assert begins is declines, text
+
+
 def test_limits_are_in_tokens() -> None:
     engine = tiny_engine(limits={"document_tokens": 40, "question_tokens": 6, "answer_tokens": 4})
     encoded = engine.encode([DocumentText(1, "boat"), DocumentText(2, TEXTS[2])])

@@ -16,6 +16,7 @@ THINGS = ("lamp", "clock", "boat", "piano", "statue", "well", "map", "bell")
 CONFIG = """
 data = "{data}"
 run = "{run}"
+cache = "{cache}"
 base = "{base}"
 name = "Tiny with memory"
 steps = 6
@@ -88,6 +89,11 @@ def tiny_settings(folder: Path, **overrides: str) -> Settings:
         write_gguf(folder / "Tiny.gguf")
     config = folder / "config.toml"
     config.write_text(
-        CONFIG.format(data=folder / "data", run=folder / "run", base=folder / "Tiny.gguf")
+        CONFIG.format(
+            data=folder / "data",
+            run=folder / "run",
+            cache=folder / "cache",
+            base=folder / "Tiny.gguf",
+        )
     )
     return read_settings(config, overrides)

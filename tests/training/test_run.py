@@ -13,7 +13,10 @@ import torch
 from model_adapter.checkpoints import load_gguf, read_adapter
 from model_adapter.training import __main__ as command
 from model_adapter.training import checkpoint as checkpoints
+from model_adapter.training import corpus as corpora
 from model_adapter.training import run as runs
+from model_adapter.training.ahead import Ahead
+from model_adapter.training.batch import Batch
 from model_adapter.training.errors import CheckpointMismatchError, SettingsError
 from model_adapter.training.settings import RECIPES, Settings, read_settings
 from tests.support.training_sets import tiny_settings
@@ -73,6 +76,43 @@ def test_a_run_continues_bit_for_bit(tmp_path: Path) -> None:
         assert torch.equal(tensor, other.tensors[name]), name
 
 
+def test_batches_made_by_processes_are_the_same(tmp_path: Path) -> None:
+    threads = tiny_settings(tmp_path, steps="3")
+    processes = tiny_settings(tmp_path, steps="3", batch_processes="1")
+    assert threads.fingerprint == processes.fingerprint
+    found: list[list[Batch]] = []
+    for settings in (threads, processes):
+        run = runs.prepare(settings)
+        ahead = Ahead(run.corpus, settings, run.prompts, run.base.sha256, run.device)
+        found.append(list(ahead.batches(1)))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one.documents.ids_T, other.documents.ids_T)
+        assert torch.equal(one.positive_QD, other.positive_QD)
+        assert torch.equal(one.targets_A, other.targets_A)
+    assert len(found[0]) == 2
+
+
+def test_what_was_prepared_is_read_and_never_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny_settings(tmp_path, steps="1")
+    first = runs.prepare(settings).corpus
+    (made,) = (settings.cache / "training").iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(corpora, "read_set", None)  # nothing is read from the sets again
+        again = runs.prepare(tiny_settings(tmp_path, steps="2", rank="2")).corpus
+    assert again.documents == first.documents and again.tokens == first.tokens
+    assert again.queries == first.queries and again.held_out == first.held_out
+    assert (again.pools, again.asked_N, again.report) == (first.pools, first.asked_N, first.report)
+    runs.prepare(tiny_settings(tmp_path, seed="2"))
+    with (settings.data / "eval_other.questions.jsonl").open("a") as file:
+        file.write('{"question": "In which year was the lamp behind the mill put up?"}\n')
+    cleaned = runs.prepare(settings).corpus
+    assert len(list(made.parent.iterdir())) == 3
+    asked = [len(corpus.queries) + len(corpus.held_out) for corpus in (first, cleaned)]
+    assert asked[1] < asked[0], "the question that an evaluation set asks is gone"
+
+
 def test_checkpoints_of_something_else_are_refused(tmp_path: Path) -> None:
     settings = tiny_settings(tmp_path, steps="2")
     _train(settings)
@@ -96,7 +136,10 @@ def test_the_command_trains_exports_and_refuses(
 ) -> None:
     settings = tiny_settings(tmp_path)
     config = ["--config", str(tmp_path / "config.toml"), "--set", "steps=2"]
-    assert command.main([*config, "--stop-after", "0"]) == command.EXIT_STOPPED
+    early = tmp_path / "early.safetensors"
+    first = ["--stop-after", "0", "--adapter", str(early)]
+    assert command.main([*config, *first]) == command.EXIT_STOPPED
+    assert read_adapter(early).header.training.steps == 1, "each checkpoint has its adapter"
     assert [path.name for path in settings.run.glob("step-*")] == ["step-00000001.safetensors"]
     path, later = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     assert command.main([*config, "--adapter", str(path)]) == 0
@@ -115,6 +158,8 @@ def test_the_command_trains_exports_and_refuses(
     (tmp_path / "data" / "train_places.questions.jsonl").write_text("{\n")
     assert command.main([*config, "--set", f"run={tmp_path / 'other'}"]) == 2
     assert "DataError" in capsys.readouterr().err
+    assert command.main([*config, "--adapter", str(tmp_path / "no" / "a.safetensors")]) == 2
+    assert "no directory" in capsys.readouterr().err
     assert command.main([*config, "--set", "base=nowhere"]) == 2
     assert "CheckpointNotFoundError" in capsys.readouterr().err
     assert command.main(["--config", str(tmp_path / "none.toml")]) == 2

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from model_adapter.checkpoints import load_gguf, read_adapter, write_adapter
 from model_adapter.engine import DocumentText
 from model_adapter.msa.engine import MsaEngine
 from model_adapter.msa.memory import InMemoryView
+from model_adapter.msa.model import MAX_COMPILED
 from model_adapter.training import losses
 from model_adapter.training import run as runs
 from model_adapter.training.answers import REFUSAL, AnswerRows
 from model_adapter.training.batch import Batch, Batcher
 from model_adapter.training.corpus import document_tokens, query_tokens
+from model_adapter.training.exporting import header_of
 from model_adapter.training.sampler import MAX_GOLD, Drawn, Sampler, pad_to
 from model_adapter.training.step import Step
 from tests.support.training_sets import tiny_settings
@@ -115,7 +119,7 @@ def test_scores_of_a_step_are_those_of_the_engine(
     combined_QD = torch.stack(seen).mean(0).numpy()
 
     path = tmp_path / "a.safetensors"
-    header = runs.header_of(run.settings, run.base, run.layout, 1, corpus.report)
+    header = header_of(run.settings, run.base, run.layout, 1, corpus.report)
     write_adapter(path, header, run.trainable.tensors(), int8=int8)
     base = Path(run.settings.base)
     engine = MsaEngine(load_gguf(base, "bf16", adapter=read_adapter(path)))
@@ -159,7 +163,10 @@ def test_answer_rows_end_with_their_targets(run: runs.Run) -> None:
     for row in rows:
         answer = prompts.decode(row.ids[-row.targets :])
         assert row.ids[-1:] == prompts.template.turn_end
-        assert answer == REFUSAL or answer in prompts.decode(row.ids[: -row.targets])
+        asked = prompts.decode(row.ids[: -row.targets])
+        assert answer == REFUSAL or answer in asked
+        shown = {int(number) for number in re.findall(r"\[(\d+)\]\. ", asked)}
+        assert shown <= set(run.corpus.numbers), "a place in the row would tell the gold document"
     _, batch = _batch(run, 3)
     assert batch.answers is not None
     following = batch.answers.ids_T[batch.at_A + 1]
@@ -181,3 +188,29 @@ def test_cut_documents_and_questions_keep_their_ends(run: runs.Run) -> None:
 def test_filler() -> None:
     assert pad_to([5, 3], 30, 10) == [10, 10, 2]
     assert pad_to([5, 5], 10, 4) == []
+
+
+def test_steps_compile_once_and_evaluation_never(
+    run: runs.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = run.decoder
+    for name in ("_before_attention", "_after_attention"):
+        monkeypatch.setattr(decoder, name, getattr(decoder, name))  # put back afterwards
+    torch._dynamo.reset()
+    counters.clear()
+    decoder.compile(backend="eager")
+    graphs = []
+    for step in range(3):
+        _, batch = _batch(run, step, constant=True)
+        run.trainable.install()
+        scale = run.trainable.scale
+        outcome = Step(decoder, run.settings).run(batch, run.settings.losses.main, scale)
+        torch.autograd.backward([outcome.total])
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert 8 < graphs[0] <= MAX_COMPILED, "torch's own limit is 8 a function"
+    assert graphs == graphs[:1] * 3
+    assert runs.evaluate(run, 1).keys() == runs.evaluate(run).keys()
+    assert counters["stats"]["unique_graphs"] == graphs[0]
+    _, varying = _batch(run, 5)
+    Step(decoder, run.settings).run(varying, run.settings.losses.main, run.trainable.scale)
+    assert counters["stats"]["unique_graphs"] > graphs[0], "other sizes are counted"
