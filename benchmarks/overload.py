@@ -5,10 +5,11 @@
 Tenant B asks, appends and reads at a steady pace, four times in one run: alone; while
 tenant A sends all it can (questions, appends, listings, exports over several connections,
 no refusal heeded); while A's calls go at the same rate to a port that has nothing to do
-with the server; and alone again. `ratio` is B's 99th percentile with A over that of both
-quiet parts together; `control` is the same for the unrelated port: what A's client alone
-costs B on this machine. A is a process of its own that steps back for the others (--nice),
-as if it ran on another machine. `cores` is how much of a core each process used. No quota
+with the server; and, once A's memories are deleted, alone again. `ratio` is B's 99th percentile
+with A over that of both quiet parts together; `control` is the same for the unrelated port:
+what A's client alone costs B on this machine. A is a process of its own that steps back for
+the others (--nice), as if it ran on another machine. `cores` is how much of a core each
+process used. No quota
 is set, so that what protects B is the server's sharing alone; --quota gives A some. The
 fake engine works at the pace of a small model, so that the figures are of the service;
 --model default is the real one.
@@ -168,6 +169,14 @@ def prepare(service: Service, quota: Mapping[str, int]) -> dict[str, str]:
     return keys
 
 
+def calm(service: Service, keys: Mapping[str, str]) -> None:
+    """Takes away what A left behind: its texts would be encoded for minutes."""
+    with Client(service.address, keys["a-flooding"]) as client:
+        for memory in flooding.MEMORIES:
+            client.memories.delete(memory, allow_missing=True)
+    time.sleep(RUN_UP_S)
+
+
 def measure(service: Service, arguments: argparse.Namespace) -> dict[str, object]:
     """Quiet, flooded, flooded elsewhere, quiet."""
     quota = {name: int(value) for name, _, value in (one.partition("=") for one in arguments.quota)}
@@ -176,9 +185,9 @@ def measure(service: Service, arguments: argparse.Namespace) -> dict[str, object
     steady(service, key, RUN_UP_S)
     first, quiet = steady(service, key, arguments.seconds)
     with_a, flood = flooded(service, keys, arguments)
-    time.sleep(RUN_UP_S)
+    calm(service, keys)
     elsewhere, control = flooded(service, keys, arguments, rate=flood["calls_per_s"])
-    time.sleep(RUN_UP_S)
+    calm(service, keys)
     second, quiet_again = steady(service, key, arguments.seconds)
     return {
         "quota_of_a": quota,

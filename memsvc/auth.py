@@ -186,26 +186,21 @@ class Authenticator:
         that nobody is locked out by who shares the address.
         """
         credential = _bearer(metadata or ())
-        if not self._seen(credential) and (wait_s := self._attempts.wait_s(peer)):
+        key = _CREDENTIAL.fullmatch(credential)
+        digest = self._digest(credential) if key is not None else b""
+        seen = digest in self._cache or (self._tokens is not None and self._tokens.seen(credential))
+        if not seen and (wait_s := self._attempts.wait_s(peer)):
             raise errors.credential_attempts(wait_s)
         try:
-            return await self._principal(credential)
+            if key is not None:
+                return await self._by_key(key[1], digest)
+            return await self._by_token(credential)
         except errors.ApiError:
             self._attempts.failed(peer)
             raise
 
-    def _seen(self, credential: str) -> bool:
-        """Whether it was good before, as far as is remembered."""
-        if _CREDENTIAL.fullmatch(credential):
-            return self._digest(credential) in self._cache
-        return self._tokens is not None and self._tokens.seen(credential)
-
-    async def _principal(self, credential: str) -> Principal:
-        match = _CREDENTIAL.fullmatch(credential)
-        if match is None:
-            return await self._by_token(credential)
-        digest = self._digest(match[0])
-        row = await self._find(match[1], digest)
+    async def _by_key(self, key_id: str, digest: bytes) -> Principal:
+        row = await self._find(key_id, digest)
         # Compared even for an unknown key, so that time tells nothing.
         right = hmac.compare_digest(row.digest if row is not None else _NO_DIGEST, digest)
         if row is None or not right or not self._is_live(row):

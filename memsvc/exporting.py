@@ -8,15 +8,17 @@ export is then made anew, of the newer revision.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from memsvc import errors
 from memsvc.application import Application
+from memsvc.limits import Turns
 from memsvc.staging import StagingKey
 from memsvc.writes import memory_uid
 from storage.archive import (
@@ -34,12 +36,49 @@ from storage.store import CorruptRecordError, TenantStore
 
 _TRIES = 3
 _REVISIONS = 1000
+#: An export works for so long before it asks whether its tenant may do more.
+_SLICE_S = 0.01
 
 log = logging.getLogger(__name__)
 
 
 class _StoppedError(Exception):
     """The caller has left."""
+
+
+class _Slices:
+    """Divides a thread's work for a tenant into slices, each counted and waited for.
+
+    The thread works beside the event loop and slows it down: an export takes as much of
+    the server's time as the calls of its tenant do.
+    """
+
+    def __init__(self, turns: Turns, tenant_uid: str) -> None:
+        """In the event loop's thread."""
+        self._turns = turns
+        self._tenant_uid = tenant_uid
+        self._loop = asyncio.get_running_loop()
+        self._stop = threading.Event()
+        self._began = 0.0
+
+    def stop(self) -> None:
+        """The caller leaves: the thread ends at its next item."""
+        self._stop.set()
+
+    def begin(self) -> None:
+        """In the working thread: it has begun."""
+        self._began = time.monotonic()
+
+    def pause(self) -> None:
+        """In the working thread, between two items."""
+        if self._stop.is_set():
+            raise _StoppedError
+        worked_s = time.monotonic() - self._began
+        if worked_s < _SLICE_S:
+            return
+        waited = self._turns.worked(self._tenant_uid, worked_s)
+        asyncio.run_coroutine_threadsafe(waited, self._loop).result()
+        self.begin()
 
 
 @dataclass(frozen=True)
@@ -84,14 +123,14 @@ async def stage_export(
     when it is deleted meanwhile, OVERLOADED when documents keep being deleted under it,
     STORAGE_FULL, CorruptRecordError for a damaged text.
     """
-    stop = threading.Event()
+    slices = _Slices(application.limiter.turns, memory.tenant_uid)
     signer = application.receipts if signed else None
     try:
         for _ in range(_TRIES):
             view = await take_view(application, memory, with_blocks=with_blocks)
             try:
                 return await application.stores.read(
-                    memory.tenant_uid, _stage, view, path, key, stop, signer
+                    memory.tenant_uid, _stage, view, path, key, slices, signer
                 )
             except ArchiveSourceError:
                 continue
@@ -102,8 +141,8 @@ async def stage_export(
                 log.error("a block of memory %s is damaged; exported without", memory.uid)
                 with_blocks = False
     finally:
-        # The thread outlives a cancelled caller by one piece.
-        stop.set()
+        # The thread outlives a cancelled caller by one item.
+        slices.stop()
     raise errors.overloaded()
 
 
@@ -160,9 +199,10 @@ def _stage(  # noqa: PLR0917 - passed on to a thread as they are
     view: View,
     path: Path,
     key: StagingKey,
-    stop: threading.Event,
+    slices: _Slices,
     signer: Signer | None,
 ) -> int:
+    slices.begin()
     pieces = export_memory(
         store,
         memory_uid(view.memory),
@@ -170,12 +210,6 @@ def _stage(  # noqa: PLR0917 - passed on to a thread as they are
         view.numbers,
         view.revisions,
         signer=signer,
+        pause=slices.pause,
     )
-    return stage_archive(path, key.encrypted(_until(stop, pieces)))
-
-
-def _until(stop: threading.Event, pieces: Iterator[bytes]) -> Iterator[bytes]:
-    for piece in pieces:
-        if stop.is_set():
-            raise _StoppedError
-        yield piece
+    return stage_archive(path, key.encrypted(pieces))

@@ -92,6 +92,16 @@ class Turns:
             tenant.expected_s += _NEWEST * (took_s - tenant.expected_s)
             self._leave(uid, tenant, took_s - expected_s)
 
+    async def worked(self, uid: str, seconds: float) -> None:
+        """So much was done for the tenant without a place, in a thread of its own; returns when
+        it may do more.
+        """
+        tenant, now = self._seen(uid), self._clock()
+        tenant.work(seconds, now)
+        while wait_s := self._wait_s(tenant, now):
+            await asyncio.sleep(wait_s)
+            now = self._clock()
+
     def _seen(self, uid: str) -> _Tenant:
         now = self._clock()
         for oldest in list(islice(self._tenants, _LOOKED_AT)):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from storage.archive.errors import ArchiveLimits, ArchiveSourceError
 from storage.archive.history import ArchivedRevision, encode_revision
@@ -34,6 +35,8 @@ from storage.store import (
     StorageFullError,
     StoredDocument,
 )
+
+Item = TypeVar("Item")
 
 #: A member is closed at this size; only a single larger item makes a larger one.
 _TEXT_BYTES = 4 * 2**20
@@ -176,13 +179,15 @@ def export_memory(
     revisions: Sequence[ArchivedRevision] | None = None,
     *,
     signer: Signer | None = None,
+    pause: Callable[[], None] = lambda: None,
 ) -> Iterator[bytes]:
     """An archive of the memory's documents with these numbers, and of their blocks.
 
     manifest: its counts are filled in here; encodings names what to take blocks of,
     none for an archive without blocks. Blocks that are not there are left out. revisions:
     of the memory up to the manifest's; None for an archive without a history. signer: None
-    for an archive without a signature. Raises
+    for an archive without a signature. pause: called after each document and block; it may
+    wait, or raise to stop. Raises
     ArchiveSourceError when a document goes away meanwhile: try again.
     """
     wanted = frozenset(numbers)
@@ -201,17 +206,25 @@ def export_memory(
     )
     stored = store.iter_document_json(memory)
     blocks = {
-        encoding.encoding_id: _stored_blocks(store, memory, encoding, present[encoding.encoding_id])
+        encoding.encoding_id: _pausing(
+            _stored_blocks(store, memory, encoding, present[encoding.encoding_id]), pause
+        )
         for encoding in manifest.encodings
     }
     yield from _write(
         counted,
-        (text for number, text in stored if number in wanted),
+        _pausing((text for number, text in stored if number in wanted), pause),
         blocks,
         ArchiveLimits(),
         revisions=map(encode_revision, revisions or ()),
         signer=signer,
     )
+
+
+def _pausing(items: Iterable[Item], pause: Callable[[], None]) -> Iterator[Item]:
+    for item in items:
+        yield item
+        pause()
 
 
 def _stored_blocks(

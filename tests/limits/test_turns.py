@@ -151,6 +151,20 @@ async def test_its_share_is_what_a_flood_gets() -> None:
     await work.over()
 
 
+async def test_work_in_a_thread_counts_too() -> None:
+    work = Work(share=0.5)
+    await work.turns.worked("a", 10.0)  # Alone: nobody is in its way.
+    work.call("b")
+    await settle()
+    waiting = asyncio.create_task(work.turns.worked("a", 0.5))
+    work.call("a")
+    await settle()
+    assert (waiting.done(), work.inside("a"), work.inside("b")) == (False, 0, 1)
+    work.clock.now += 1.2
+    await until(lambda: waiting.done() and work.inside("a") == 1)
+    await work.over()
+
+
 async def test_when_the_others_have_left_a_flood_has_everything() -> None:
     work = Work(places=5, share=0.5)
     work.call("b")
