@@ -179,8 +179,8 @@ class Config:
     )
     tenant_work_share: float = _setting(
         0.5,
-        "Seconds of work in a second that a tenant's calls may take while a tenant that uses less "
-        "is about. 0: any.",
+        "Seconds of work in a second that a tenant's calls may take while one that uses less than "
+        "half as much is about. 0: any.",
         low=0,
         high=10_000,
     )

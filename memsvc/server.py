@@ -7,6 +7,7 @@ the encoding queue -> serve -> (SIGTERM) drain -> close in the opposite order
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -327,6 +328,10 @@ async def run(config: Config, on_serving: Callable[[str], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled)
     async with open_server(config) as server:
+        # What is there from the start stays: collecting garbage need not look through it again
+        # and again, with everybody waiting.
+        gc.collect()
+        gc.freeze()
         serving.append(server)
         on_serving(server.address)
         await stop.wait()

@@ -22,6 +22,9 @@ from memsvc.limits.pool import FairPool
 _ABOUT_S = 1.0
 #: What was done so long ago counts for a third of what is done now.
 _MEMORY_S = 0.25
+#: A tenant is lighter than one that uses so many times as much. Under a flood everything takes
+#: longer: who only seems to use as much must not be held back with the one that floods.
+_LIGHTER = 2
 #: Weight of the newest call in what a tenant's next one is expected to take.
 _NEWEST = 0.2
 _FIRST_GUESS_S = 0.005
@@ -188,6 +191,6 @@ class Turns:
         if not self._share or use <= self._share:
             return 0.0
         others = (one for one in self._tenants.values() if one is not tenant)
-        if not any(one.about(now) and one.use(now) < use for one in others):
+        if not any(one.about(now) and one.use(now) * _LIGHTER < use for one in others):
             return 0.0
         return max(_MEMORY_S * math.log(use / self._share), 0.001)
