@@ -97,13 +97,12 @@ class Turns:
 
     async def worked(self, uid: str, seconds: float) -> None:
         """So much was done for the tenant without a place, in a thread of its own; returns when
-        it may do more.
+        it is its turn to do more, in line with the tenant's calls.
         """
-        tenant, now = self._seen(uid), self._clock()
-        tenant.work(seconds, now)
-        while wait_s := self._wait_s(tenant, now):
-            await asyncio.sleep(wait_s)
-            now = self._clock()
+        tenant = self._seen(uid)
+        tenant.work(seconds, self._clock())
+        expected_s = await self._place(uid, tenant)
+        self._leave(uid, tenant, -expected_s)
 
     def _seen(self, uid: str) -> _Tenant:
         now = self._clock()
