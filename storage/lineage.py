@@ -25,6 +25,7 @@ import lmdb
 
 from storage.keys import (
     MAX_NUMBER,
+    UID_BYTES,
     KeyRange,
     Kind,
     block_key,
@@ -65,6 +66,14 @@ def parts_of(transaction: lmdb.Transaction, memory: MemoryUid) -> list[Part]:
     return [*parts, Part(memory, first, MAX_NUMBER)]
 
 
+def is_alone(transaction: lmdb.Transaction, memory: MemoryUid) -> bool:
+    """Whether the memory shares nothing, as most do: one look instead of several."""
+    cursor = transaction.cursor()
+    # What keeps a lineage lies behind all else of a memory.
+    found = cursor.set_range(kind_range(memory, Kind.INHERITED).first)
+    return not found or bytes(cursor.key())[:UID_BYTES] != memory
+
+
 def owner_of(transaction: lmdb.Transaction, memory: MemoryUid, number: int) -> MemoryUid:
     """Under whom the document's records lie."""
     return next(p.owner for p in parts_of(transaction, memory) if number <= p.last)
@@ -85,14 +94,22 @@ class View(NamedTuple):
     def keys(self, transaction: lmdb.Transaction) -> Iterator[bytes]:
         """Their keys, by ascending number."""
         for span in self.spans:
-            for key in keys_in(transaction, span):
+            keys = keys_in(transaction, span)
+            if not self.hidden:
+                yield from keys
+                continue
+            for key in keys:
                 if number_of(key) not in self.hidden:
                     yield key
 
     def records(self, transaction: lmdb.Transaction) -> Iterator[tuple[bytes, memoryview]]:
         """As `keys`, with the values, which end with the transaction."""
         for span in self.spans:
-            for key, value in records_in(transaction, span):
+            records = records_in(transaction, span)
+            if not self.hidden:
+                yield from records
+                continue
+            for key, value in records:
                 if number_of(key) not in self.hidden:
                     yield key, value
 

@@ -244,7 +244,7 @@ class LmdbRecords:
 
         def find(transaction: lmdb.Transaction) -> tuple[bytes, Buffer] | None:
             place: bytes = key
-            if number:
+            if number and not lineage.is_alone(transaction, memory):
                 if lineage.is_hidden(transaction, memory, number):
                     return None
                 place = lineage.owner_of(transaction, memory, number) + key[UID_BYTES:]
