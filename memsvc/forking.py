@@ -96,7 +96,7 @@ async def _make(
     ) -> RequestRecord | None:
         nonlocal answer
         answer = reply(row, encodings, missing)
-        return request.record(answer)
+        return request.record(answer, parent)
 
     # What a deletion has not purged yet may still lie in the store.
     removed = await application.catalog.removed_numbers(parent.uid)
@@ -116,7 +116,7 @@ async def _make(
         await _unmake(application, child)
         raise asyncio.CancelledError
     try:
-        await application.catalog.commit_fork(parent, sealed, request.record(b""), record)
+        await application.catalog.commit_fork(parent, sealed, request.record(b"", parent), record)
     except _REFUSED:
         await _unmake(application, child)
         raise
@@ -153,7 +153,7 @@ async def restore_memory(
         missing = max(0, held - (memory.document_count - len(numbers)))
         answer = reply(memory.revision + 1, len(numbers), missing)
         memory = await catalog.commit_restore(
-            memory.uid, memory.revision, numbers, request.record(answer)
+            memory.uid, memory.revision, numbers, request.record(answer, memory)
         )
         application.writes.committed(memory)
         reach(Failpoint.ROLLBACK_COMMITTED)

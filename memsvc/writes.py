@@ -25,6 +25,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from memsvc import errors
@@ -57,7 +58,8 @@ class Request:
 
     method: the call's name. fingerprint: SHA-256 of the payload without its
     request_id. field: where the memory is named, for errors. memories: uids of those
-    that the caller reaches; None for all of the tenant's.
+    that the caller reaches; None for all of the tenant's. memory_id: of the memory that is
+    written to; empty for a call that makes one.
     """
 
     tenant_uid: str
@@ -66,12 +68,14 @@ class Request:
     fingerprint: bytes
     field: str
     memories: frozenset[str] | None = None
+    memory_id: str = ""
 
-    def record(self, reply: bytes) -> RequestRecord | None:
-        """None without a request_id: then nothing is remembered."""
+    def record(self, reply: bytes, memory: MemoryRow | None = None) -> RequestRecord | None:
+        """memory: that was written to. None without a request_id: then nothing is remembered."""
         if not self.request_id:
             return None
-        return RequestRecord(self.request_id, self.method, self.fingerprint, reply)
+        uid = memory.uid if memory is not None else ""
+        return RequestRecord(self.request_id, self.method, self.fingerprint, reply, uid)
 
 
 @dataclass(frozen=True)
@@ -120,9 +124,16 @@ class Writes:
         found = await self._catalog.find_request(request.tenant_uid, request.request_id)
         if found is None:
             return None
-        if (found.method, found.fingerprint) != (request.method, request.fingerprint):
+        now = request.record(b"", await self._written(request) if found.memory_uid else None)
+        if now is None or not found.answers(now):
             raise errors.request_id_reused()
         return found.reply
+
+    async def _written(self, request: Request) -> MemoryRow | None:
+        """The memory that a request would write to; None when there is none of its name."""
+        with suppress(NotFoundError):
+            return await self._catalog.get_memory(request.tenant_uid, request.memory_id)
+        return None
 
     async def once(self, request: Request, attempt: Callable[[], Awaitable[bytes]]) -> bytes:
         """Runs a write. What refuses it now must not hide that it was done before."""
@@ -179,7 +190,7 @@ class Writes:
             answer = reply(memory.revision + 1)
             try:
                 memory = await self._catalog.commit_delete_documents(
-                    memory.uid, memory.revision, numbers, request.record(answer)
+                    memory.uid, memory.revision, numbers, request.record(answer, memory)
                 )
             except NotFoundError as error:
                 if not error.numbers:
@@ -282,7 +293,7 @@ class Writes:
         answer = reply(Written(revision, numbers))
         try:
             memory = await self._catalog.commit_append(
-                memory.uid, memory.revision, rows, request.record(answer)
+                memory.uid, memory.revision, rows, request.record(answer, memory)
             )
         except (RequestRepeatedError, RequestIdReusedError):
             await self._deletions.purge_texts(memory, numbers)

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 
 from memsvc import errors, names, validation
 from memsvc.api.fingerprint import StreamFingerprint
-from memsvc.api.memories import check_memory_quota, find_active_memory
+from memsvc.api.memories import check_memory_quota, check_still_there, find_active_memory
 from memsvc.application import Application
 from memsvc.convert import memory_to_wire
 from memsvc.errors import ApiError
@@ -194,6 +194,7 @@ class ArchiveHandler:
     async def _opened(self, call: Request, reply: bytes) -> pb.ImportMemoryResponse:
         """A recorded reply as it was sent; its text was kept sealed."""
         response = pb.ImportMemoryResponse.FromString(reply)
+        await check_still_there(self._app, response.memory.uid, call.field)
         try:
             await self._app.fields.opened_reply(call.tenant_uid, response.memory)
         except KeyMissingError as error:

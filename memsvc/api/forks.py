@@ -6,7 +6,12 @@ from collections.abc import Sequence
 
 from memsvc import errors, names, validation
 from memsvc.api.fingerprint import message_fingerprint
-from memsvc.api.memories import check_memory_quota, find_active_memory, write_request
+from memsvc.api.memories import (
+    check_memory_quota,
+    check_still_there,
+    find_active_memory,
+    write_request,
+)
 from memsvc.application import Application
 from memsvc.convert import memory_to_wire
 from memsvc.forking import fork_memory, restore_memory
@@ -39,7 +44,10 @@ class ForksHandler:
             fingerprint=message_fingerprint(request),
         )
         before = await self._app.writes.first_reply(call)
-        if before is None:
+        if before is not None:
+            made = pb.ForkMemoryResponse.FromString(before).memory
+            await check_still_there(self._app, made.uid, "memory_id")
+        else:
             await find_active_memory(self._app, "name", request.name)
             await check_memory_quota(self._app, call.tenant_uid)
             self._app.encoding.check_backpressure(call.tenant_uid, 0)

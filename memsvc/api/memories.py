@@ -79,6 +79,7 @@ class MemoriesHandler:
         memory = resources_pb2.Memory.FromString(answer)
         if memory.uid != row.uid:
             await fields.forget(row)
+            await check_still_there(self._app, memory.uid, "memory")
         return await self._opened(tenant, memory)
 
     async def _opened(self, tenant: str, memory: resources_pb2.Memory) -> resources_pb2.Memory:
@@ -301,6 +302,16 @@ async def find_memory(application: Application, field: str, name: str) -> Memory
         raise errors.memory_not_found(field) from error
 
 
+async def check_still_there(application: Application, uid: str, field: str) -> None:
+    """Raises MEMORY_NOT_FOUND when a memory that a repeated call made was deleted since."""
+    try:
+        row = await application.catalog.get_memory_by_uid(uid)
+    except NotFoundError as error:
+        raise errors.memory_not_found(field) from error
+    if row.state is MemoryState.DELETING:
+        raise errors.memory_not_found(field)
+
+
 async def write_request(
     application: Application,
     field: str,
@@ -323,7 +334,8 @@ async def write_request(
     tenant = caller.tenant_uid
     if request_id:
         fingerprint = await application.fields.fingerprint(tenant, fingerprint)
-    return Request(tenant, method, request_id, fingerprint, field, caller.memories)
+    memory_id = names.parse_memory(field, name)
+    return Request(tenant, method, request_id, fingerprint, field, caller.memories, memory_id)
 
 
 async def find_active_memory(application: Application, field: str, name: str) -> MemoryRow:

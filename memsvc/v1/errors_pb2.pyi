@@ -89,7 +89,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ETAG_MISMATCH: _ErrorReason.ValueType  # 51
     """ABORTED: the etag sent is not the resource's etag."""
     REQUEST_ID_REUSED: _ErrorReason.ValueType  # 52
-    """ALREADY_EXISTS: the request_id was used before with another payload."""
+    """ALREADY_EXISTS: the request_id was used before with another payload, or for a memory
+    that was deleted since and whose name is another's now.
+    """
     MEMORY_NOT_ACTIVE: _ErrorReason.ValueType  # 53
     """FAILED_PRECONDITION: the memory is in a state that does not allow this call. metadata: state."""
     REVISION_NOT_REACHED: _ErrorReason.ValueType  # 54
@@ -198,7 +200,9 @@ ALREADY_EXISTS: ErrorReason.ValueType  # 50
 ETAG_MISMATCH: ErrorReason.ValueType  # 51
 """ABORTED: the etag sent is not the resource's etag."""
 REQUEST_ID_REUSED: ErrorReason.ValueType  # 52
-"""ALREADY_EXISTS: the request_id was used before with another payload."""
+"""ALREADY_EXISTS: the request_id was used before with another payload, or for a memory
+that was deleted since and whose name is another's now.
+"""
 MEMORY_NOT_ACTIVE: ErrorReason.ValueType  # 53
 """FAILED_PRECONDITION: the memory is in a state that does not allow this call. metadata: state."""
 REVISION_NOT_REACHED: ErrorReason.ValueType  # 54

@@ -40,8 +40,10 @@ class CreateMemoryRequest(_message.Message):
     """
     request_id: _builtins.str
     """Makes a retry safe: the same id with the same payload returns the first
-    reply. Empty: no protection. At most 64 characters of [A-Za-z0-9._-].
-    Remembered for 24 hours.
+    reply, or MEMORY_NOT_FOUND once the memory that it made was deleted. Empty:
+    no protection. At most 64 characters of [A-Za-z0-9._-]. Remembered for 24
+    hours. An id that was used for a memory is not taken for a later memory of
+    its name (REQUEST_ID_REUSED).
     """
     @_builtins.property
     def memory(self) -> _resources_pb2.Memory:

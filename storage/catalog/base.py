@@ -96,7 +96,7 @@ class CatalogPart:
     ) -> RequestRecord | None:
         columns = (requests.c.request_id, requests.c.method, requests.c.fingerprint)
         found = await connection.execute(
-            select(*columns, requests.c.reply).where(
+            select(*columns, requests.c.reply, requests.c.memory_uid).where(
                 requests.c.tenant_uid == tenant_uid, requests.c.request_id == request_id
             )
         )
@@ -112,7 +112,7 @@ class CatalogPart:
         first = await self._find_request(connection, tenant_uid, request.request_id)
         if first is None:
             return
-        if (first.method, first.fingerprint) != (request.method, request.fingerprint):
+        if not first.answers(request):
             raise RequestIdReusedError(f"request id {request.request_id} was used before")
         raise RequestRepeatedError(first)
 
@@ -131,6 +131,7 @@ class CatalogPart:
             method=request.method,
             fingerprint=request.fingerprint,
             reply=request.reply,
+            memory_uid=request.memory_uid,
             created_us=self._clock_us(),
         )
         done = await connection.execute(insert.on_conflict_do_nothing())

@@ -228,9 +228,20 @@ class AuditRow:
 
 @dataclass(frozen=True)
 class RequestRecord:
-    """An answered write. fingerprint: SHA-256 of its payload; reply: its answer's bytes."""
+    """An answered write. fingerprint: SHA-256 of its payload; reply: its answer's bytes.
+
+    memory_uid: of the memory that was written to, since its name may be another's later;
+    empty for a write to none, and for one recorded before that was kept.
+    """
 
     request_id: str
     method: str
     fingerprint: bytes
     reply: bytes
+    memory_uid: str = ""
+
+    def answers(self, other: RequestRecord) -> bool:
+        """Whether the other one is a repetition of this write."""
+        same = (self.method, self.fingerprint) == (other.method, other.fingerprint)
+        uids = {self.memory_uid, other.memory_uid} - {""}
+        return same and len(uids) < 2

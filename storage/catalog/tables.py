@@ -263,6 +263,8 @@ requests = Table(
     Column("method", String(128), nullable=False),
     Column("fingerprint", LargeBinary, nullable=False),
     Column("reply", LargeBinary, nullable=False),
+    # Of the memory that was written to; empty for none. It may be gone.
+    Column("memory_uid", _UID, nullable=False, server_default=text("''")),
     Column("created_us", BigInteger, nullable=False),
     Index(None, "created_us"),
 )

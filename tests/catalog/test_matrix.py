@@ -57,6 +57,7 @@ DERIVED: dict[str, list[tuple[str, str, Row, Any]]] = {
         ("memories", "forked_from", {"uid": "m1"}, None),
         ("memories", "forked_revision", {"uid": "m1"}, None),
     ],
+    "0010": [("requests", "memory_uid", {"request_id": "r-1"}, "")],
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from storage.catalog import (
@@ -32,6 +34,21 @@ class TestAppend:
         assert await catalog.list_documents(memory.uid, 10) == (added, None)
         assert await catalog.get_document(memory.uid, 2) == added[1]
         assert await catalog.find_request(tenant.uid, "r1") == request
+
+    async def test_a_request_is_that_of_its_memory(
+        self, catalog: Catalog, tenant: TenantRow
+    ) -> None:
+        memory = await make_memory(catalog, tenant)
+        before = request_record("before")  # As an earlier version recorded it.
+        of_one = replace(request_record("of one"), memory_uid="one")
+        for done, request in enumerate((before, of_one)):
+            memory = await append(catalog, memory, request=request)
+            assert await catalog.find_request(tenant.uid, request.request_id) == request
+            with pytest.raises(RequestRepeatedError):
+                await append(catalog, memory, request=replace(request, memory_uid="one"))
+            wrong = RequestIdReusedError if done else RequestRepeatedError
+            with pytest.raises(wrong):
+                await append(catalog, memory, request=replace(request, memory_uid="another"))
 
     async def test_numbers_may_leave_gaps(self, catalog: Catalog, tenant: TenantRow) -> None:
         memory = await make_memory(catalog, tenant)

@@ -34,6 +34,13 @@ def delete(served: Served, name: str, **fields: Any) -> Any:
     return served.as_operator(served.memories.DeleteMemory, request)
 
 
+def delete_documents(served: Served, memory: str, number: int, request_id: str) -> Any:
+    request = pb.DeleteDocumentsRequest(
+        parent=memory, names=[f"{memory}/documents/{number}"], request_id=request_id
+    )
+    return served.as_operator(served.memories.DeleteDocuments, request)
+
+
 async def get(served: Served, name: str) -> resources.Memory:
     request = pb.GetMemoryRequest(name=name)
     found: resources.Memory = await served.as_operator(served.memories.GetMemory, request)
@@ -138,3 +145,45 @@ async def test_a_late_rename_spares_the_memory_that_took_its_name(served: Served
     change.go_on.set()
     assert (await late).reason == "MEMORY_NOT_FOUND"
     assert (await get(served, old.name)).display_name == "Others"
+
+
+async def test_a_request_id_is_of_the_memory_that_it_was_used_for(served: Served) -> None:
+    """An application whose request ids are its own, as turn-1, begins a memory anew."""
+    memory = await served.create("herons")
+    await served.append(memory.name, "one", request_id="turn-1")
+    await delete_documents(served, memory.name, 1, "delete-1")
+    await delete(served, memory.name)
+    await served.create("herons")
+    await served.append(memory.name, "kept")
+    for call in (
+        served.append(memory.name, "one", request_id="turn-1"),
+        delete_documents(served, memory.name, 1, "delete-1"),
+    ):
+        assert (await refused(call)).reason == "REQUEST_ID_REUSED"
+    assert await served.texts(memory.name) == ["kept"]
+
+
+async def test_a_repeated_call_of_a_memory_that_is_gone_gets_its_reply(served: Served) -> None:
+    memory = await served.create("herons")
+    first = await served.append(memory.name, "one", request_id="turn-1")
+    await delete(served, memory.name)
+    assert await served.append(memory.name, "one", request_id="turn-1") == first
+
+
+async def test_a_repeated_making_of_a_memory_that_is_gone_says_so(served: Served) -> None:
+    request = pb.CreateMemoryRequest(memory_id="herons", request_id="create-1")
+    made = await served.as_operator(served.memories.CreateMemory, request)
+    data = await exported(served, made.name)
+    await import_as(served, data, "imported", "import-1")
+    fork = pb.ForkMemoryRequest(name=made.name, memory_id="forked", request_id="fork-1")
+    await served.as_operator(served.memories.ForkMemory, fork)
+    for name in ("memories/imported", "memories/forked"):
+        await delete(served, name)
+    for repeated in (
+        import_as(served, data, "imported", "import-1"),
+        served.as_operator(served.memories.ForkMemory, fork),
+    ):
+        assert (await refused(repeated)).reason == "MEMORY_NOT_FOUND"
+    await delete(served, made.name)
+    repeated = served.as_operator(served.memories.CreateMemory, request)
+    assert (await refused(repeated)).reason == "MEMORY_NOT_FOUND"
