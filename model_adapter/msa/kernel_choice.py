@@ -13,10 +13,13 @@ from model_adapter.msa import kernels
 from model_adapter.msa.config import TORCH_DTYPE, ModelConfig
 from model_adapter.msa.kernel_pass import why_not
 from model_adapter.msa.kernels import Batch, Kernels, KeyFormat, KeyStorage, ResidentKeys, Rows
+from model_adapter.msa.kernels.rows import MOST_ROWS, padded_tokens
 from model_adapter.msa.kernels.score import fused_available
 
 log = logging.getLogger(__name__)
 
+#: Tokens that a question is padded to, at least.
+_FEWEST = padded_tokens([1])
 #: What is tried: few rows, as many as a program takes, and a question in pieces.
 _QUESTIONS, _TOKENS = 8, (9, 130)
 #: Relative to the largest score: far above rounding, far below a wrong product.
@@ -63,12 +66,14 @@ def choose(
     if not fused_available(device):
         lacking = "no triton" if device.type == "cuda" else "no GPU"
         return RoutingChoice(Kernels.TWIN, storing, f"routing in plain torch: {lacking}; {held}")
-    wrong = check(storing, config.num_kv_heads * config.head_dim, TORCH_DTYPE[dtype], device)
+    kind = (storing, config.num_kv_heads * config.head_dim, TORCH_DTYPE[dtype], device)
+    wrong = check(*kind)
     if wrong:
         log.warning("the routing kernels are not used: %s", wrong)
         return RoutingChoice(
             Kernels.TWIN, storing, f"routing in plain torch: the kernels failed; {held}"
         )
+    warm(*kind)
     return RoutingChoice(Kernels.FUSED, storing, f"routing by Triton kernels; {held}")
 
 
@@ -87,6 +92,21 @@ def check(storing: KeyStorage, width: int, dtype: torch.dtype, device: torch.dev
         if wrong:
             return wrong
     return ""
+
+
+def warm(storing: KeyStorage, width: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Compiles every kernel that routing will ask for, so that no query waits for it. Later
+    starts find them in Triton's cache."""
+    offsets_N1 = np.arange(9, dtype=np.int64)
+    keys_LCE = torch.ones(1, 8, width, dtype=dtype)
+    memory = ResidentKeys.of(offsets_N1, keys_LCE, storing, device)
+    tokens = _FEWEST
+    while tokens <= MOST_ROWS:
+        for questions in (1, 2):
+            batch = Batch.of([memory], [questions])
+            asked = [torch.ones(tokens, width, device=device)] * questions
+            batch.score(0, Rows.of(asked, batch.stacks[0].layer(0)), fused=True)
+        tokens *= 2
 
 
 def _compared(batch: Batch, rows: Rows) -> str:

@@ -27,7 +27,7 @@ from model_adapter.msa.boards import DeviceBoard, HostBoard
 from model_adapter.msa.config import LayerChoice
 from model_adapter.msa.engine import MsaEngine
 from model_adapter.msa.forward import RowRouting
-from model_adapter.msa.kernel_choice import RoutingChoice, check
+from model_adapter.msa.kernel_choice import RoutingChoice, check, warm
 from model_adapter.msa.kernels import Kernels, KeyFormat, KeyStorage, ResidentKeys, twin
 from model_adapter.msa.memory import InMemoryView
 from model_adapter.msa.prompt import Answering
@@ -216,6 +216,7 @@ def test_a_worker_looks_whether_the_kernels_compute_right(
 ) -> None:
     pytest.importorskip("triton")
     assert check(KeyStorage(to, 32), 64, torch.float32, DEVICE) == ""
+    warm(KeyStorage(to, 32), 64, torch.float32, DEVICE)
     right = twin.score
     monkeypatch.setattr(twin, "score", lambda *known: right(*known) * 1.01)
     assert "differ" in check(KeyStorage(to, 32), 64, torch.float32, DEVICE)

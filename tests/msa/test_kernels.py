@@ -150,7 +150,7 @@ def test_every_chunk_is_in_exactly_one_tile() -> None:
             assert {first, first + count} <= set(where.tolist())
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     lengths=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=12), min_size=1, max_size=4),
     tokens=st.lists(st.lists(st.integers(1, 18), min_size=1, max_size=3), min_size=4, max_size=4),

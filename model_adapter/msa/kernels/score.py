@@ -26,6 +26,9 @@ _SHARED_BYTES = 208 * 1024
 _MOST_STAGES = 4
 #: Documents of one program of the choice.
 _BLOCK_DOCUMENTS = 2048
+#: Documents that a program of the choice keeps: a power of two, so that few kernels are compiled.
+#: More than the most are chosen by sorting.
+_FEWEST_PARTIAL, _MOST_PARTIAL = 16, 256
 #: Below the key of every document.
 LOWEST = -(1 << 63)
 _BITS = {KeyFormat.FLOAT: 0, KeyFormat.INT8: 8, KeyFormat.INT4: 4}
@@ -149,9 +152,9 @@ def launch(
     from model_adapter.msa.kernels import fused  # noqa: PLC0415  # triton is optional
 
     scores = torch.full((plan.size,), -torch.inf, device=rows.bias_R.device)
-    asked = 1 << (max(plan.questions) - 1).bit_length()
     tokens = min(rows.tokens, MOST_ROWS)
-    questions = min(MOST_ROWS // tokens, asked)
+    # One or as many as fit, and nothing between: every number is another kernel to compile.
+    questions = 1 if max(plan.questions) == 1 else MOST_ROWS // tokens
     warps, stages = launch_options(first, questions * tokens)
     fused.score_tiles[(plan.tiles_T4.shape[0],)](
         plan.tiles_T4,
@@ -209,7 +212,7 @@ def _best_keys(
 ) -> torch.Tensor:
     if fused is None:
         fused = fused_available(scores.device)
-    if fused:
+    if fused and k <= _MOST_PARTIAL:
         return _partial_best(scores, questions_B2, sizes, k).topk(k, dim=1).values
     rows = []
     for scores_N in torch.split(scores, list(sizes)):
@@ -224,9 +227,10 @@ def _partial_best(
     from model_adapter.msa.kernels import fused  # noqa: PLC0415  # triton is optional
 
     blocks = -(-max(sizes) // _BLOCK_DOCUMENTS)
-    shape = (len(sizes), blocks * k)
+    kept = max(_FEWEST_PARTIAL, 1 << (k - 1).bit_length())
+    shape = (len(sizes), blocks * kept)
     found = torch.full(shape, LOWEST, dtype=torch.int64, device=scores.device)
     fused.partial_best[(blocks, len(sizes))](
-        scores, questions_B2, found, BLOCK=_BLOCK_DOCUMENTS, K=k
+        scores, questions_B2, found, BLOCK=_BLOCK_DOCUMENTS, K=kept
     )
     return found
