@@ -227,13 +227,17 @@ class Authenticator:
             raise errors.credential_invalid()
         return principal
 
+    def look_again(self, row: ApiKeyRow) -> None:
+        """The key may have changed: what is remembered of it counts no longer."""
+        self._generation += 1
+        self._cache.pop(row.digest, None)
+
     def revoked(self, row: ApiKeyRow) -> None:
         """The key was revoked, now or for later: what it has open ends with it.
 
         row: the key as it is now.
         """
-        self._generation += 1
-        self._cache.pop(row.digest, None)
+        self.look_again(row)
         if row.revoked_us is not None:
             self.calls.end_key(row.key_id, row.revoked_us)
 

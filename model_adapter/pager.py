@@ -123,11 +123,15 @@ class Pager:
     ) -> Lease:
         """Pins the memory as of `last_number` and brings in what is new of it.
 
-        unwanted: asked between slabs; when it says True the rest is left for another time
+        unwanted: asked first and between slabs; when it says True the rest is left for another time
         and InterruptedQueryError is raised. secret: of an encrypted memory; held as long as
         anything of the memory is. Also raises CorruptRecordError, ModelMismatchError.
         """
         with self._changed:
+            # Asked here too: an eviction ends the jobs that read a memory and then lets it
+            # go, and who was waiting for a thread meanwhile must not bring it back.
+            if unwanted():
+                raise _UnwantedError("the caller went away before the memory was paged in")
             memory = self._memories.get(key)
             if memory is not None and memory.epoch < epoch:
                 self._let_go(memory)
@@ -159,7 +163,8 @@ class Pager:
             self._let_go(held)
 
     def evict(self, tenant: str, memory: str = "", timeout_s: float = 5.0) -> int:
-        """Wipes and drops a memory, or all of a tenant. Returns the bytes freed.
+        """Wipes and drops a memory, all of a tenant, or with empty names everything. Returns
+        the bytes freed.
 
         Waits for its readers; the caller has told them to stop. Raises MemoryInUseError
         when they have not after timeout_s; what they read is then wiped by the last.

@@ -45,18 +45,18 @@ class Readers:
             self._give_back(handle)
 
     def close_tenant(self, tenant: str) -> None:
-        """Lets go of the tenant's handle, so that a deleted store takes no disk space."""
+        """Lets go of the tenant's handle, so that a deleted store takes no disk space; with
+        an empty name of every tenant's.
+        """
         with self._lock:
-            if tenant in self._open:
-                self._open[tenant].closing = True
-                self._close_unused()
+            for name, handle in self._open.items():
+                if tenant in ("", name):
+                    handle.closing = True
+            self._close_unused()
 
     def close(self) -> None:
         """Closes everything that is not in use; the rest when it is given back."""
-        with self._lock:
-            for handle in self._open.values():
-                handle.closing = True
-            self._close_unused()
+        self.close_tenant("")
 
     def _take(self, tenant: str) -> _Open:
         with self._lock:

@@ -279,8 +279,8 @@ class MemoryKey:
     memory: str
 
     def within(self, tenant: str, memory: str = "") -> bool:
-        """Whether it is that memory, or with an empty name any of the tenant."""
-        return self.tenant == tenant and memory in ("", self.memory)
+        """Whether it is that memory, or with an empty name any of the tenant, or of all."""
+        return tenant in ("", self.tenant) and memory in ("", self.memory)
 
 
 @dataclass(eq=False)

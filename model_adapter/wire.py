@@ -89,7 +89,11 @@ def memory_secret(ref: pb.MemoryRef) -> MemorySecret | None:
 
 
 def evict_target(request: pb.EvictRequest) -> tuple[str, str]:
-    """Tenant and memory; an empty memory is all of the tenant. Raises FieldError."""
+    """Tenant and memory; an empty memory is all of the tenant, two empty names are everything.
+    Raises FieldError.
+    """
+    if not request.tenant and not request.memory_uid:
+        return "", ""
     if not request.memory_uid:
         memory_key(request.tenant, "0" * 32, "")
         return request.tenant, ""

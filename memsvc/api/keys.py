@@ -69,7 +69,10 @@ class KeysHandler:
     async def revoke_api_key(self, request: pb.RevokeApiKeyRequest) -> pb.ApiKey:
         """At once: later calls are refused, open streams and reads end."""
         tenant, key = await self._find(request.name)
-        row = await self._catalog.revoke_api_key(tenant.uid, key.key_id)
+        try:
+            row = await self._catalog.revoke_api_key(tenant.uid, key.key_id)
+        finally:  # Also where the caller left, or the database, at the commit.
+            self._app.authenticator.look_again(key)
         self._app.authenticator.revoked(row)
         return api_key_to_wire(row)
 
@@ -92,6 +95,8 @@ class KeysHandler:
             raise errors.api_key_not_active() from error
         except NotFoundError as error:
             raise errors.api_key_not_found() from error
+        finally:
+            self._app.authenticator.look_again(old)
         self._app.authenticator.revoked(previous)
         return pb.RotateApiKeyResponse(
             api_key=api_key_to_wire(row),

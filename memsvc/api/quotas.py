@@ -34,7 +34,8 @@ class QuotasHandler:
             await self._app.catalog.set_quotas(tenant.uid, changes)
         except NotFoundError as error:
             raise errors.tenant_not_found("quotas.name") from error
-        self._app.limiter.forget(tenant.uid)
+        finally:  # Also where the caller left at the commit.
+            self._app.limiter.forget(tenant.uid)
         return await self._wire(tenant)
 
     async def _tenant(self, field: str, name: str) -> TenantRow:

@@ -42,6 +42,7 @@ _PROBE_TIMEOUT_S = 10.0
 _PROBES_FAILED = 3
 
 _EVICT_TIMEOUT_S = 10.0
+_EVERYTHING = ("", "")
 #: Evictions owed to an unreachable worker; past this they are owed per tenant.
 _MAX_OWED = 10_000
 
@@ -127,6 +128,8 @@ class Endpoint(ABC):
                     backoff_s = _BACKOFF_LAST_S
             except (WorkerFaultError, ApiError, OSError) as error:
                 log.warning("worker lost: %s", error)
+            except Exception as error:
+                log.error("worker lost", exc_info=error)
             if time.monotonic() - started > _STEADY_S:
                 backoff_s = _BACKOFF_FIRST_S
             await asyncio.sleep(backoff_s)
@@ -205,6 +208,8 @@ class RemoteEndpoint(Endpoint):
     ) -> None:
         """credentials: for an address on TCP; a unix socket is its user's own."""
         super().__init__(announce, withdraw)
+        # It may hold what was deleted while nobody here could tell it.
+        self._owe(*_EVERYTHING)
         self._address = address
         self._credentials = None if address.startswith("unix:") else credentials
         self._detach = asyncio.Event()

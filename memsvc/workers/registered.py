@@ -10,7 +10,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 import grpc
@@ -106,5 +105,4 @@ class Registered:
         lease = self._leases.pop(address, None)
         if lease is not None:
             lease.task.cancel()
-            with suppress(asyncio.CancelledError):
-                await lease.task
+            await asyncio.gather(lease.task, return_exceptions=True)

@@ -850,7 +850,7 @@ class EvictRequest(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     MEMORY_UID_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
-    """Tenant uid, 32 hex digits."""
+    """Tenant uid, 32 hex digits. Empty, with an empty memory_uid: everything that is held."""
     memory_uid: _builtins.str
     """Empty: every memory of the tenant."""
     def __init__(

@@ -13,6 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from memsvc.v1 import admin_service_pb2 as admin
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2 as resources
+from tests.support.cuts import cut_at_commit
 from tests.support.served import Caller, Served, names_of, refused, turns
 
 INVALID = ("UNAUTHENTICATED", "CREDENTIAL_INVALID")
@@ -36,6 +37,22 @@ async def put(memory: str, text: str = "put") -> AsyncIterator[pb.PutDocumentsRe
     yield kind(document_start=kind.DocumentStart())
     yield kind(text=text)
     yield kind(end=kind.End(documents=1))
+
+
+async def test_a_revoked_key_opens_nothing_also_when_who_revoked_it_left(served: Served) -> None:
+    holder, key = await make_key(served)
+    listing = served.memories.ListMemories, pb.ListMemoriesRequest()
+    await holder(*listing)
+    revoke = admin.RevokeApiKeyRequest(name=key.name)
+    await cut_at_commit(
+        served, "revoke_api_key", lambda: served.as_operator(served.admin.RevokeApiKey, revoke)
+    )
+    keys = await served.as_operator(
+        served.admin.ListApiKeys, admin.ListApiKeysRequest(parent="tenants/default")
+    )
+    (shown,) = [one for one in keys.api_keys if one.name == key.name]
+    assert shown.HasField("revoke_time")
+    assert (await refused(holder(*listing))).reason == "CREDENTIAL_INVALID"
 
 
 class TestSomeMemories:

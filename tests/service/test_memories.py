@@ -1,15 +1,13 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-from contextlib import closing, suppress
 
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2 as resources
-from storage.catalog import NotFoundError
+from tests.support.cuts import cut_at_commit
 from tests.support.served import Serve, Served, names_of, refused
 
 
@@ -258,24 +256,14 @@ async def test_pages_of_large_memories_stay_small(served: Served) -> None:
 
 async def test_a_caller_who_leaves_while_it_is_made_leaves_a_sound_memory(served: Served) -> None:
     """The catalog commits what it has begun; the memory's keys must then be there."""
-    application = served.server.application
     request = pb.CreateMemoryRequest(
         memory_id="left-behind", memory=resources.Memory(display_name="Left behind")
     )
-    with closing(sqlite3.connect(application.config.folder.catalog)) as other:
-        other.execute("BEGIN IMMEDIATE")
-        call = served.as_operator(served.memories.CreateMemory, request)
-        await asyncio.sleep(0.3)
-        call.cancel()
-        await asyncio.sleep(0.1)
-        other.rollback()
-    tenant = await application.catalog.get_tenant("default")
-    while True:
-        with suppress(NotFoundError):
-            await application.catalog.get_memory(tenant.uid, "left-behind")
-            break
-        await asyncio.sleep(0.01)
-    await asyncio.sleep(0.1)
+    await cut_at_commit(
+        served,
+        "create_memory",
+        lambda: served.as_operator(served.memories.CreateMemory, request),
+    )
     got = pb.GetMemoryRequest(name="memories/left-behind")
     memory = await served.as_operator(served.memories.GetMemory, got)
     assert memory.display_name == "Left behind"

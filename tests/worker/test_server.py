@@ -272,6 +272,9 @@ async def test_eviction_and_deletion(client: Client, tenant: str) -> None:
     deleted = client.ref(tenant, MEMORY, 3, epoch=1)
     assert await client.answer(deleted, CHESS) == (NOTHING_FOUND, [])
     assert (await client.stub.Evict(pb.EvictRequest(tenant=tenant))).freed_bytes > 0
+    await client.answer(deleted, CHESS)
+    assert (await client.stub.Evict(pb.EvictRequest())).freed_bytes > 0
+    assert (await client.quiet()).resident_memories == 0
 
 
 async def test_a_corrupt_block_is_named(client: Client, tenant: str) -> None:
