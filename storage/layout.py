@@ -20,6 +20,9 @@ NUMPY_DTYPE: dict[Dtype, np.dtype[np.uint16] | np.dtype[np.float32]] = {
     "fp32": np.dtype("<f4"),
 }
 
+#: All ones: infinite, or no number.
+_BF16_EXPONENT = np.uint16(0x7F80)
+
 Bits = npt.NDArray[np.uint16] | npt.NDArray[np.float32]
 
 
@@ -77,7 +80,8 @@ class KVBlock:
     value_LCE: Bits
 
     def validate(self, layout: KVLayout) -> None:
-        """Raises LayoutError unless every array has exactly the layout's shape and type."""
+        """Raises LayoutError unless every array has exactly the layout's shape and type, and
+        finite numbers only: one that is none would spoil whatever it is multiplied with."""
         if self.tokens < 1:
             raise LayoutError(f"document {self.number}: {self.tokens} tokens")
         if (self.key_LCE is None) == layout.separate_routing_keys:
@@ -92,3 +96,12 @@ class KVBlock:
                     f"document {self.number}: {name} is {array.dtype}{array.shape}, "
                     f"layout says {layout.dtype}{shape}"
                 )
+            if not _finite(array):
+                raise LayoutError(f"document {self.number}: {name} holds what is no finite number")
+
+
+def _finite(array: Bits) -> bool:
+    if array.dtype == NUMPY_DTYPE["bf16"]:
+        exponents = array.view(np.uint16) & _BF16_EXPONENT
+        return not (exponents == _BF16_EXPONENT).any()
+    return bool(np.isfinite(array).all())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from tokenizers import Tokenizer
 
+from model_adapter.engine import EngineError
+
 #: What a byte-level decoder writes for bytes that are not (yet) a character.
 _INCOMPLETE = "\ufffd"
 #: A character has at most 4 bytes, so that many tokens may be held back for one.
@@ -26,10 +28,15 @@ class Sampler:
             self._generator.seed()
 
     def pick(self, logits_V: torch.Tensor, best: int | None = None) -> int:
-        """The next token from fp32 logits [V]. best: the likeliest one, where it is known."""
+        """The next token from fp32 logits [V]. best: the likeliest one, where it is known.
+
+        Raises EngineError where they are no numbers: there is nothing to draw from.
+        """
         if self._temperature <= 0:
             return int(logits_V.argmax()) if best is None else best
         probabilities_V = torch.softmax(logits_V.float().cpu() / self._temperature, dim=-1)
+        if not probabilities_V.isfinite().all():
+            raise EngineError("the model's scores of tokens are no numbers")
         if 0 < self._top_p < 1:
             ordered_V, tokens_V = probabilities_V.sort(descending=True, stable=True)
             outside_V = ordered_V.cumsum(0) - ordered_V >= self._top_p

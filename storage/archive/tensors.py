@@ -97,7 +97,7 @@ def _blocks(
         block = KVBlock(number, count, own["routing_key"], own.get("key"), own["value"])
         try:
             block.validate(layout)
-        except LayoutError as error:  # Checked above: no shape gets here.
+        except LayoutError as error:
             raise ArchiveCorruptError(str(error)) from error
         yield block
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_adapter.engine import ModelMismatchError
+from model_adapter.engine import EngineError, ModelMismatchError
 from model_adapter.msa.config import ConfigError, ModelConfig, MsaConfig
 from model_adapter.msa.encode import from_bits, to_bits
 from model_adapter.msa.forward import Attend, Segment, new_row, run
@@ -132,6 +132,13 @@ def test_answer_text_begins_behind_its_mark() -> None:
     answer = AnswerText(tokenizer(), "The answer to the question is:")
     parts = [answer.push(token) for token in ids]
     assert "".join(parts) + answer.flush() == "the é river"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_scores_that_are_no_numbers_end_their_own_row(bad: float) -> None:
+    logits_V = torch.tensor([0.5, bad, 0.15])
+    with pytest.raises(EngineError):
+        Sampler(1.0, 1.0, seed=1).pick(logits_V)
 
 
 def test_top_p_keeps_the_likeliest() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from storage.codecs import to_bf16
 from storage.document_json import encode_document
 from storage.documents import Conversation, TextSource
 from storage.layout import KVBlock, KVLayout, LayoutError
@@ -160,6 +163,11 @@ class StoreContract:
         wrong = KVBlock(2, 50, good.routing_key_LCE, None, good.value_LCE)
         with pytest.raises(LayoutError):
             store.put_blocks(A, ONE, SHARED, [good, wrong])
+        for worst in (np.nan, np.inf, -np.inf):
+            value_LCE = good.value_LCE.copy()
+            value_LCE[0, 0, :1] = to_bf16(np.array([worst], np.float32))
+            with pytest.raises(LayoutError):
+                store.put_blocks(A, ONE, SHARED, [replace(good, number=2, value_LCE=value_LCE)])
         assert store.block_numbers(A, ONE) == []
         assert store.memories() == []
 

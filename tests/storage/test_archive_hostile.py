@@ -91,6 +91,16 @@ def test_an_encoding_that_the_manifest_does_not_name(attempt: Callable[[bytes], 
         attempt(change_manifest(encodings=[]))
 
 
+def test_numbers_that_are_none(attempt: Callable[[bytes], None]) -> None:
+    """They would spoil every answer that is computed beside theirs."""
+    members = unpack(sample())
+    name = next(name for name, _ in members if name.endswith(".safetensors"))
+    nan = b"\xc0\x7f"  # The high half of a NaN, in either type.
+    changed = [(n, d[:-2] + nan if n == name else d) for n, d in members]
+    with pytest.raises(ArchiveCorruptError):
+        attempt(repack(changed))
+
+
 def test_members_out_of_order_or_missing(attempt: Callable[[bytes], None]) -> None:
     members = unpack(sample())
     swapped = [members[0], members[2], members[1], *members[3:]]
