@@ -95,9 +95,13 @@ class Keys:
         """
         if self._root is None:
             return None
-        keys = await asyncio.to_thread(self.tenant, tenant_uid)
-        assert keys is not None
-        return keys.find(memory)
+
+        def find() -> MemorySecret | None:
+            keys = self.tenant(tenant_uid)
+            assert keys is not None
+            return keys.find(memory)
+
+        return await asyncio.to_thread(find)
 
 
 def rotate_root(config: Config) -> int:

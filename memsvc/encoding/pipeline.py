@@ -85,7 +85,7 @@ class Pipeline:
         self._spend_tokens = spend_tokens
         self._news = asyncio.Event()
         self._encoding = asyncio.Semaphore(MAX_ENCODING)
-        self._batches: dict[asyncio.Task[None], Batch] = {}
+        self._batches: dict[asyncio.Task[bool], Batch] = {}
         self._backoff_s = 0.0
 
     def wake(self) -> None:
@@ -140,6 +140,10 @@ class Pipeline:
         except (CatalogError, StorageError) as error:
             self._failed(f"cannot read the backlog: {type(error).__name__}")
             return False
+        except Exception as error:
+            log.error("cannot read the backlog", exc_info=error)
+            self._failed("cannot read the backlog")
+            return False
         if batch is None:
             return False
         task = asyncio.create_task(self._carry(batch))
@@ -147,10 +151,20 @@ class Pipeline:
         task.add_done_callback(self._ended)
         return True
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._batches.pop(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+    def _ended(self, task: asyncio.Task[bool]) -> None:
+        """Also of one that was cancelled before its first step."""
+        batch = self._batches.pop(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
             log.error("encoding batch failed", exc_info=error)
+        done = not task.cancelled() and error is None and task.result()
+        job = batch.job
+        if job.behind:
+            self._share.end()
+        job.in_flight -= 1
+        job.broken = job.broken or not done
+        batch.committed.set_result(done)
+        self._agenda.stale = self._agenda.stale or job.behind or not done
         self._news.set()
 
     async def _next(self) -> Batch | None:
@@ -213,17 +227,16 @@ class Pipeline:
                 lost[number] = CORRUPT
         return lost
 
-    async def _carry(self, batch: Batch) -> None:
-        """Takes one batch all the way."""
+    async def _carry(self, batch: Batch) -> bool:
+        """Takes one batch all the way; whether it got there."""
         job = batch.job
-        done = False
         try:
             reach(Failpoint.ENCODE_READ)
             async with self._encoding:
                 await self._encode(batch)
             if batch.previous is None or await asyncio.shield(batch.previous):
                 await self._commit(batch)
-                done = True
+                return True
         except NotFoundError:
             self._agenda.drop(job.memory_uid)
         except StorageFullError:
@@ -238,13 +251,7 @@ class Pipeline:
         except WorkerFaultError as error:
             self._failed(str(error))
             await self._blame(batch)
-        finally:
-            if job.behind:
-                self._share.end()
-            job.in_flight -= 1
-            job.broken = job.broken or not done
-            batch.committed.set_result(done)
-            self._agenda.stale = self._agenda.stale or job.behind or not done
+        return False
 
     async def _encode(self, batch: Batch) -> None:
         """Sends the documents, writes blocks as they come, a group behind the stream."""

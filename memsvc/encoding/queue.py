@@ -234,6 +234,8 @@ class EncodingQueue:
             await self._count()
         except CatalogError as error:
             log.warning("cannot count the backlog: %s", type(error).__name__)
+        except Exception as error:
+            log.error("cannot count the backlog", exc_info=error)
 
     async def _count(self) -> None:
         """Counts what waits under the default model and every served one.
