@@ -141,6 +141,9 @@ class Config:
     worker_lexical_budget: int = _setting(
         256 * MIB, "Bytes of full-text indexes the supervised worker keeps in RAM.", low=MIB
     )
+    worker_attribute_budget: int = _setting(
+        64 * MIB, "Bytes of what filters look at the supervised worker keeps in RAM.", low=MIB
+    )
     worker_start_timeout_s: float = _setting(
         300.0, "How long a worker may take until it serves.", low=1, high=3600
     )

@@ -31,13 +31,13 @@ from storage.catalog import (
 )
 from storage.documents import Conversation, Role, Source, TextSource, Turn
 
-_ROLES = {
+ROLES = {
     pb.USER: Role.USER,
     pb.ASSISTANT: Role.ASSISTANT,
     pb.SYSTEM: Role.SYSTEM,
     pb.TOOL: Role.TOOL,
 }
-_WIRE_ROLES = {role: number for number, role in _ROLES.items()}
+_WIRE_ROLES = {role: number for number, role in ROLES.items()}
 _MODES = {
     pb.PackingPolicy.TURN: PackingMode.TURN,
     pb.PackingPolicy.WINDOW: PackingMode.WINDOW,
@@ -75,7 +75,7 @@ def _turn(path: str, turn: pb.Turn) -> Turn:
     validation.check_role(f"{path}.role", turn.role)
     validation.check_text(f"{path}.text", turn.text, validation.MAX_TURN_TEXT)
     return Turn(
-        role=_ROLES[turn.role],
+        role=ROLES[turn.role],
         text=turn.text,
         occurred_at=optional_time(f"{path}.occurred_at", turn),
         speaker=validation.check_string(f"{path}.speaker", turn.speaker, validation.MAX_SPEAKER),

@@ -59,6 +59,7 @@ CODES: Mapping[ErrorReason.ValueType, grpc.StatusCode] = {
     ErrorReason.API_KEY_NOT_ACTIVE: Code.FAILED_PRECONDITION,
     ErrorReason.MODEL_NOT_ATTACHED: Code.FAILED_PRECONDITION,
     ErrorReason.MODEL_IN_USE: Code.FAILED_PRECONDITION,
+    ErrorReason.FILTER_UNSUPPORTED: Code.FAILED_PRECONDITION,
     ErrorReason.ENCODING_BACKLOG_FULL: Code.RESOURCE_EXHAUSTED,
     ErrorReason.STORAGE_FULL: Code.RESOURCE_EXHAUSTED,
     ErrorReason.OVERLOADED: Code.RESOURCE_EXHAUSTED,
@@ -298,6 +299,12 @@ def model_in_use(model: str, field: str = "model") -> ApiError:
     """model: the id of the one that answers for the memory."""
     message = "the model answers for the memory; make another one its default first"
     return ApiError(ErrorReason.MODEL_IN_USE, message, field=field, model=model)
+
+
+def filter_unsupported(model: str, field: str = "filter") -> ApiError:
+    """model: its id. Its worker would answer from documents that do not match."""
+    text = "the model's worker knows no filters"
+    return ApiError(ErrorReason.FILTER_UNSUPPORTED, text, field=field, model=model)
 
 
 # --- what the server cannot do now --------------------------------------------------

@@ -98,6 +98,14 @@ def check_map(
     return dict(entries)
 
 
+def check_key(field: str, key: str) -> None:
+    """One required key of labels or metadata."""
+    if not key:
+        raise errors.field_required(field)
+    if not _LABEL_KEY.fullmatch(key):
+        raise errors.field_invalid(field, "is not [a-z][a-z0-9_.-]{0,62}")
+
+
 def check_labels(field: str, labels: Mapping[str, str]) -> dict[str, str]:
     """Labels of a memory."""
     return check_map(field, labels, max_entries=MAX_LABELS, max_value=MAX_LABEL_VALUE)

@@ -11,6 +11,7 @@ EngineError                  engine.py; `reason` is a memsvc.v1.ErrorReason name
   DrainingError                the worker is going down
   InterruptedQueryError        the memory was evicted or deleted from under the query
     MemoryChangedError           the store no longer holds what was paged in
+    UnwantedError                the caller went away
   MemoryInUseError             an eviction's readers did not stop in time
   CorruptRecordError           a stored record fails its checks
   InternalFaultError           anything else; logged under its incident id
@@ -69,6 +70,10 @@ class InterruptedQueryError(EngineError):
 
 class MemoryChangedError(InterruptedQueryError):
     """Records went away under a reader. Asking again reads the memory afresh."""
+
+
+class UnwantedError(InterruptedQueryError):
+    """The caller went away. Nothing is wrong with the memory; what was read of it stays."""
 
 
 class CorruptRecordError(EngineError):

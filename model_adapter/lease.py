@@ -14,6 +14,7 @@ from model_adapter.engine import EngineError
 from model_adapter.msa.kernels import ResidentKeys
 from model_adapter.msa.kernels.fetch import fetch
 from model_adapter.residency import HeldMemory
+from storage.filters import DocumentFilter
 
 if TYPE_CHECKING:  # The pager makes leases.
     from model_adapter.pager import Pager
@@ -86,12 +87,27 @@ class Lease:
         return self._pager.source(self._memory.key).text(number)
 
     def words(
-        self, question: str, limit: int, unwanted: Callable[[], bool] = lambda: False
+        self,
+        question: str,
+        limit: int,
+        unwanted: Callable[[], bool] = lambda: False,
+        among: npt.NDArray[np.int64] | None = None,
     ) -> dict[int, float] | None:
         """BM25 by number of the best documents of this snapshot that share a word with the
-        question; None when there is no room for an index. See Pager.lease for unwanted."""
+        question; None when there is no room for an index. See Pager.lease for unwanted.
+
+        among: numbers of the documents that count, as if there were no others; None for all.
+        """
         assert not self._released
-        return self._pager.search(self._memory, self._index, question, limit, unwanted)
+        ask = self._pager.derived.words
+        return ask(self._memory, self._index, question, limit, unwanted=unwanted, among=among)
+
+    def matching(
+        self, wanted: DocumentFilter, unwanted: Callable[[], bool] = lambda: False
+    ) -> npt.NDArray[np.bool_]:
+        """[N]: which documents of this snapshot match. See Pager.lease for unwanted."""
+        assert not self._released
+        return self._pager.derived.matching(self._memory, self._index, wanted, unwanted)
 
     def release(self) -> None:
         """Unpins the memory. Tensors it lent may be overwritten from now on."""

@@ -82,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--content-budget", type=parse_bytes, default=_DEFAULT_BUDGET)
     made.add_argument("--lexical-budget", type=parse_bytes, default="256M")
+    made.add_argument("--attribute-budget", type=parse_bytes, default="64M")
     made.add_argument("--drain-grace", type=float, default=10.0, help="seconds for queries to end")
     made.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     made.add_argument(
@@ -134,7 +135,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = WorkerConfig(
         listen=options.listen,
         data=DataFolder(options.data_dir),
-        budgets=Budgets(0, options.content_budget, lexical_bytes=options.lexical_budget),
+        budgets=Budgets(
+            0,
+            options.content_budget,
+            lexical_bytes=options.lexical_budget,
+            attribute_bytes=options.attribute_budget,
+        ),
         drain_grace_s=options.drain_grace,
         tls=tls,
     )

@@ -17,17 +17,16 @@ import threading
 import time
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
+from model_adapter.derived import Derived
 from model_adapter.engine import EngineError
-from model_adapter.errors import InterruptedQueryError, MemoryInUseError
+from model_adapter.errors import MemoryInUseError, UnwantedError
 from model_adapter.keys import HeldKeys
 from model_adapter.lease import Lease
-from model_adapter.lexicons import Lexicons
 from model_adapter.msa.kernels import KeyStorage
 from model_adapter.paging import BlockSource, Slab
 from model_adapter.readers import Readers
@@ -35,7 +34,6 @@ from model_adapter.residency import (
     ContentCache,
     HeldContent,
     HeldMemory,
-    Index,
     MemoryKey,
     RoutingTable,
 )
@@ -49,8 +47,8 @@ from storage.store import EncodingId
 class Budgets:
     """Bytes. slab_bytes: routing keys read from the store at a time.
 
-    lexical_bytes: of all full-text indexes. memories: kept at most, whatever their
-    size; only pinned ones may exceed it.
+    lexical_bytes: of all full-text indexes. attribute_bytes: of what filters look at.
+    memories: kept at most, whatever their size; only pinned ones may exceed it.
     """
 
     routing_bytes: int
@@ -58,6 +56,7 @@ class Budgets:
     slab_bytes: int = 32 * 1024 * 1024
     memories: int = 4096
     lexical_bytes: int = 256 * 1024 * 1024
+    attribute_bytes: int = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -69,10 +68,7 @@ class Residency:
     memories: int
     evictions: int
     lexical_bytes: int
-
-
-class _UnwantedError(InterruptedQueryError):
-    """Nothing is wrong with the memory; what was paged in of it stays."""
+    attribute_bytes: int
 
 
 class Pager:
@@ -109,7 +105,8 @@ class Pager:
         self._memories: OrderedDict[MemoryKey, HeldMemory] = OrderedDict()
         self._leaving: set[HeldMemory] = set()
         self._content = ContentCache(budgets.content_bytes)
-        self._lexicons = Lexicons(budgets.lexical_bytes)
+        #: What leases ask by words and by filters.
+        self.derived = Derived(self.source, budgets.lexical_bytes, budgets.attribute_bytes)
         self._reserved = 0
         self._evictions = 0
 
@@ -131,7 +128,7 @@ class Pager:
             # Asked here too: an eviction ends the jobs that read a memory and then lets it
             # go, and who was waiting for a thread meanwhile must not bring it back.
             if unwanted():
-                raise _UnwantedError("the caller went away before the memory was paged in")
+                raise UnwantedError("the caller went away before the memory was paged in")
             memory = self._memories.get(key)
             if memory is not None and memory.epoch < epoch:
                 self._let_go(memory)
@@ -150,7 +147,7 @@ class Pager:
                 return Lease(self, memory, last_number)
         except BaseException as error:
             with self._changed:
-                if isinstance(error, EngineError) and not isinstance(error, _UnwantedError):
+                if isinstance(error, EngineError) and not isinstance(error, UnwantedError):
                     self._let_go(memory)
                 self._unpin(memory)
             raise
@@ -196,11 +193,13 @@ class Pager:
                 self._content.bytes,
                 len(self._memories),
                 self._evictions,
-                self._lexicons.bytes,
+                self.derived.lexical_bytes,
+                self.derived.attribute_bytes,
             )
 
     def _held_bytes(self) -> int:
-        return self._reserved + self._content.bytes + self._lexicons.bytes
+        derived = self.derived.lexical_bytes + self.derived.attribute_bytes
+        return self._reserved + self._content.bytes + derived
 
     def check_integrity(self) -> None:
         """Raises AssertionError when an invariant does not hold. Nobody may be loading."""
@@ -220,7 +219,7 @@ class Pager:
             assert {memory for memory, _ in self._content} <= set(everything)
             assert self._keys.names() == {held.key for held in everything}
             self._content.check_integrity()
-            self._lexicons.check_integrity()
+            self.derived.check_integrity()
 
     # Loading: by the thread that holds memory.loading, of a pinned memory.
 
@@ -246,7 +245,7 @@ class Pager:
         try:
             for slab in self.source(memory.key).slabs(start, last):
                 if unwanted():
-                    raise _UnwantedError("the caller went away while the memory was paged in")
+                    raise UnwantedError("the caller went away while the memory was paged in")
                 hold = hold and self._hold(memory, slab)
                 known = bisect_right(slab.numbers, memory.full.last_number)
                 memory.full = memory.full.extended(slab.numbers[known:], slab.chunks[known:])
@@ -310,7 +309,7 @@ class Pager:
         if memory in self._leaving and not memory.pins:
             memory.table.wipe()
             self._content.drop_memory(memory)
-            self._lexicons.drop(memory)
+            self.derived.drop(memory)
             self._reserved -= memory.reserved
             memory.reserved = 0
             self._leaving.discard(memory)
@@ -330,28 +329,6 @@ class Pager:
         """Reads the memory afresh next time: something of it was wrong."""
         with self._changed:
             self._let_go(memory)
-
-    def search(
-        self,
-        memory: HeldMemory,
-        index: Index,
-        question: str,
-        limit: int,
-        unwanted: Callable[[], bool],
-    ) -> dict[int, float] | None:
-        """See Lease.words. index: of the lease."""
-        source = self.source(memory.key)
-
-        def texts(first: int) -> Iterable[tuple[int, str]]:
-            return source.texts(index.numbers_N[np.searchsorted(index.numbers_N, first) :])
-
-        def check_wanted() -> None:
-            if unwanted():
-                raise _UnwantedError("the caller went away while words were indexed")
-
-        return self._lexicons.search(
-            memory, question, index.last_number, limit, texts=texts, check_wanted=check_wanted
-        )
 
     def copy_content(
         self, memory: HeldMemory, layer: int, number: int, keys_too: bool

@@ -16,7 +16,7 @@ from model_adapter.readers import Readers
 from model_adapter.residency import HeldContent
 from model_adapter.tensors import as_tensor
 from storage import store
-from storage.documents import render
+from storage.documents import Source, render
 from storage.layout import Bits, KVLayout
 from storage.store import BlockReader, EncodingId, MemoryUid, RecordNotFoundError
 
@@ -115,9 +115,9 @@ class BlockSource:
             except store.CorruptRecordError as error:
                 raise _corrupt(number, "text") from error
 
-    def texts(self, numbers: npt.NDArray[np.int64]) -> Iterator[tuple[int, str]]:
-        """(number, rendered source) of these documents, ascending. One whose record fails its
-        checks is left out: it is told of when it is to be read for an answer."""
+    def sources(self, numbers: npt.NDArray[np.int64]) -> Iterator[tuple[int, Source]]:
+        """(number, source) of these documents, ascending. One whose record fails its checks is
+        left out: it is told of when it is to be read for an answer."""
         position, wanted = 0, set(numbers.tolist())
         with self._readers.use(self._tenant) as reader:
             while reader is not None and position < len(numbers):
@@ -125,16 +125,16 @@ class BlockSource:
                 try:
                     for document in reader.iter_documents(self._memory, first, last):
                         if document.number in wanted:
-                            yield document.number, render(document.source)
+                            yield document.number, document.source
                         position = int(np.searchsorted(numbers, document.number, side="right"))
                     return
                 except store.CorruptRecordError:
-                    yield from self._sound_text(reader, int(numbers[position]))
+                    yield from self._sound_source(reader, int(numbers[position]))
                     position += 1
 
-    def _sound_text(self, reader: BlockReader, number: int) -> Iterator[tuple[int, str]]:
+    def _sound_source(self, reader: BlockReader, number: int) -> Iterator[tuple[int, Source]]:
         try:
-            yield number, render(reader.get_document(self._memory, number).source)
+            yield number, reader.get_document(self._memory, number).source
         except (store.CorruptRecordError, RecordNotFoundError):
             return
 

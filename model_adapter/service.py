@@ -5,27 +5,26 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 from grpc import aio
 
 from model_adapter import wire
+from model_adapter.beside import Beside, Leased
 from model_adapter.blending import DEPTH
 from model_adapter.engine import (
     EncodeFailure,
     Event,
     FinishEvent,
-    LexicalPrior,
     ModelDescription,
     RankedDocument,
     TextEvent,
 )
 from model_adapter.errors import InterruptedQueryError
+from model_adapter.filtering import document_filter
 from model_adapter.jobs import EncodeJob, Job, QueryJob, RouteJob
-from model_adapter.lease import Lease
 from model_adapter.pager import Budgets, Pager
 from model_adapter.residency import MemoryKey
 from model_adapter.scheduler import Scheduler
@@ -85,10 +84,13 @@ class ModelAdapter(ModelAdapterServiceServicer):
                 waiting_queries=load.waiting,
                 lexical_bytes=held.lexical_bytes,
                 lexical_budget_bytes=self._budgets.lexical_bytes,
+                attribute_bytes=held.attribute_bytes,
+                attribute_budget_bytes=self._budgets.attribute_bytes,
             ),
             draining=load.draining,
             lexical_weight=own.lexical_weight,
             placement=own.placement,
+            filters=True,
         )
 
     async def Encode(
@@ -123,11 +125,11 @@ class ModelAdapter(ModelAdapterServiceServicer):
             key = self._memory(request.memory)
             question, limit = wire.route_question(request)
             sink: LoopSink[list[RankedDocument]] = LoopSink(asyncio.get_running_loop())
-            words = self._words(request, question, limit)
+            beside = self._beside(request, question, limit)
             job = RouteJob(key, sink, _deadline(context), question=question, limit=limit)
             self._scheduler.admit(job)
             try:
-                await self._page_in(job, request.memory, words)
+                await self._page_in(job, request.memory, beside)
                 async for ranking in sink.items():
                     found = ranking
             finally:
@@ -143,17 +145,17 @@ class ModelAdapter(ModelAdapterServiceServicer):
             key = self._memory(request.memory)
             sink: LoopSink[Event] = LoopSink(asyncio.get_running_loop())
             generate = wire.generate(request)
-            words = self._words(request, generate.question)
+            beside = self._beside(request, generate.question)
             job = QueryJob(key, sink, _deadline(context), request=generate)
             self._scheduler.admit(job)
             try:
-                await self._page_in(job, request.memory, words)
+                await self._page_in(job, request.memory, beside)
                 times.page_in = time.monotonic() - received
                 async for event in sink.items():
                     now = time.monotonic()
                     if isinstance(event, FinishEvent):
                         times.queue = job.started_at - job.queued_at
-                        times.lexical = words.seconds
+                        times.lexical, times.filter = beside.words_s, beside.filter_s
                         times.total = now - received
                         yield wire.finished(event.reason, job.counts, times)
                     else:
@@ -180,24 +182,24 @@ class ModelAdapter(ModelAdapterServiceServicer):
         wire.check_identity(ref.identity, self._description.identity)
         return wire.memory_key(ref.tenant, ref.memory_uid, "memory.")
 
-    def _words(
+    def _beside(
         self, request: pb.QueryRequest | pb.RouteRequest, question: str, limit: int = 0
-    ) -> _Words:
-        own = self._description.lexical_weight
-        return _Words(question, max(limit, DEPTH), wire.lexical_weight(request, own))
+    ) -> Beside:
+        weight = wire.lexical_weight(request, self._description.lexical_weight)
+        return Beside(question, max(limit, DEPTH), weight, document_filter(request))
 
-    async def _page_in(self, job: QueryJob | RouteJob, ref: pb.MemoryRef, words: _Words) -> None:
+    async def _page_in(self, job: QueryJob | RouteJob, ref: pb.MemoryRef, beside: Beside) -> None:
         """Leases the memory and queues the job with it. Raises what the pager raises.
 
         A caller that is cancelled leaves the thread to itself: it stops at its next slab,
         or what it brings is given back when the scheduler is offered a job that has ended.
         """
-        lease: Future[Lease] = self._threads.submit(self._lease, job, ref, words)
+        lease: Future[Leased] = self._threads.submit(self._lease, job, ref, beside)
         queued = self._queue_when_leased(lease, job)
         await asyncio.shield(queued)
 
-    def _lease(self, job: QueryJob | RouteJob, ref: pb.MemoryRef, words: _Words) -> Lease:
-        """Brings the memory in and asks its words; in a thread."""
+    def _lease(self, job: QueryJob | RouteJob, ref: pb.MemoryRef, beside: Beside) -> Leased:
+        """Brings the memory in, and asks of it what is asked beside routing; in a thread."""
 
         def unwanted() -> bool:
             return job.ended
@@ -206,19 +208,20 @@ class ModelAdapter(ModelAdapterServiceServicer):
             job.memory, ref.last_number, ref.deletion_epoch, unwanted, wire.memory_secret(ref)
         )
         try:
-            if words.weight:
-                job.take_prior(words.ask(lease, unwanted))
+            view = beside.view(lease, unwanted)
+            if beside.weight:
+                job.take_prior(beside.prior(lease, view, unwanted))
         except BaseException:
             lease.release()
             raise
-        return lease
+        return lease, view
 
     def _queue_when_leased(
-        self, lease: Future[Lease], job: QueryJob | RouteJob
+        self, lease: Future[Leased], job: QueryJob | RouteJob
     ) -> asyncio.Future[None]:
         async def queue() -> None:
-            held = await asyncio.wrap_future(lease)
-            self._scheduler.queue(job, held, held.release)
+            held, view = await asyncio.wrap_future(lease)
+            self._scheduler.queue(job, view, held.release)
 
         task = asyncio.ensure_future(queue())
         # Its error is the waiting caller's; with none waiting it is nobody's.
@@ -229,22 +232,6 @@ class ModelAdapter(ModelAdapterServiceServicer):
         """The caller is gone or served; what is left of the job ends at its next turn."""
         if not job.ended:
             self._scheduler.stop_job(job, InterruptedQueryError("the caller went away"))
-
-
-@dataclass
-class _Words:
-    """What the words of a question are asked for. seconds: that it took, index included."""
-
-    question: str
-    limit: int
-    weight: float
-    seconds: float = 0.0
-
-    def ask(self, lease: Lease, unwanted: Callable[[], bool]) -> LexicalPrior | None:
-        began = time.monotonic()
-        scores = lease.words(self.question, self.limit, unwanted)
-        self.seconds = time.monotonic() - began
-        return None if scores is None else LexicalPrior(self.weight, scores)
 
 
 def _deadline(context: Context) -> float | None:

@@ -235,6 +235,7 @@ class Times:
     queue: float = 0.0
     page_in: float = 0.0
     lexical: float = 0.0
+    filter: float = 0.0
     first_token: float = 0.0
     total: float = 0.0
 
@@ -254,6 +255,7 @@ def finished(reason: FinishReason, counts: Counts, times: Times) -> pb.QueryResp
             page_in_ms=times.page_in * 1000,
             routing_ms=counts.routing_s * 1000,
             lexical_ms=times.lexical * 1000,
+            filter_ms=times.filter * 1000,
             time_to_first_token_ms=times.first_token * 1000,
             total_ms=times.total * 1000,
         )

@@ -155,7 +155,7 @@ class Hybrid:
         weight = self._engine.description.lexical_weight
         prior = None
         if weight:
-            found = self._words.search(question, self._words.last_number, max(limit, DEPTH))
+            found = self._words.search(question, max(limit, DEPTH))
             prior = LexicalPrior(weight, found)
         ranked = self._engine.route(question, self._memory, limit, prior)
         return [(document.number, document.score) for document in ranked]

@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 from grpc import aio
 
 from memsvc import errors, names, validation
-from memsvc.api.documents import read_sources
 from memsvc.api.memories import find_active_memory
+from memsvc.api.sources import read_sources
 from memsvc.application import Application
 from memsvc.convert import document_to_wire
 from memsvc.errors import ApiError
+from memsvc.filters import requested_filter
 from memsvc.past import as_of, check_as_of
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2
@@ -25,6 +26,7 @@ from memsvc.workers import Endpoint, ServedModel
 from memsvc.writes import memory_uid
 from model_adapter.v1 import model_adapter_pb2 as worker_pb
 from storage.catalog import MemoryRow, ModelRow, NotFoundError
+from storage.filters import DocumentFilter
 
 T = TypeVar("T")
 
@@ -70,11 +72,15 @@ class Deadline:
 
 @dataclass(frozen=True)
 class Asked:
-    """One question's view: the memory as it was when the call arrived, or as asked for."""
+    """One question's view: the memory as it was when the call arrived, or as asked for.
+
+    wanted: the documents that may be chosen; None for all.
+    """
 
     memory: MemoryRow
     deadline: Deadline
     model_id: str
+    wanted: DocumentFilter | None = None
     arrived: float = field(default_factory=time.monotonic)
 
     @property
@@ -105,6 +111,7 @@ async def ask(
     if request.at_least_revision < 0:
         raise errors.field_invalid("at_least_revision", "must not be negative")
     check_as_of(request)
+    wanted = requested_filter(request)
     memory = await find_active_memory(application, "memory", request.memory)
     if request.at_least_revision > memory.revision:
         raise errors.revision_not_reached(memory.revision)
@@ -112,7 +119,7 @@ async def ask(
     if request.at_least_revision > memory.revision:
         raise errors.field_invalid("at_least_revision", "lies behind what is asked for")
     deadline = Deadline.of(context, application.config.query_wait_s)
-    return Asked(memory, deadline, model_id)
+    return Asked(memory, deadline, model_id, wanted)
 
 
 async def prepare(
@@ -128,6 +135,8 @@ async def prepare(
     served = await application.workers.require(model.model_id, memory.uid, deadline.wait_s, failed)
     if served.row.identity != model.identity:
         raise ApiError(ErrorReason.MODEL_MISMATCH, "the model was changed meanwhile")
+    if asked.wanted is not None and not served.endpoint.knows_filters:
+        raise errors.filter_unsupported(model.model_id)
     current = memory
     if time.monotonic() - asked.arrived > _FRESH_S:
         current = await still_there(application, memory)

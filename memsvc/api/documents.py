@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from memsvc import errors, names, validation
 from memsvc.api.fingerprint import message_fingerprint
 from memsvc.api.memories import find_active_memory, write_request
+from memsvc.api.sources import matching, read_sources
 from memsvc.application import Application
 from memsvc.convert import document_to_wire, revision_to_wire, turns_from_wire
+from memsvc.filters import requested_filter
 from memsvc.packing import pack
 from memsvc.paging import fitting
 from memsvc.past import as_of, check_as_of
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2
-from memsvc.writes import Written, memory_uid
+from memsvc.writes import Written
 from storage.catalog import DocumentRow, MemoryRow, NotFoundError
-from storage.documents import Source
-from storage.store import MemoryUid, RecordNotFoundError, TenantStore
 
 
 class DocumentsHandler:
@@ -67,21 +67,29 @@ class DocumentsHandler:
             request.page_size, validation.MAX_FULL_PAGE if full else validation.MAX_PAGE
         )
         check_as_of(request)
+        wanted = requested_filter(request)
         memory = await find_active_memory(self._app, "parent", request.parent)
         memory = await as_of(self._app, memory, request)
         when = f"{request.at_revision} {request.at_time.ToMicroseconds()}"
-        binding = (memory.tenant_uid, "ListDocuments", memory.uid, when)
+        binding: tuple[str, ...] = (memory.tenant_uid, "ListDocuments", memory.uid, when)
+        if wanted is not None:
+            binding += (request.filter.SerializeToString(deterministic=True).hex(),)
         position = self._app.page_tokens.open(binding, request.page_token)
         after = int(position[0]) if position else 0
-        rows, more = await self._catalog.list_documents(
-            memory.uid, limit, after, memory.last_number
-        )
         documents: Sequence[resources_pb2.Document | None]
-        if not full:
-            documents = [document_to_wire(memory.memory_id, row, None) for row in rows]
+        if wanted is not None:
+            documents, more = await matching(
+                self._app, memory, wanted, after=after, limit=limit, full=full
+            )
         else:
-            documents = await self._filled(memory, rows)
-            more = more if len(documents) == len(rows) else rows[len(documents) - 1].number
+            rows, more = await self._catalog.list_documents(
+                memory.uid, limit, after, memory.last_number
+            )
+            if not full:
+                documents = [document_to_wire(memory.memory_id, row, None) for row in rows]
+            else:
+                documents = await self._filled(memory, rows)
+                more = more if len(documents) == len(rows) else rows[len(documents) - 1].number
         return pb.ListDocumentsResponse(
             documents=[document for document in documents if document is not None],
             next_page_token=self._app.page_tokens.issue(binding, [more]) if more else "",
@@ -153,30 +161,6 @@ class DocumentsHandler:
             for row, source in zip(rows, sources, strict=True)
         ]
         return documents[: fitting(d.ByteSize() if d else 0 for d in documents)]
-
-
-async def read_sources(
-    application: Application, memory: MemoryRow, numbers: Sequence[int]
-) -> list[Source | None]:
-    """Sources in the order asked; None for what the store does not hold (any more).
-
-    Raises RECORD_CORRUPT (through the gate) for a damaged record.
-    """
-    if not numbers:
-        return []
-    return await application.stores.read(
-        memory.tenant_uid, _read_sources, memory_uid(memory), list(numbers)
-    )
-
-
-def _read_sources(store: TenantStore, memory: MemoryUid, numbers: list[int]) -> list[Source | None]:
-    def read(number: int) -> Source | None:
-        try:
-            return store.get_document(memory, number).source
-        except RecordNotFoundError:
-            return None
-
-    return [read(number) for number in numbers]
 
 
 def checked_view(

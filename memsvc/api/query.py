@@ -19,6 +19,7 @@ from memsvc.api.asking import (
 )
 from memsvc.api.documents import checked_view
 from memsvc.application import Application
+from memsvc.filters import worker_filter
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2
 from model_adapter.v1 import model_adapter_pb2 as worker_pb
@@ -43,6 +44,7 @@ _USAGE_FIELDS = (
     "page_in_ms",
     "routing_ms",
     "lexical_ms",
+    "filter_ms",
     "time_to_first_token_ms",
     "total_ms",
 )
@@ -62,7 +64,7 @@ class QueryHandler:
         asked = await ask(self._app, request, context)
 
         def call(snapshot: Snapshot) -> AsyncGenerator[worker_pb.QueryResponse]:
-            wanted = _worker_request(snapshot, request)
+            wanted = _worker_request(asked, snapshot, request)
             return snapshot.served.client.query(wanted, asked.deadline.left_s)
 
         finished: worker_pb.Finished | None = None
@@ -99,6 +101,7 @@ class QueryHandler:
                     question=request.question,
                     limit=limit,
                     lexical_weight=_weight(request),
+                    filter=worker_filter(asked.wanted),
                 ),
                 asked.deadline.left_s,
             )
@@ -176,7 +179,9 @@ def _weight(message: pb.RetrieveRequest | pb.GenerationOptions) -> float | None:
     return message.lexical_weight if message.HasField("lexical_weight") else None
 
 
-def _worker_request(snapshot: Snapshot, request: pb.QueryRequest) -> worker_pb.QueryRequest:
+def _worker_request(
+    asked: Asked, snapshot: Snapshot, request: pb.QueryRequest
+) -> worker_pb.QueryRequest:
     options, most = request.options, snapshot.model.max_answer_tokens
     tokens = validation.check_range(
         "options.max_answer_tokens",
@@ -195,6 +200,7 @@ def _worker_request(snapshot: Snapshot, request: pb.QueryRequest) -> worker_pb.Q
         seed=options.seed,
         max_rounds=options.max_rounds,
         lexical_weight=_weight(options),
+        filter=worker_filter(asked.wanted),
     )
 
 

@@ -11,6 +11,14 @@ import typer
 
 from memsvc.cli.answers import document_lines, show_answer
 from memsvc.cli.exits import ExitCode
+from memsvc.cli.filters import (
+    MetadataOption,
+    OccurredBeforeOption,
+    OccurredFromOption,
+    RolesOption,
+    SpeakersOption,
+    filter_of,
+)
 from memsvc.cli.memory import AsOfOption, MemoryArgument, as_of_of, encoding_line, memory_group
 from memsvc.cli.session import Session, command
 from memsvc.cli.turns import Defaults, Form, TurnsError, parse_turns
@@ -135,6 +143,11 @@ def query(
     temperature: Annotated[float, typer.Option(min=0, help="0: greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Makes sampling repeatable.")] = 0,
     lexical_weight: LexicalWeightOption = None,
+    occurred_from: OccurredFromOption = None,
+    occurred_before: OccurredBeforeOption = None,
+    role: RolesOption = None,
+    speaker: SpeakersOption = None,
+    metadata: MetadataOption = None,
     timeout_s: TimeoutOption = 300.0,
 ) -> None:
     """Asks the memory; the answer is printed as it comes, then what it cites."""
@@ -145,12 +158,14 @@ def query(
         seed=seed,
         lexical_weight=lexical_weight,
     )
+    only = filter_of(occurred_from, occurred_before, role, speaker, metadata)
     with session.client() as client:
         events = client.memory(memory).query(
             _question(question),
             model=model,
             at_least_revision=at_least_revision,
             as_of=as_of_of(as_of),
+            only=only,
             options=options,
             timeout_s=timeout_s,
         )
@@ -168,9 +183,15 @@ def retrieve(
     at_least_revision: RevisionOption = 0,
     lexical_weight: LexicalWeightOption = None,
     as_of: AsOfOption = "",
+    occurred_from: OccurredFromOption = None,
+    occurred_before: OccurredBeforeOption = None,
+    role: RolesOption = None,
+    speaker: SpeakersOption = None,
+    metadata: MetadataOption = None,
     timeout_s: TimeoutOption = 300.0,
 ) -> None:
     """Ranks documents for a question; generates nothing."""
+    only = filter_of(occurred_from, occurred_before, role, speaker, metadata)
     with session.client() as client:
         found = client.memory(memory).retrieve(
             _question(question),
@@ -179,6 +200,7 @@ def retrieve(
             at_least_revision=at_least_revision,
             lexical_weight=lexical_weight,
             as_of=as_of_of(as_of),
+            only=only,
             timeout_s=timeout_s,
         )
     session.output.rows(

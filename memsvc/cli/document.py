@@ -7,6 +7,14 @@ from typing import Annotated
 import typer
 
 from memsvc.cli.answers import document_lines
+from memsvc.cli.filters import (
+    MetadataOption,
+    OccurredBeforeOption,
+    OccurredFromOption,
+    RolesOption,
+    SpeakersOption,
+    filter_of,
+)
 from memsvc.cli.memory import AsOfOption, MemoryArgument, as_of_of
 from memsvc.cli.output import moment, size
 from memsvc.cli.session import Session, command
@@ -19,15 +27,22 @@ _SHOWN_CHARACTERS = 100
 @command(document_group, "list")
 def list_documents(
     session: Session,
+    *,
     memory: MemoryArgument,
     full: Annotated[bool, typer.Option("--full", help="With their sources.")] = False,
     as_of: AsOfOption = "",
+    occurred_from: OccurredFromOption = None,
+    occurred_before: OccurredBeforeOption = None,
+    role: RolesOption = None,
+    speaker: SpeakersOption = None,
+    metadata: MetadataOption = None,
 ) -> None:
     """Lists a memory's documents by ascending number."""
     then = as_of_of(as_of)
+    only = filter_of(occurred_from, occurred_before, role, speaker, metadata)
     with session.client() as client:
         shown = full or not session.output.as_json
-        documents = list(client.memory(memory).documents.iterate(full=shown, as_of=then))
+        documents = list(client.memory(memory).documents.iterate(full=shown, as_of=then, only=only))
     session.output.rows(
         documents,
         ("Number", "Revision", "Bytes", "Content"),
@@ -40,7 +55,7 @@ def list_documents(
             )
             for document in documents
         ),
-        empty="The memory is empty.",
+        empty="No document matches." if only else "The memory is empty.",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -227,6 +228,27 @@ def generation_to_wire(options: types.Generation | None) -> service.GenerationOp
     )
 
 
+def filter_to_wire(only: types.Filter | None) -> wire.DocumentFilter | None:
+    """None stays unset: all documents. Raises ValueError for a role that is none."""
+    if only is None:
+        return None
+    return wire.DocumentFilter(
+        occurred_from=timestamp(only.occurred_from),
+        occurred_before=timestamp(only.occurred_before),
+        roles=[wire.Role.Value(types.Role(role).name) for role in _listed(only.roles)],
+        speakers=_listed(only.speakers),
+        metadata=[
+            wire.DocumentFilter.Metadata(key=key, values=_listed(values))
+            for key, values in only.metadata.items()
+        ],
+    )
+
+
+def _listed(values: Iterable[str]) -> list[str]:
+    """A single string is one value, not its letters."""
+    return [values] if isinstance(values, str) else list(values)
+
+
 def _citation(message: service.Citation) -> types.Citation:
     return types.Citation(
         document=message.document,
@@ -250,6 +272,7 @@ def _usage(message: service.Usage) -> types.Usage:
         time_to_first_token_ms=message.time_to_first_token_ms,
         total_ms=message.total_ms,
         lexical_ms=message.lexical_ms,
+        filter_ms=message.filter_ms,
     )
 
 

@@ -10,7 +10,7 @@ from memsvc.client import convert
 from memsvc.client.names import document_name, new_request_id
 from memsvc.client.timeouts import CALL_S
 from memsvc.client.transport import Transport
-from memsvc.client.types import Document, Page
+from memsvc.client.types import Document, Filter, Page
 from memsvc.v1 import memory_service_pb2 as service
 from memsvc.v1 import resources_pb2 as wire
 from memsvc.v1.memory_service_pb2_grpc import MemoryServiceStub
@@ -42,17 +42,20 @@ class AsyncDocuments:
         page_token: str = "",
         full: bool = False,
         as_of: int | datetime | None = None,
+        only: Filter | None = None,
         timeout_s: float | None = CALL_S,
     ) -> Page[Document]:
         """One page by ascending number; full brings the sources along.
 
         as_of: the memory as it was, at a revision or a time; the same for every page.
+        only: those that match; a page may then be empty and not the last.
         """
         request = service.ListDocumentsRequest(
             parent=self._memory,
             page_size=page_size,
             page_token=page_token,
             view=wire.FULL if full else wire.BASIC,
+            filter=convert.filter_to_wire(only),
         )
         convert.as_of(request, as_of)
         call = self._stub.ListDocuments
@@ -65,16 +68,21 @@ class AsyncDocuments:
         page_size: int = 0,
         full: bool = False,
         as_of: int | datetime | None = None,
+        only: Filter | None = None,
     ) -> AsyncGenerator[Document, None]:
         """All documents by ascending number, page by page as they are asked for."""
-        page = await self.list(page_size=page_size, full=full, as_of=as_of)
+        page = await self.list(page_size=page_size, full=full, as_of=as_of, only=only)
         while True:
             for document in page.items:
                 yield document
             if not page.next_page_token:
                 return
             page = await self.list(
-                page_size=page_size, page_token=page.next_page_token, full=full, as_of=as_of
+                page_size=page_size,
+                page_token=page.next_page_token,
+                full=full,
+                as_of=as_of,
+                only=only,
             )
 
     async def delete(

@@ -22,6 +22,7 @@ from memsvc.client.types import (
     ArchivePart,
     Citation,
     Done,
+    Filter,
     Forked,
     Generation,
     Page,
@@ -155,12 +156,14 @@ class AsyncMemoryHandle:
         model: str = "",
         at_least_revision: int = 0,
         as_of: int | datetime | None = None,
+        only: Filter | None = None,
         options: Generation | None = None,
         timeout_s: float | None = ANSWER_S,
     ) -> AsyncGenerator[QueryEvent, None]:
         """The events of an answer as they come; the last one is Done.
 
         as_of: answers from the memory as it was, at a revision or a time.
+        only: as if it held the documents alone that match.
 
         Leaving the iteration stops the work. Never retried once an event came.
         Raises StreamBrokenError when the stream ends without Done.
@@ -171,6 +174,7 @@ class AsyncMemoryHandle:
             model=model_name(model),
             at_least_revision=at_least_revision,
             options=convert.generation_to_wire(options),
+            filter=convert.filter_to_wire(only),
         )
         convert.as_of(request, as_of)
         finished = False
@@ -193,6 +197,7 @@ class AsyncMemoryHandle:
         model: str = "",
         at_least_revision: int = 0,
         as_of: int | datetime | None = None,
+        only: Filter | None = None,
         options: Generation | None = None,
         timeout_s: float | None = ANSWER_S,
     ) -> Answer:
@@ -204,6 +209,7 @@ class AsyncMemoryHandle:
                 model=model,
                 at_least_revision=at_least_revision,
                 as_of=as_of,
+                only=only,
                 options=options,
                 timeout_s=timeout_s,
             )
@@ -224,6 +230,7 @@ class AsyncMemoryHandle:
         model: str = "",
         at_least_revision: int = 0,
         as_of: int | datetime | None = None,
+        only: Filter | None = None,
         full: bool = True,
         lexical_weight: float | None = None,
         timeout_s: float | None = ANSWER_S,
@@ -237,6 +244,7 @@ class AsyncMemoryHandle:
             limit=limit,
             view=wire.FULL if full else wire.BASIC,
             lexical_weight=lexical_weight,
+            filter=convert.filter_to_wire(only),
         )
         convert.as_of(request, as_of)
         call = self._stub.Retrieve

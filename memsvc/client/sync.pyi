@@ -28,6 +28,7 @@ from memsvc.client.types import (
     Answer,
     ArchivePart,
     Document,
+    Filter,
     Forked,
     Generation,
     Imported,
@@ -53,10 +54,16 @@ class Documents:
         page_token: str = ...,
         full: bool = ...,
         as_of: int | datetime | None = ...,
+        only: Filter | None = ...,
         timeout_s: float | None = ...,
     ) -> Page[Document]: ...
     def iterate(
-        self, *, page_size: int = ..., full: bool = ..., as_of: int | datetime | None = ...
+        self,
+        *,
+        page_size: int = ...,
+        full: bool = ...,
+        as_of: int | datetime | None = ...,
+        only: Filter | None = ...,
     ) -> Generator[Document]: ...
     def delete(
         self,
@@ -97,6 +104,7 @@ class MemoryHandle:
         model: str = ...,
         at_least_revision: int = ...,
         as_of: int | datetime | None = ...,
+        only: Filter | None = ...,
         options: Generation | None = ...,
         timeout_s: float | None = ...,
     ) -> Generator[QueryEvent]: ...
@@ -107,6 +115,7 @@ class MemoryHandle:
         model: str = ...,
         at_least_revision: int = ...,
         as_of: int | datetime | None = ...,
+        only: Filter | None = ...,
         options: Generation | None = ...,
         timeout_s: float | None = ...,
     ) -> Answer: ...
@@ -118,6 +127,7 @@ class MemoryHandle:
         model: str = ...,
         at_least_revision: int = ...,
         as_of: int | datetime | None = ...,
+        only: Filter | None = ...,
         full: bool = ...,
         lexical_weight: float | None = ...,
         timeout_s: float | None = ...,

@@ -6,7 +6,7 @@ name; times are aware UTC datetimes, None where the wire leaves them unset.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -214,6 +214,22 @@ class Generation:
 
 
 @dataclass(frozen=True)
+class Filter:
+    """Which documents may be chosen: those with a turn that meets every condition.
+
+    occurred_from is part of the range, occurred_before is not. roles, speakers: any one of
+    them. metadata: all of the keys, each with the value, or any one of the values; with none,
+    whatever it holds. What is left empty is no condition.
+    """
+
+    occurred_from: datetime | None = None
+    occurred_before: datetime | None = None
+    roles: Iterable[Role | str] = ()
+    speakers: Iterable[str] = ()
+    metadata: Mapping[str, str | Iterable[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Routing:
     """What one round's routing chose, best first. lexical_weight: share the words had."""
 
@@ -255,6 +271,7 @@ class Usage:
     time_to_first_token_ms: float
     total_ms: float
     lexical_ms: float = 0.0
+    filter_ms: float = 0.0
 
 
 @dataclass(frozen=True)

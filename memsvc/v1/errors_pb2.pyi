@@ -102,6 +102,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the memory is not encoded under the model named; AttachModel. metadata: model."""
     MODEL_IN_USE: _ErrorReason.ValueType  # 57
     """FAILED_PRECONDITION: the model answers for the memory and cannot be detached. metadata: model."""
+    FILTER_UNSUPPORTED: _ErrorReason.ValueType  # 58
+    """FAILED_PRECONDITION: the worker that serves the model knows no filters. metadata: model."""
     ENCODING_BACKLOG_FULL: _ErrorReason.ValueType  # 60
     """RESOURCE_EXHAUSTED: the encoding queue is full; retry after RetryInfo."""
     STORAGE_FULL: _ErrorReason.ValueType  # 61
@@ -213,6 +215,8 @@ MODEL_NOT_ATTACHED: ErrorReason.ValueType  # 56
 """FAILED_PRECONDITION: the memory is not encoded under the model named; AttachModel. metadata: model."""
 MODEL_IN_USE: ErrorReason.ValueType  # 57
 """FAILED_PRECONDITION: the model answers for the memory and cannot be detached. metadata: model."""
+FILTER_UNSUPPORTED: ErrorReason.ValueType  # 58
+"""FAILED_PRECONDITION: the worker that serves the model knows no filters. metadata: model."""
 ENCODING_BACKLOG_FULL: ErrorReason.ValueType  # 60
 """RESOURCE_EXHAUSTED: the encoding queue is full; retry after RetryInfo."""
 STORAGE_FULL: ErrorReason.ValueType  # 61

@@ -421,6 +421,7 @@ class ListDocumentsRequest(_message.Message):
     VIEW_FIELD_NUMBER: _builtins.int
     AT_REVISION_FIELD_NUMBER: _builtins.int
     AT_TIME_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """"memories/{memory}"."""
     page_size: _builtins.int
@@ -435,6 +436,12 @@ class ListDocumentsRequest(_message.Message):
     def at_time(self) -> _timestamp_pb2.Timestamp:
         """As in QueryRequest."""
 
+    @_builtins.property
+    def filter(self) -> _resources_pb2.DocumentFilter:
+        """Lists those alone that match. A page may then be short or empty and have a
+        next_page_token: a call looks at 2,000 documents at most.
+        """
+
     def __init__(
         self,
         *,
@@ -444,10 +451,11 @@ class ListDocumentsRequest(_message.Message):
         view: _resources_pb2.DocumentView.ValueType = ...,
         at_revision: _builtins.int = ...,
         at_time: _timestamp_pb2.Timestamp | None = ...,
+        filter: _resources_pb2.DocumentFilter | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["at_time", b"at_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at_time", b"at_time", "filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_revision", b"at_revision", "at_time", b"at_time", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_revision", b"at_revision", "at_time", b"at_time", "filter", b"filter", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -788,6 +796,7 @@ class QueryRequest(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     AT_REVISION_FIELD_NUMBER: _builtins.int
     AT_TIME_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     memory: _builtins.str
     """"memories/{memory}"."""
     question: _builtins.str
@@ -814,6 +823,13 @@ class QueryRequest(_message.Message):
         (not when something was said: Turn.occurred_at). Unset: as of now.
         """
 
+    @_builtins.property
+    def filter(self) -> _resources_pb2.DocumentFilter:
+        """The answer is made as if the memory held the documents that match, and no
+        others. None matches: nothing is found, which is no error. A worker that
+        knows no filters: FILTER_UNSUPPORTED.
+        """
+
     def __init__(
         self,
         *,
@@ -824,10 +840,11 @@ class QueryRequest(_message.Message):
         options: Global___GenerationOptions | None = ...,
         at_revision: _builtins.int = ...,
         at_time: _timestamp_pb2.Timestamp | None = ...,
+        filter: _resources_pb2.DocumentFilter | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["at_time", b"at_time", "options", b"options"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at_time", b"at_time", "filter", b"filter", "options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_least_revision", b"at_least_revision", "at_revision", b"at_revision", "at_time", b"at_time", "memory", b"memory", "model", b"model", "options", b"options", "question", b"question"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_least_revision", b"at_least_revision", "at_revision", b"at_revision", "at_time", b"at_time", "filter", b"filter", "memory", b"memory", "model", b"model", "options", b"options", "question", b"question"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1040,6 +1057,7 @@ class Usage(_message.Message):
     TIME_TO_FIRST_TOKEN_MS_FIELD_NUMBER: _builtins.int
     TOTAL_MS_FIELD_NUMBER: _builtins.int
     LEXICAL_MS_FIELD_NUMBER: _builtins.int
+    FILTER_MS_FIELD_NUMBER: _builtins.int
     question_tokens: _builtins.int
     """Tokens of the question alone."""
     answer_tokens: _builtins.int
@@ -1064,6 +1082,8 @@ class Usage(_message.Message):
     """From arrival at the worker to the last token."""
     lexical_ms: _builtins.float
     """Part of page_in_ms: asking the question's words, and indexing what was new."""
+    filter_ms: _builtins.float
+    """Part of page_in_ms: finding the documents that match the filter."""
     def __init__(
         self,
         *,
@@ -1079,10 +1099,11 @@ class Usage(_message.Message):
         time_to_first_token_ms: _builtins.float = ...,
         total_ms: _builtins.float = ...,
         lexical_ms: _builtins.float = ...,
+        filter_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_tokens", b"answer_tokens", "document_tokens", b"document_tokens", "lexical_ms", b"lexical_ms", "page_in_ms", b"page_in_ms", "question_tokens", b"question_tokens", "queue_ms", b"queue_ms", "rounds", b"rounds", "routed_chunks", b"routed_chunks", "routed_documents", b"routed_documents", "routing_ms", b"routing_ms", "time_to_first_token_ms", b"time_to_first_token_ms", "total_ms", b"total_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_tokens", b"answer_tokens", "document_tokens", b"document_tokens", "filter_ms", b"filter_ms", "lexical_ms", b"lexical_ms", "page_in_ms", b"page_in_ms", "question_tokens", b"question_tokens", "queue_ms", b"queue_ms", "rounds", b"rounds", "routed_chunks", b"routed_chunks", "routed_documents", b"routed_documents", "routing_ms", b"routing_ms", "time_to_first_token_ms", b"time_to_first_token_ms", "total_ms", b"total_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1154,6 +1175,7 @@ class RetrieveRequest(_message.Message):
     LEXICAL_WEIGHT_FIELD_NUMBER: _builtins.int
     AT_REVISION_FIELD_NUMBER: _builtins.int
     AT_TIME_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     memory: _builtins.str
     """"memories/{memory}"."""
     question: _builtins.str
@@ -1174,6 +1196,10 @@ class RetrieveRequest(_message.Message):
     def at_time(self) -> _timestamp_pb2.Timestamp:
         """As in QueryRequest."""
 
+    @_builtins.property
+    def filter(self) -> _resources_pb2.DocumentFilter:
+        """As in QueryRequest."""
+
     def __init__(
         self,
         *,
@@ -1186,10 +1212,11 @@ class RetrieveRequest(_message.Message):
         lexical_weight: _builtins.float | None = ...,
         at_revision: _builtins.int = ...,
         at_time: _timestamp_pb2.Timestamp | None = ...,
+        filter: _resources_pb2.DocumentFilter | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "at_time", b"at_time", "lexical_weight", b"lexical_weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "at_time", b"at_time", "filter", b"filter", "lexical_weight", b"lexical_weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "at_least_revision", b"at_least_revision", "at_revision", b"at_revision", "at_time", b"at_time", "lexical_weight", b"lexical_weight", "limit", b"limit", "memory", b"memory", "model", b"model", "question", b"question", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "at_least_revision", b"at_least_revision", "at_revision", b"at_revision", "at_time", b"at_time", "filter", b"filter", "lexical_weight", b"lexical_weight", "limit", b"limit", "memory", b"memory", "model", b"model", "question", b"question", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__lexical_weight: _TypeAlias = _typing.Literal["lexical_weight"]  # noqa: Y015
     _WhichOneofArgType__lexical_weight: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight"]  # noqa: Y015

@@ -586,6 +586,88 @@ class Document(_message.Message):
 Global___Document: _TypeAlias = Document  # noqa: Y015
 
 @_typing.final
+class DocumentFilter(_message.Message):
+    """Which documents may be chosen, by what was said in them (docs/filters.md). A
+    document matches when one of its turns meets every condition at once; a text
+    counts as one turn without role and speaker. Unset or empty: all documents.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Metadata(_message.Message):
+        """A key of the metadata, and what it may hold."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUES_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        """As a key of Turn.metadata."""
+        @_builtins.property
+        def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """Any one of these, exactly; at most 64. Empty: whatever it holds."""
+
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            values: _abc.Iterable[_builtins.str] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "values", b"values"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    OCCURRED_FROM_FIELD_NUMBER: _builtins.int
+    OCCURRED_BEFORE_FIELD_NUMBER: _builtins.int
+    ROLES_FIELD_NUMBER: _builtins.int
+    SPEAKERS_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def occurred_from(self) -> _timestamp_pb2.Timestamp:
+        """Said at this time or later. Unset: since ever. A turn of which it is not
+        known when it was said lies in no range.
+        """
+
+    @_builtins.property
+    def occurred_before(self) -> _timestamp_pb2.Timestamp:
+        """Said before this time. Unset: until now and later."""
+
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedScalarFieldContainer[Global___Role.ValueType]:
+        """Said in any one of these roles, each named once. Empty: whatever the role."""
+
+    @_builtins.property
+    def speakers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Said by any one of these speakers (Turn.speaker, exactly as it was
+        appended; a role is no speaker), each 1 to 128 bytes; at most 64. Empty:
+        by anybody.
+        """
+
+    @_builtins.property
+    def metadata(self) -> _containers.RepeatedCompositeFieldContainer[Global___DocumentFilter.Metadata]:
+        """All of these hold; at most 16. Empty: whatever the metadata."""
+
+    def __init__(
+        self,
+        *,
+        occurred_from: _timestamp_pb2.Timestamp | None = ...,
+        occurred_before: _timestamp_pb2.Timestamp | None = ...,
+        roles: _abc.Iterable[Global___Role.ValueType] | None = ...,
+        speakers: _abc.Iterable[_builtins.str] | None = ...,
+        metadata: _abc.Iterable[Global___DocumentFilter.Metadata] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_before", b"occurred_before", "occurred_from", b"occurred_from"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "occurred_before", b"occurred_before", "occurred_from", b"occurred_from", "roles", b"roles", "speakers", b"speakers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DocumentFilter: _TypeAlias = DocumentFilter  # noqa: Y015
+
+@_typing.final
 class Conversation(_message.Message):
     """The turns that packing put into one document, in order."""
 

@@ -74,6 +74,11 @@ class Endpoint(ABC):
         """Whether the worker answers now."""
         return self._client is not None
 
+    @property
+    def knows_filters(self) -> bool:
+        """Whether the worker heeds a request's filter."""
+        return self.info is not None and self.info.filters
+
     @abstractmethod
     def _connect(self) -> AbstractAsyncContextManager[WorkerClient]:
         """A connected client; leaving ends what was started."""

@@ -64,6 +64,7 @@ class WorkerCommand:
             f"--routing-keys={config.worker_routing_keys}",
             f"--content-budget={config.worker_content_budget}",
             f"--lexical-budget={config.worker_lexical_budget}",
+            f"--attribute-budget={config.worker_attribute_budget}",
             f"--drain-grace={_DRAIN_GRACE_S:g}",
             f"--log-level={config.log_level}",
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 from model_adapter.conformance.harness import TEXTS, Harness, Memory
 from model_adapter.conformance.report import require
@@ -14,7 +15,7 @@ _STOP_S = 10.0
 _ANSWER_TOKENS = 16
 
 
-def _request(h: Harness, memory: Memory, question: str, **more: int) -> pb.QueryRequest:
+def _request(h: Harness, memory: Memory, question: str, **more: Any) -> pb.QueryRequest:
     more.setdefault("max_answer_tokens", min(_ANSWER_TOKENS, h.info.max_answer_tokens))
     return pb.QueryRequest(memory=h.reference(memory), question=question, **more)
 

@@ -20,7 +20,7 @@ from model_adapter.conformance.report import ContractError, SkippedError, requir
 from model_adapter.v1 import model_adapter_pb2 as pb
 from model_adapter.v1.model_adapter_pb2_grpc import ModelAdapterServiceStub
 from model_adapter.wire import MAX_MESSAGE_BYTES
-from storage.documents import TextSource
+from storage.documents import Source, TextSource, render
 from storage.layout import NUMPY_DTYPE, Bits, KVBlock, KVLayout
 from storage.lmdb_store import LmdbStore
 from storage.paths import DataFolder
@@ -95,19 +95,21 @@ class Harness:
             store.close()
         self._stores.clear()
 
-    async def memory(self, texts: Sequence[str] = TEXTS, tenant: str = "") -> Memory:
+    async def memory(self, texts: Sequence[str | Source] = TEXTS, tenant: str = "") -> Memory:
         """A fresh memory that holds these texts."""
         memory = Memory(tenant or self.tenant, secrets.token_hex(16))
         await self.append(memory, texts)
         return memory
 
-    async def append(self, memory: Memory, texts: Sequence[str]) -> None:
+    async def append(self, memory: Memory, texts: Sequence[str | Source]) -> None:
         """Stores further documents with the blocks that the worker makes of them."""
         uid, store = MemoryUid(bytes.fromhex(memory.uid)), self.store(memory.tenant)
         if not texts:
             return
-        numbered = list(enumerate(texts, memory.last + 1))
-        store.put_documents(uid, [StoredDocument(n, n, 0, TextSource(t)) for n, t in numbered])
+        sources = [TextSource(text) if isinstance(text, str) else text for text in texts]
+        stored = list(enumerate(sources, memory.last + 1))
+        store.put_documents(uid, [StoredDocument(n, n, 0, source) for n, source in stored])
+        numbered = [(n, render(source)) for n, source in stored]
         replies = await self.encode(numbered, tenant=memory.tenant, memory_uid=memory.uid)
         blocks = [self.block(replies[number]) for number, _ in numbered if number in replies]
         require(len(blocks) == len(numbered), "Encode left documents out")
@@ -181,10 +183,14 @@ class Harness:
         )
 
     async def route(
-        self, reference: pb.MemoryRef, question: str, limit: int = 10
+        self,
+        reference: pb.MemoryRef,
+        question: str,
+        limit: int = 10,
+        wanted: pb.DocumentFilter | None = None,
     ) -> list[pb.RankedDocument]:
         """The ranking, best first."""
-        request = pb.RouteRequest(memory=reference, question=question, limit=limit)
+        request = pb.RouteRequest(memory=reference, question=question, limit=limit, filter=wanted)
         return list((await self.stub.Route(request, timeout=CALL_S)).documents)
 
     async def answer(self, request: pb.QueryRequest) -> list[pb.QueryResponse]:

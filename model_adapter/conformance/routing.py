@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import secrets
+from datetime import UTC, datetime, timedelta
 
 from model_adapter.conformance.harness import TEXTS, Harness, Memory
-from model_adapter.conformance.report import require
+from model_adapter.conformance.report import SkippedError, require
 from model_adapter.v1 import model_adapter_pb2 as pb
+from storage.documents import Conversation, Role, TextSource, Turn
 from storage.store import MemoryUid
 
 #: A document quoted as the question is to be among so many of the eight best ...
@@ -63,6 +65,44 @@ async def snapshot(h: Harness) -> None:
         d.number for text in TEXTS[4:] for d in await h.route(h.reference(memory), text, len(TEXTS))
     }
     require(bool(seen & {5, 6, 7, 8}), "documents that were added are not found")
+
+
+async def filters(h: Harness) -> None:
+    """Reads a memory as if it held the documents alone that match, as many as are asked for."""
+    if not h.info.filters:
+        raise SkippedError("GetInfo says that the worker knows no filters")
+    kind = pb.DocumentFilter
+    day = datetime(2026, 3, 1, tzinfo=UTC)
+    told = [
+        Conversation((Turn(Role.USER, text, day + timedelta(days=n), "Anna" if n % 2 else "Bob"),))
+        for n, text in enumerate(TEXTS[:6], 1)
+    ]
+    notes = [TextSource(text, metadata={"kind": "note"}) for text in TEXTS[6:]]
+    memory = await h.memory([*told, *notes])
+    third_us = int((day + timedelta(days=3)).timestamp() * 1_000_000)
+    for name, wanted, expected in (
+        ("no condition", kind(), {1, 2, 3, 4, 5, 6, 7, 8}),
+        ("speakers", kind(speakers=["Anna"]), {1, 3, 5}),
+        ("roles", kind(roles=[kind.USER, kind.TOOL]), {1, 2, 3, 4, 5, 6}),
+        ("occurred_from_us", kind(occurred_from_us=third_us), {3, 4, 5, 6}),
+        ("occurred_before_us", kind(occurred_before_us=third_us), {1, 2}),
+        ("metadata", kind(metadata=[kind.Metadata(key="kind", values=["note"])]), {7, 8}),
+        ("both", kind(speakers=["Bob"], occurred_from_us=third_us), {4, 6}),
+        ("nobody", kind(speakers=["Nobody"]), set[int]()),
+    ):
+        rankings = [await h.route(h.reference(memory), text, 2, wanted) for text in TEXTS]
+        found = [document.number for ranking in rankings for document in ranking]
+        beyond = sorted(set(found) - expected)
+        require(not beyond, f"documents {beyond} do not match a filter: {name}")
+        require(bool(found) == bool(expected), f"nothing is found within a filter: {name}")
+    request = pb.QueryRequest(
+        memory=h.reference(memory),
+        question=TEXTS[0],
+        max_answer_tokens=4,
+        filter=kind(speakers=["Bob"]),
+    )
+    cited = {event.citation.number for event in await h.answer(request)} - {0}
+    require(cited <= {2, 4, 6}, f"documents {sorted(cited)} are cited, which do not match a filter")
 
 
 async def deletion(h: Harness) -> None:

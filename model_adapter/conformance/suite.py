@@ -25,6 +25,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("route: ranking", routing.ranking),
     ("route: relevance", routing.relevance),
     ("route: snapshot", routing.snapshot),
+    ("route: filters", routing.filters),
     ("route: deletion", routing.deletion),
     ("evict", routing.eviction),
     ("tenants", routing.tenants),

@@ -57,6 +57,7 @@ class GetInfoResponse(_message.Message):
     RESIDENCY_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     LEXICAL_WEIGHT_FIELD_NUMBER: _builtins.int
+    FILTERS_FIELD_NUMBER: _builtins.int
     PLACEMENT_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """Last part of the model's resource name."""
@@ -79,6 +80,10 @@ class GetInfoResponse(_message.Message):
     lexical_weight: _builtins.float
     """Share of a question's words in a ranking when a request names none; 0:
     routing alone.
+    """
+    filters: _builtins.bool
+    """True: it heeds `filter` of Route and Query. A request with one is not sent
+    to a worker that does not.
     """
     placement: _builtins.str
     """What it runs on and how it routes, and why, for people. Empty: it does not
@@ -107,11 +112,12 @@ class GetInfoResponse(_message.Message):
         residency: Global___ResidencyInfo | None = ...,
         draining: _builtins.bool = ...,
         lexical_weight: _builtins.float = ...,
+        filters: _builtins.bool = ...,
         placement: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout", "residency", b"residency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_dtype", b"compute_dtype", "device", b"device", "display_name", b"display_name", "draining", b"draining", "identity", b"identity", "layout", b"layout", "lexical_weight", b"lexical_weight", "max_answer_tokens", b"max_answer_tokens", "max_document_tokens", b"max_document_tokens", "max_question_tokens", b"max_question_tokens", "model_id", b"model_id", "placement", b"placement", "residency", b"residency"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_dtype", b"compute_dtype", "device", b"device", "display_name", b"display_name", "draining", b"draining", "filters", b"filters", "identity", b"identity", "layout", b"layout", "lexical_weight", b"lexical_weight", "max_answer_tokens", b"max_answer_tokens", "max_document_tokens", b"max_document_tokens", "max_question_tokens", b"max_question_tokens", "model_id", b"model_id", "placement", b"placement", "residency", b"residency"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -130,6 +136,8 @@ class ResidencyInfo(_message.Message):
     WAITING_QUERIES_FIELD_NUMBER: _builtins.int
     LEXICAL_BYTES_FIELD_NUMBER: _builtins.int
     LEXICAL_BUDGET_BYTES_FIELD_NUMBER: _builtins.int
+    ATTRIBUTE_BYTES_FIELD_NUMBER: _builtins.int
+    ATTRIBUTE_BUDGET_BYTES_FIELD_NUMBER: _builtins.int
     routing_bytes: _builtins.int
     """Routing keys held on the device."""
     routing_budget_bytes: _builtins.int
@@ -148,6 +156,10 @@ class ResidencyInfo(_message.Message):
     """Full-text indexes of memories in use."""
     lexical_budget_bytes: _builtins.int
     """Most they may take."""
+    attribute_bytes: _builtins.int
+    """What filters look at, of memories in use."""
+    attribute_budget_bytes: _builtins.int
+    """Most that may take."""
     def __init__(
         self,
         *,
@@ -160,10 +172,12 @@ class ResidencyInfo(_message.Message):
         waiting_queries: _builtins.int = ...,
         lexical_bytes: _builtins.int = ...,
         lexical_budget_bytes: _builtins.int = ...,
+        attribute_bytes: _builtins.int = ...,
+        attribute_budget_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_budget_bytes", b"content_budget_bytes", "content_bytes", b"content_bytes", "lexical_budget_bytes", b"lexical_budget_bytes", "lexical_bytes", b"lexical_bytes", "resident_memories", b"resident_memories", "routing_budget_bytes", b"routing_budget_bytes", "routing_bytes", b"routing_bytes", "running_queries", b"running_queries", "waiting_queries", b"waiting_queries"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribute_budget_bytes", b"attribute_budget_bytes", "attribute_bytes", b"attribute_bytes", "content_budget_bytes", b"content_budget_bytes", "content_bytes", b"content_bytes", "lexical_budget_bytes", b"lexical_budget_bytes", "lexical_bytes", b"lexical_bytes", "resident_memories", b"resident_memories", "routing_budget_bytes", b"routing_budget_bytes", "routing_bytes", b"routing_bytes", "running_queries", b"running_queries", "waiting_queries", b"waiting_queries"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -447,6 +461,116 @@ class MemoryRef(_message.Message):
 Global___MemoryRef: _TypeAlias = MemoryRef  # noqa: Y015
 
 @_typing.final
+class DocumentFilter(_message.Message):
+    """As memsvc.v1.DocumentFilter: the memory is read as if it held the documents
+    that match, and no others.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Role:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[DocumentFilter._Role.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        ROLE_UNSPECIFIED: DocumentFilter._Role.ValueType  # 0
+        """Refused in a request."""
+        USER: DocumentFilter._Role.ValueType  # 1
+        """The person whose memory it is, or another human."""
+        ASSISTANT: DocumentFilter._Role.ValueType  # 2
+        """The application's model."""
+        SYSTEM: DocumentFilter._Role.ValueType  # 3
+        """The application itself."""
+        TOOL: DocumentFilter._Role.ValueType  # 4
+        """The result of a tool call."""
+
+    class Role(_Role, metaclass=_RoleEnumTypeWrapper):
+        """As memsvc.v1.Role."""
+
+    ROLE_UNSPECIFIED: DocumentFilter.Role.ValueType  # 0
+    """Refused in a request."""
+    USER: DocumentFilter.Role.ValueType  # 1
+    """The person whose memory it is, or another human."""
+    ASSISTANT: DocumentFilter.Role.ValueType  # 2
+    """The application's model."""
+    SYSTEM: DocumentFilter.Role.ValueType  # 3
+    """The application itself."""
+    TOOL: DocumentFilter.Role.ValueType  # 4
+    """The result of a tool call."""
+
+    @_typing.final
+    class Metadata(_message.Message):
+        """A key of the metadata, and what it may hold."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUES_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        """1 to 63 bytes."""
+        @_builtins.property
+        def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """Any one of these; at most 64. Empty: whatever it holds."""
+
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            values: _abc.Iterable[_builtins.str] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "values", b"values"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    OCCURRED_FROM_US_FIELD_NUMBER: _builtins.int
+    OCCURRED_BEFORE_US_FIELD_NUMBER: _builtins.int
+    ROLES_FIELD_NUMBER: _builtins.int
+    SPEAKERS_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    occurred_from_us: _builtins.int
+    """Microseconds since 1970 UTC. Unset: since ever."""
+    occurred_before_us: _builtins.int
+    """The first microsecond after the range. Unset: until now and later."""
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedScalarFieldContainer[Global___DocumentFilter.Role.ValueType]:
+        """Any one of these. Empty: whatever the role."""
+
+    @_builtins.property
+    def speakers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Any one of these; at most 64. Empty: by anybody."""
+
+    @_builtins.property
+    def metadata(self) -> _containers.RepeatedCompositeFieldContainer[Global___DocumentFilter.Metadata]:
+        """All of these hold; at most 16."""
+
+    def __init__(
+        self,
+        *,
+        occurred_from_us: _builtins.int | None = ...,
+        occurred_before_us: _builtins.int | None = ...,
+        roles: _abc.Iterable[Global___DocumentFilter.Role.ValueType] | None = ...,
+        speakers: _abc.Iterable[_builtins.str] | None = ...,
+        metadata: _abc.Iterable[Global___DocumentFilter.Metadata] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_occurred_before_us", b"_occurred_before_us", "_occurred_from_us", b"_occurred_from_us", "occurred_before_us", b"occurred_before_us", "occurred_from_us", b"occurred_from_us"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_occurred_before_us", b"_occurred_before_us", "_occurred_from_us", b"_occurred_from_us", "metadata", b"metadata", "occurred_before_us", b"occurred_before_us", "occurred_from_us", b"occurred_from_us", "roles", b"roles", "speakers", b"speakers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__occurred_before_us: _TypeAlias = _typing.Literal["occurred_before_us"]  # noqa: Y015
+    _WhichOneofArgType__occurred_before_us: _TypeAlias = _typing.Literal["_occurred_before_us", b"_occurred_before_us"]  # noqa: Y015
+    _WhichOneofReturnType__occurred_from_us: _TypeAlias = _typing.Literal["occurred_from_us"]  # noqa: Y015
+    _WhichOneofArgType__occurred_from_us: _TypeAlias = _typing.Literal["_occurred_from_us", b"_occurred_from_us"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__occurred_before_us) -> _WhichOneofReturnType__occurred_before_us | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__occurred_from_us) -> _WhichOneofReturnType__occurred_from_us | None: ...
+
+Global___DocumentFilter: _TypeAlias = DocumentFilter  # noqa: Y015
+
+@_typing.final
 class RouteRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -454,6 +578,7 @@ class RouteRequest(_message.Message):
     QUESTION_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     LEXICAL_WEIGHT_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     question: _builtins.str
     """1 to max_question_tokens tokens."""
     limit: _builtins.int
@@ -466,6 +591,10 @@ class RouteRequest(_message.Message):
     def memory(self) -> Global___MemoryRef:
         """The memory to read."""
 
+    @_builtins.property
+    def filter(self) -> Global___DocumentFilter:
+        """Unset: the whole memory."""
+
     def __init__(
         self,
         *,
@@ -473,10 +602,11 @@ class RouteRequest(_message.Message):
         question: _builtins.str = ...,
         limit: _builtins.int = ...,
         lexical_weight: _builtins.float | None = ...,
+        filter: Global___DocumentFilter | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "lexical_weight", b"lexical_weight", "memory", b"memory"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "filter", b"filter", "lexical_weight", b"lexical_weight", "memory", b"memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "lexical_weight", b"lexical_weight", "limit", b"limit", "memory", b"memory", "question", b"question"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "filter", b"filter", "lexical_weight", b"lexical_weight", "limit", b"limit", "memory", b"memory", "question", b"question"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__lexical_weight: _TypeAlias = _typing.Literal["lexical_weight"]  # noqa: Y015
     _WhichOneofArgType__lexical_weight: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight"]  # noqa: Y015
@@ -591,6 +721,7 @@ class QueryRequest(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     MAX_ROUNDS_FIELD_NUMBER: _builtins.int
     LEXICAL_WEIGHT_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     question: _builtins.str
     """1 to max_question_tokens tokens."""
     max_answer_tokens: _builtins.int
@@ -611,6 +742,10 @@ class QueryRequest(_message.Message):
     def memory(self) -> Global___MemoryRef:
         """The memory to read."""
 
+    @_builtins.property
+    def filter(self) -> Global___DocumentFilter:
+        """As in RouteRequest."""
+
     def __init__(
         self,
         *,
@@ -623,10 +758,11 @@ class QueryRequest(_message.Message):
         seed: _builtins.int = ...,
         max_rounds: _builtins.int = ...,
         lexical_weight: _builtins.float | None = ...,
+        filter: Global___DocumentFilter | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "lexical_weight", b"lexical_weight", "memory", b"memory"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "filter", b"filter", "lexical_weight", b"lexical_weight", "memory", b"memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "lexical_weight", b"lexical_weight", "max_answer_tokens", b"max_answer_tokens", "max_rounds", b"max_rounds", "memory", b"memory", "question", b"question", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "filter", b"filter", "lexical_weight", b"lexical_weight", "max_answer_tokens", b"max_answer_tokens", "max_rounds", b"max_rounds", "memory", b"memory", "question", b"question", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__lexical_weight: _TypeAlias = _typing.Literal["lexical_weight"]  # noqa: Y015
     _WhichOneofArgType__lexical_weight: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight"]  # noqa: Y015
@@ -792,6 +928,7 @@ class Finished(_message.Message):
     TIME_TO_FIRST_TOKEN_MS_FIELD_NUMBER: _builtins.int
     TOTAL_MS_FIELD_NUMBER: _builtins.int
     LEXICAL_MS_FIELD_NUMBER: _builtins.int
+    FILTER_MS_FIELD_NUMBER: _builtins.int
     reason: Global___Finished.Reason.ValueType
     """Why it ended."""
     question_tokens: _builtins.int
@@ -818,6 +955,8 @@ class Finished(_message.Message):
     """From arrival to the last token."""
     lexical_ms: _builtins.float
     """Part of page_in_ms: asking the question's words, and indexing what was new."""
+    filter_ms: _builtins.float
+    """Part of page_in_ms: finding the documents that match the filter."""
     def __init__(
         self,
         *,
@@ -834,10 +973,11 @@ class Finished(_message.Message):
         time_to_first_token_ms: _builtins.float = ...,
         total_ms: _builtins.float = ...,
         lexical_ms: _builtins.float = ...,
+        filter_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_tokens", b"answer_tokens", "document_tokens", b"document_tokens", "lexical_ms", b"lexical_ms", "page_in_ms", b"page_in_ms", "question_tokens", b"question_tokens", "queue_ms", b"queue_ms", "reason", b"reason", "rounds", b"rounds", "routed_chunks", b"routed_chunks", "routed_documents", b"routed_documents", "routing_ms", b"routing_ms", "time_to_first_token_ms", b"time_to_first_token_ms", "total_ms", b"total_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_tokens", b"answer_tokens", "document_tokens", b"document_tokens", "filter_ms", b"filter_ms", "lexical_ms", b"lexical_ms", "page_in_ms", b"page_in_ms", "question_tokens", b"question_tokens", "queue_ms", b"queue_ms", "reason", b"reason", "rounds", b"rounds", "routed_chunks", b"routed_chunks", "routed_documents", b"routed_documents", "routing_ms", b"routing_ms", "time_to_first_token_ms", b"time_to_first_token_ms", "total_ms", b"total_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

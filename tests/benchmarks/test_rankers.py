@@ -71,7 +71,7 @@ def test_words_beside_routing_have_the_models_share() -> None:
     found = Hybrid(engine, memory, TEXTS).rank("Who sailed to Bergen?", 2)
     words = LexicalIndex()
     words.add(TEXTS.items())
-    prior = LexicalPrior(0.5, words.search("Who sailed to Bergen?", 11, DEPTH))
+    prior = LexicalPrior(0.5, words.search("Who sailed to Bergen?", DEPTH))
     served = engine.route("Who sailed to Bergen?", memory, 2, prior)
     assert found == [(document.number, document.score) for document in served]
     assert found[0][0] == 9

@@ -226,6 +226,33 @@ def test_forking_and_going_back(shell: Shell) -> None:
     assert [d["number"] for d in shell.lines("document", "list", "branch")] == [2]
 
 
+def test_filters(shell: Shell) -> None:
+    shell.text("memory", "create", "told")
+    lines = [
+        {"text": "Anna lived in Graz", "speaker": "Anna", "occurred_at": "2025-03-01T12:00:00Z"},
+        {"text": "Bob lived in Oslo", "speaker": "Bob", "metadata": {"app": "mail", "mood": ""}},
+        {"text": "Who lived where?", "role": "assistant", "metadata": {"app": "chat"}},
+    ]
+    shell.text("memory", "append", "told", stdin="\n".join(json.dumps(line) for line in lines))
+
+    def found(*options: str) -> list[int]:
+        listed = [d["number"] for d in shell.lines("document", "list", "told", *options)]
+        ranked = shell.lines("memory", "retrieve", "told", "Who lived where?", *options)
+        assert sorted(document["number"] for document in ranked) == listed
+        return listed
+
+    assert found("--speaker", "Anna", "--speaker", "Nobody") == [1]
+    assert found("--role", "assistant") == [3]
+    assert found("--occurred-from", "2025-01-01", "--occurred-before", "2026-01-01") == [1]
+    assert found("--metadata", "app=mail", "--metadata", "app=chat") == [2, 3]
+    assert found("--metadata", "app", "--metadata", "mood=") == [2]
+    answered = shell.text("memory", "query", "told", "Who lived where?", "--speaker", "Bob")
+    assert "Oslo" in answered and "Graz" not in answered
+    assert "No document matches" in shell.text("document", "list", "told", "--role", "tool")
+    refused = shell.error(ExitCode.INVALID, "document", "list", "told", "--speaker", "x" * 200)
+    assert (refused["reason"], refused["field"]) == ("TEXT_TOO_LONG", "filter.speakers[0]")
+
+
 def test_export_import_delete(shell: Shell, anna: str, tmp_path: Path) -> None:
     archive = tmp_path / "anna.archive"
     exported = shell.one("memory", "export", anna, archive)

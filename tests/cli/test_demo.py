@@ -64,9 +64,7 @@ def test_the_default_model_answers_nine_of_ten_from_the_turns_that_say_so() -> N
     words.add(texts.items())
     answers: dict[str, tuple[str, bool]] = {}
     for question in QUESTIONS:
-        prior = LexicalPrior(
-            engine.description.lexical_weight, words.search(question.text, len(texts), DEPTH)
-        )
+        prior = LexicalPrior(engine.description.lexical_weight, words.search(question.text, DEPTH))
         asked = Generate(question.text, OPTIONS.max_answer_tokens, prior=prior)
         events = finish(engine, engine.start(asked, memory))[0]
         text = "".join(event.text for event in events if isinstance(event, TextEvent))

@@ -18,6 +18,7 @@ from memsvc.client import (
     DeadlineExceededError,
     EncodingState,
     EtagMismatchError,
+    Filter,
     Generation,
     InvalidArgumentError,
     MemoryState,
@@ -217,3 +218,37 @@ def test_the_blocking_client_does_the_same(server: LiveServer) -> None:
         assert [m.state for m in client.models.iterate()] == ["serving"]
         assert next(handle.watch()).revision == 1
         client.memories.delete("blocking")
+
+
+async def test_filters(client: AsyncClient) -> None:
+    await client.memories.create("told")
+    told = client.memory("told")
+    await told.append(
+        [
+            Turn(Role.USER, "Anna moved to Graz", occurred_at=NOON, speaker="Anna"),
+            Turn(Role.USER, "Bob moved to Oslo", speaker="Bob", metadata={"app": "mail"}),
+            Turn(Role.ASSISTANT, "Who moved where?", metadata={"app": "chat"}),
+        ]
+    )
+
+    async def found(only: Filter | None) -> list[int]:
+        listed = [d.number async for d in told.documents.iterate(page_size=1, only=only)]
+        ranked = await told.retrieve("Who moved where?", only=only)
+        assert sorted(d.number for d in ranked.documents) == listed
+        return listed
+
+    assert await found(None) == await found(Filter()) == [1, 2, 3]
+    assert await found(Filter(occurred_from=NOON)) == [1]
+    assert await found(Filter(occurred_before=NOON)) == []
+    assert await found(Filter(roles=Role.ASSISTANT)) == [3]
+    assert await found(Filter(roles=["assistant", Role.TOOL], speakers="Anna")) == []
+    assert await found(Filter(speakers=("Anna", "Bob"))) == [1, 2]
+    assert await found(Filter(metadata={"app": "mail"})) == [2]
+    assert await found(Filter(metadata={"app": ["mail", "chat"]})) == [2, 3]
+    assert await found(Filter(metadata={"app": ()})) == [2, 3]
+    answer = await told.ask("Who moved where?", only=Filter(speakers=["Bob"]))
+    assert [citation.number for citation in answer.citations] == [2] and "Oslo" in answer.text
+    assert answer.usage is not None and answer.usage.routed_documents == 1
+    with pytest.raises(InvalidArgumentError) as refused:
+        await told.ask("Who?", only=Filter(metadata={"App": "mail"}))
+    assert refused.value.field == "filter.metadata[0].key"

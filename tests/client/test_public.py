@@ -35,6 +35,7 @@ EXPORTED = {
     "EncodingState",
     "EtagMismatchError",
     "FailedPreconditionError",
+    "Filter",
     "Forked",
     "Generation",
     "ImportFormatError",

@@ -63,6 +63,7 @@ async def test_a_sound_worker_passes_and_nothing_is_left(
         (broken.Truncating, "limits: long document", "max_document_tokens (3000) is encoded"),
         (broken.Deaf, "route: relevance", "every question has the same ranking"),
         (broken.Prophetic, "route: snapshot", "lie above last_number 4"),
+        (broken.Indiscriminate, "route: filters", "do not match a filter: speakers"),
         (broken.Clinging, "route: deletion", "are found after they were deleted"),
         (broken.Mixing, "tenants", "another tenant's documents"),
         (broken.Abrupt, "query: events", "Finished came 0 times"),

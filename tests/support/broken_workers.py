@@ -175,6 +175,23 @@ class Clinging(Front):
         return self._known.setdefault(key, reply) if request.memory.deletion_epoch == 0 else reply
 
 
+class Indiscriminate(Front):
+    """Says that it knows filters, and heeds none."""
+
+    async def Route(self, request: Any, context: Any) -> Any:
+        request.ClearField("filter")
+        return await super().Route(request, context)
+
+
+class Unaware(Front):
+    """Of an earlier version: knows no filters, and says nothing of them."""
+
+    async def GetInfo(self, request: Any, context: Any) -> Any:
+        reply = await super().GetInfo(request, context)
+        reply.ClearField("filters")
+        return reply
+
+
 class Mixing(Front):
     """Finds a memory by its uid alone, whoever's it is."""
 

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from google.rpc import error_details_pb2
@@ -174,7 +174,7 @@ class Client:
         )
 
     def query(
-        self, ref: pb.MemoryRef, question: str, timeout: float | None = None, **more: int
+        self, ref: pb.MemoryRef, question: str, timeout: float | None = None, **more: Any
     ) -> aio.UnaryStreamCall[pb.QueryRequest, pb.QueryResponse]:
         """The call."""
         request = pb.QueryRequest(memory=ref, question=question, **more)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from model_adapter.blending import DEPTH, blend
+from model_adapter.indexes import Indexes
 from model_adapter.lexical import MAX_WORDS, LexicalIndex
-from model_adapter.lexicons import Lexicons
 from model_adapter.residency import HeldMemory, RoutingTable
 from tests.support.blocks import SEPARATE
 from tests.support.pages import key
@@ -36,36 +37,36 @@ def index_of(documents: dict[int, str]) -> LexicalIndex:
 
 def test_documents_that_share_words_are_found_best_first() -> None:
     index = index_of(BOATS)
-    assert list(index.search("Which boat did Anna buy?", 9, 10)) == [1, 5]
-    assert list(index.search("sailed", 9, 10)) == [1], "words are stemmed"
-    assert list(index.search("zurich", 9, 10)) == [5], "accents do not count"
-    assert index.search("nothing like that", 9, 10) == {}
-    assert list(index.search("boat", 9, 1)) == [5], "the shorter one; no more than asked for"
+    assert list(index.search("Which boat did Anna buy?", 10)) == [1, 5]
+    assert list(index.search("sailed", 10)) == [1], "words are stemmed"
+    assert list(index.search("zurich", 10)) == [5], "accents do not count"
+    assert index.search("nothing like that", 10) == {}
+    assert list(index.search("boat", 1)) == [5], "the shorter one; no more than asked for"
 
 
 def test_a_snapshot_does_not_see_later_documents() -> None:
     index = index_of(BOATS)
-    assert list(index.search("boat", 4, 10)) == [1]
+    assert list(index.search("boat", 10, np.array([1, 2]))) == [1]
 
 
 @given(st.text(max_size=60))
 def test_no_question_is_syntax(question: str) -> None:
     index = index_of(BOATS)
-    assert set(index.search(question, 9, 10)) <= set(BOATS)
+    assert set(index.search(question, 10)) <= set(BOATS)
 
 
 @pytest.mark.parametrize(
     "question", ['"', "NEAR(boat", "text:boat*", "boat AND NOT chess", "^boat"]
 )
 def test_operators_are_words(question: str) -> None:
-    assert (1 in index_of(BOATS).search(question, 9, 10)) == ("boat" in question)
+    assert (1 in index_of(BOATS).search(question, 10)) == ("boat" in question)
 
 
 def test_a_very_long_question_is_cut() -> None:
     index = index_of(BOATS)
     filler = " ".join(f"w{n}" for n in range(MAX_WORDS))
-    assert index.search(f"{filler} boat", 9, 10) == {}
-    assert 1 in index.search(f"boat {filler * 20}", 9, 10)
+    assert index.search(f"{filler} boat", 10) == {}
+    assert 1 in index.search(f"boat {filler * 20}", 10)
 
 
 @given(st.lists(sentences, min_size=1, max_size=12), st.integers(0, 12), sentences)
@@ -78,7 +79,29 @@ def test_adding_bit_by_bit_ranks_as_adding_at_once(
     parts.add(numbered[:cut])
     parts.add(numbered[cut:])
     assert parts.last_number == whole.last_number == len(texts)
-    assert parts.search(question, 99, 9) == whole.search(question, 99, 9)
+    assert parts.search(question, 9) == whole.search(question, 9)
+
+
+odd_words = st.sampled_from(["red", "boat", "boats", "foo_bar", "_", "käse", "42", "the", "a_b_c"])
+
+
+@given(
+    st.lists(st.lists(odd_words, max_size=8).map(" ".join), max_size=14),
+    st.sets(st.integers(1, 16)),
+    st.lists(odd_words, max_size=6).map(" ".join),
+    st.integers(1, 12),
+)
+def test_a_search_among_some_is_that_of_an_index_of_them_alone(
+    texts: list[str], some: set[int], question: str, limit: int
+) -> None:
+    whole, part = LexicalIndex(), LexicalIndex()
+    whole.add(enumerate(texts, start=1))
+    part.add((n, text) for n, text in enumerate(texts, start=1) if n in some)
+    found = whole.search(question, limit, np.array(sorted(some), np.int64))
+    alone = part.search(question, 99)
+    assert set(found) <= set(alone) and len(found) == min(limit, len(alone))
+    assert list(found.values()) == pytest.approx(list(alone.values())[:limit])
+    assert list(found.values()) == pytest.approx([alone[n] for n in found])
 
 
 def test_what_is_erased_is_overwritten() -> None:
@@ -110,10 +133,22 @@ class Corpus:
             yield n, f"{self.name}{n} and {self.name}"
 
 
-def search(lexicons: Lexicons, held: HeldMemory, corpus: Corpus, question: str) -> list[int] | None:
-    found = lexicons.search(
-        held, question, corpus.count, 10, texts=corpus, check_wanted=lambda: None
+def ask(
+    lexicons: Indexes[LexicalIndex],
+    held: HeldMemory,
+    corpus: Corpus,
+    question: str,
+    check: Callable[[], None],
+) -> dict[int, float] | None:
+    return lexicons.ask(
+        held, lambda index: index.search(question, 10), documents=corpus, check_wanted=check
     )
+
+
+def search(
+    lexicons: Indexes[LexicalIndex], held: HeldMemory, corpus: Corpus, question: str
+) -> list[int] | None:
+    found = ask(lexicons, held, corpus, question, lambda: None)
     lexicons.check_integrity()
     return None if found is None else list(found)
 
@@ -125,7 +160,7 @@ def size_of(count: int) -> int:
 
 
 def test_an_index_is_made_once_and_follows_appends() -> None:
-    lexicons, held, corpus = Lexicons(1 << 24), memory(1), Corpus("cat", 3)
+    lexicons, held, corpus = Indexes(LexicalIndex, 1 << 24), memory(1), Corpus("cat", 3)
     assert search(lexicons, held, corpus, "cat2") == [2]
     assert search(lexicons, held, corpus, "cat4") == []
     corpus.count = 4
@@ -134,7 +169,7 @@ def test_an_index_is_made_once_and_follows_appends() -> None:
 
 
 def test_memories_do_not_share_words() -> None:
-    lexicons = Lexicons(1 << 24)
+    lexicons = Indexes(LexicalIndex, 1 << 24)
     cats, dogs = memory(1), memory(2)
     assert search(lexicons, cats, Corpus("cat", 3), "cat1 dog1") == [1]
     assert search(lexicons, dogs, Corpus("dog", 3), "cat1 dog1") == [1]
@@ -143,7 +178,7 @@ def test_memories_do_not_share_words() -> None:
 
 def test_the_least_recently_used_makes_room() -> None:
     one = size_of(MANY)
-    lexicons = Lexicons(2 * one + one // 2)
+    lexicons = Indexes(LexicalIndex, 2 * one + one // 2)
     held = [memory(n) for n in range(3)]
     corpora = [Corpus(f"w{n}x", MANY) for n in range(3)]
     for n in (0, 1, 0, 2):
@@ -156,7 +191,7 @@ def test_the_least_recently_used_makes_room() -> None:
 
 
 def test_an_index_without_room_is_not_tried_again_and_again() -> None:
-    lexicons, held, corpus = Lexicons(size_of(MANY) // 2), memory(1), Corpus("w", MANY)
+    lexicons, held, corpus = Indexes(LexicalIndex, size_of(MANY) // 2), memory(1), Corpus("w", MANY)
     assert search(lexicons, held, corpus, "w7") is None
     assert lexicons.bytes == 0
     assert search(lexicons, held, corpus, "w7") is None
@@ -166,7 +201,7 @@ def test_an_index_without_room_is_not_tried_again_and_again() -> None:
 
 
 def test_a_dropped_index_leaves_nothing() -> None:
-    lexicons, held = Lexicons(1 << 24), memory(1)
+    lexicons, held = Indexes(LexicalIndex, 1 << 24), memory(1)
     search(lexicons, held, Corpus("cat", 3), "cat1")
     assert lexicons.bytes > 0
     lexicons.drop(held)
@@ -185,16 +220,16 @@ def test_a_caller_that_left_stops_the_work_and_loses_nothing() -> None:
         if len(looks) == 2:
             raise GoneError
 
-    lexicons, held, corpus = Lexicons(1 << 24), memory(1), Corpus("w", MANY)
+    lexicons, held, corpus = Indexes(LexicalIndex, 1 << 24), memory(1), Corpus("w", MANY)
     with pytest.raises(GoneError):
-        lexicons.search(held, "w7", MANY, 10, texts=corpus, check_wanted=check)
+        ask(lexicons, held, corpus, "w7", check)
     lexicons.check_integrity()
     assert search(lexicons, held, corpus, "w7") == [7]
     assert corpus.asked[0] == 1 and corpus.asked[1] > 1, "the first batch was kept"
 
 
 def test_many_threads_and_little_room() -> None:
-    lexicons = Lexicons(2 * size_of(200))
+    lexicons = Indexes(LexicalIndex, 2 * size_of(200))
     held = [memory(n) for n in range(5)]
     wrong: list[object] = []
 
@@ -214,10 +249,10 @@ def test_many_threads_and_little_room() -> None:
     lexicons.check_integrity()
 
 
-def search_quietly(lexicons: Lexicons, held: HeldMemory, name: str) -> list[int] | None:
-    found = lexicons.search(
-        held, f"{name}7", 200, 10, texts=Corpus(name, 200), check_wanted=lambda: None
-    )
+def search_quietly(
+    lexicons: Indexes[LexicalIndex], held: HeldMemory, name: str
+) -> list[int] | None:
+    found = ask(lexicons, held, Corpus(name, 200), f"{name}7", lambda: None)
     return None if found is None else list(found)
 
 

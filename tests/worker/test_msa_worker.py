@@ -116,7 +116,7 @@ def prior_of(engine: Engine, question: str) -> LexicalPrior | None:
     weight = engine.description.lexical_weight
     index = LexicalIndex()
     index.add(enumerate(TEXTS, 1))
-    return LexicalPrior(weight, index.search(question, len(TEXTS), DEPTH)) if weight else None
+    return LexicalPrior(weight, index.search(question, DEPTH)) if weight else None
 
 
 def brief(event: pb.QueryResponse) -> tuple[object, ...]:

@@ -115,7 +115,7 @@ async def test_ranking(client: Client, tenant: str) -> None:
 async def test_a_ranking_says_where_its_scores_come_from(client: Client, tenant: str) -> None:
     await client.fill(tenant, MEMORY, TEXTS)
 
-    async def route(**more: float) -> pb.RouteResponse:
+    async def route(**more: Any) -> pb.RouteResponse:
         ref = client.ref(tenant, MEMORY, 3)
         return await client.stub.Route(pb.RouteRequest(memory=ref, question=CHESS, limit=3, **more))
 

@@ -1,8 +1,8 @@
-"""The lexical indexes of memories in use, within a budget of bytes.
+"""Indexes of memories in use, one kind of them, within a budget of bytes.
 
-An index is derived from the texts, as a block is, and lives shorter: it is made for the
-first question that asks for it, follows appends, and goes with its memory or when room
-is needed. It is never written anywhere.
+An index (of words, of attributes) is derived from the documents, as a block is, and lives
+shorter: it is made for the first question that asks for it, follows appends, and goes with
+its memory or when room is needed. It is never written anywhere.
 """
 
 from __future__ import annotations
@@ -11,38 +11,63 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Generic, Protocol, TypeVar
 
-from model_adapter.lexical import LexicalIndex
 from model_adapter.residency import HeldMemory
 
 #: Documents added between two looks at the budget and at whether the caller still waits.
-_BATCH_DOCUMENTS = 512
+BATCH_DOCUMENTS = 512
 
-#: (number, text) of the documents from a number on, ascending.
-Texts = Callable[[int], Iterable[tuple[int, str]]]
+Item = TypeVar("Item")
+Item_contra = TypeVar("Item_contra", contravariant=True)
+Found = TypeVar("Found")
+
+#: (number, what is indexed of it) of the documents from a number on, ascending.
+Documents = Callable[[int], Iterable[tuple[int, Item]]]
+
+
+class MemoryIndex(Protocol[Item_contra]):
+    """An index of one memory. last_number: of the last document in it; 0 for none."""
+
+    last_number: int
+
+    @property
+    def bytes(self) -> int:
+        """That it takes now."""
+
+    def add(self, documents: Iterable[tuple[int, Item_contra]]) -> None:
+        """Documents above last_number, ascending."""
+
+    def wipe(self) -> None:
+        """Overwrites and frees. Nothing else is called afterwards."""
+
+
+Kind = TypeVar("Kind", bound=MemoryIndex[Any])
 
 
 @dataclass(eq=False)
-class _Entry:
-    """One memory's index. busy: held by whoever builds, searches or wipes it.
+class _Entry(Generic[Kind]):
+    """One memory's index. busy: held by whoever builds, asks or wipes it.
 
     size: bytes, as last accounted. needed: bytes it had when it did not fit; 0 when it did.
     """
 
-    index: LexicalIndex | None = None
+    index: Kind | None = None
     busy: threading.Lock = field(default_factory=threading.Lock)
     size: int = 0
     needed: int = 0
     gone: bool = False
 
 
-class Lexicons:
-    """Thread-safe; different memories are built and searched side by side."""
+class Indexes(Generic[Kind]):
+    """Thread-safe; different memories are built and asked side by side."""
 
-    def __init__(self, budget_bytes: int) -> None:
+    def __init__(self, make: Callable[[], Kind], budget_bytes: int) -> None:
+        self._make = make
         self._budget = budget_bytes
         self._lock = threading.Lock()
-        self._entries: OrderedDict[HeldMemory, _Entry] = OrderedDict()
+        self._entries: OrderedDict[HeldMemory, _Entry[Kind]] = OrderedDict()
         self._bytes = 0
 
     @property
@@ -51,33 +76,32 @@ class Lexicons:
         with self._lock:
             return self._bytes
 
-    def search(
+    def ask(
         self,
         memory: HeldMemory,
-        question: str,
-        last_number: int,
-        limit: int,
+        question: Callable[[Kind], Found],
         *,
-        texts: Texts,
+        documents: Documents[Any],
         check_wanted: Callable[[], None],
-    ) -> dict[int, float] | None:
-        """BM25 of the best documents up to last_number; None when the index has no room.
+    ) -> Found | None:
+        """What the question finds in the memory's index; None when that has no room.
 
-        Brings the index up to last_number first. check_wanted: called between batches;
-        what it raises ends the work, and what was added stays. The memory must be pinned.
+        The index is brought up to the last of the documents first. check_wanted: called
+        between batches; what it raises ends the work, and what was added stays. The memory
+        must be pinned.
         """
         entry = self._take(memory)
         try:
             if entry.index is None and not self._worth_trying(entry):
                 return None
             if entry.index is None:
-                entry.index = LexicalIndex()
-            for batch in _batches(texts(entry.index.last_number + 1)):
+                entry.index = self._make()
+            for batch in batches(documents(entry.index.last_number + 1)):
                 check_wanted()
                 entry.index.add(batch)
                 if not self._account(entry):
                     return None
-            return entry.index.search(question, last_number, limit)
+            return question(entry.index)
         finally:
             entry.busy.release()
 
@@ -94,24 +118,24 @@ class Lexicons:
             assert self._bytes == sum(entry.size for entry in self._entries.values())
             assert self._bytes <= self._budget
 
-    def _take(self, memory: HeldMemory) -> _Entry:
+    def _take(self, memory: HeldMemory) -> _Entry[Kind]:
         """The memory's entry, held by the caller and the most recently used."""
         while True:
             with self._lock:
-                entry = self._entries.setdefault(memory, _Entry())
+                entry = self._entries.setdefault(memory, _Entry[Kind]())
                 self._entries.move_to_end(memory)
             entry.busy.acquire()
             if not entry.gone:
                 return entry
             entry.busy.release()  # it made room for another in between
 
-    def _worth_trying(self, entry: _Entry) -> bool:
+    def _worth_trying(self, entry: _Entry[Kind]) -> bool:
         """Whether an index that did not fit would now."""
         with self._lock:
             others = sum(e.size for e in self._entries.values() if e.busy.locked())
             return entry.needed + others <= self._budget
 
-    def _account(self, entry: _Entry) -> bool:
+    def _account(self, entry: _Entry[Kind]) -> bool:
         """Counts the entry's growth, dropping idle indexes for it; False: it is dropped itself."""
         assert entry.index is not None
         size = entry.index.bytes
@@ -131,7 +155,7 @@ class Lexicons:
             entry.gone, entry.needed = False, size
             return False
 
-    def _wipe(self, entry: _Entry) -> None:
+    def _wipe(self, entry: _Entry[Kind]) -> None:
         """Under the lock, and with the entry in nobody else's hands."""
         if entry.index is not None:
             entry.index.wipe()
@@ -139,13 +163,8 @@ class Lexicons:
         entry.index, entry.size, entry.gone = None, 0, True
 
 
-def _batches(documents: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+def batches(documents: Iterable[tuple[int, Item]]) -> Iterator[list[tuple[int, Item]]]:
     """In lists of some hundred."""
-    batch: list[tuple[int, str]] = []
-    for document in documents:
-        batch.append(document)
-        if len(batch) == _BATCH_DOCUMENTS:
-            yield batch
-            batch = []
-    if batch:
+    remaining = iter(documents)
+    while batch := list(islice(remaining, BATCH_DOCUMENTS)):
         yield batch

@@ -1,0 +1,50 @@
+"""What a question asks of its memory before the engine sees it: a filter's mask, and its words."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from model_adapter.engine import LexicalPrior
+from model_adapter.lease import Lease
+from model_adapter.masking import MaskedView
+from storage.filters import DocumentFilter
+
+#: The lease, and what of it the engine is to see.
+Leased: TypeAlias = tuple[Lease, Lease | MaskedView]
+
+
+@dataclass
+class Beside:
+    """What is asked of a memory beside routing. Seconds: that it took, indexing included.
+
+    limit: documents by words. weight: share of the words. wanted: None for all documents.
+    """
+
+    question: str
+    limit: int
+    weight: float
+    wanted: DocumentFilter | None
+    words_s: float = 0.0
+    filter_s: float = 0.0
+
+    def view(self, lease: Lease, unwanted: Callable[[], bool]) -> Lease | MaskedView:
+        """The memory as the filter leaves it."""
+        if self.wanted is None:
+            return lease
+        began = time.monotonic()
+        view = MaskedView(lease, lease.matching(self.wanted, unwanted))
+        self.filter_s = time.monotonic() - began
+        return view
+
+    def prior(
+        self, lease: Lease, view: Lease | MaskedView, unwanted: Callable[[], bool]
+    ) -> LexicalPrior | None:
+        """What the words say of the documents in view."""
+        began = time.monotonic()
+        among = None if view is lease else view.numbers_N
+        scores = lease.words(self.question, self.limit, unwanted, among)
+        self.words_s = time.monotonic() - began
+        return None if scores is None else LexicalPrior(self.weight, scores)
