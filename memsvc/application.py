@@ -13,6 +13,7 @@
     EncodingQueue          turns stored documents into blocks in the background
     Workers                clients of the model workers
     Limiter                what each tenant may use
+    Leading                which tenants this server leads
 
 `memsvc.server` builds it in this order and closes it in the opposite one.
 """
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from memsvc.encoding import EncodingQueue
     from memsvc.fields import Fields
     from memsvc.keys import Keys
+    from memsvc.leases import Leading
     from memsvc.limits import Limiter
     from memsvc.paging import PageTokens
     from memsvc.progress import Progress
@@ -67,6 +69,7 @@ class Application:
     encoding: EncodingQueue
     workers: Workers
     limiter: Limiter
+    leases: Leading
     authenticator: Authenticator
     audit: AuditTrail
     page_tokens: PageTokens

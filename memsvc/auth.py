@@ -142,8 +142,8 @@ class NewKey:
 class Authenticator:
     """Mints credentials and finds out whose one is.
 
-    Keys are cached, so that a call costs no query. Revoking through this server
-    drops the key from the cache, and one process alone serves a data folder.
+    Keys of tenants that this server leads are cached, so that a call costs no query:
+    revoking is done by the server that leads the tenant, and drops the key from the cache.
     calls: those in flight, which end with their credential.
     """
 
@@ -153,13 +153,17 @@ class Authenticator:
         server_key: ServerKey,
         tokens: TokenAuthenticator | None = None,
         clock: Callable[[], float] = time.time,
+        *,
         attempts: Attempts | None = None,
+        leads: Callable[[str], bool] = lambda _: True,
     ) -> None:
         """tokens: accepts JSON web tokens beside keys; None for keys alone.
 
-        attempts: bounds failed ones by address; None for no bound.
+        attempts: bounds failed ones by address; None for no bound. leads: whether this server
+        leads a tenant.
         """
         self._attempts = attempts or Attempts(0)
+        self._leads = leads
         self._catalog = catalog
         self._tokens = tokens
         self._hmac_key = server_key.derive("api keys")
@@ -223,6 +227,8 @@ class Authenticator:
         except TokenError as error:
             log.debug("a token was refused", extra={"why": str(error)})
             raise errors.credential_invalid() from error
+        if not self._leads(principal.tenant_uid):
+            self._tokens.forget_tenant(principal.tenant_uid)
         if principal.tenant_uid in self._closed_tenants:
             raise errors.credential_invalid()
         return principal
@@ -259,7 +265,7 @@ class Authenticator:
 
     async def _find(self, key_id: str, digest: bytes) -> ApiKeyRow | None:
         row = self._cache.get(digest)
-        if row is not None:
+        if row is not None and self._leads(row.tenant_uid):
             self._cache.move_to_end(digest)
             return row
         while True:
@@ -268,7 +274,7 @@ class Authenticator:
             # A revocation during the query makes its answer stale.
             if generation == self._generation:
                 break
-        if row is not None:
+        if row is not None and self._leads(row.tenant_uid):
             self._cache[row.digest] = row
             if len(self._cache) > _CACHED_KEYS:
                 self._cache.popitem(last=False)

@@ -232,6 +232,13 @@ class Config:
     max_memories_per_tenant: int = _setting(0, "Quota of a tenant. 0: none.", low=0)
     max_documents_per_memory: int = _setting(0, "Quota of a tenant. 0: none.", low=0)
     max_text_bytes_per_memory: int = _setting(0, "Quota of a tenant. 0: none.", low=0)
+    lease_s: float = _setting(
+        15.0,
+        "With PostgreSQL: how long a server that is not heard of keeps its tenants, unless its "
+        "process is seen to have ended.",
+        low=1,
+        high=600,
+    )
     open_environments: int = _setting(
         64, "Tenants whose LMDB environment stays open.", low=1, high=4096
     )

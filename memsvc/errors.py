@@ -71,6 +71,7 @@ CODES: Mapping[ErrorReason.ValueType, grpc.StatusCode] = {
     ErrorReason.DRAINING: Code.UNAVAILABLE,
     ErrorReason.CATALOG_UNAVAILABLE: Code.UNAVAILABLE,
     ErrorReason.STORE_UNAVAILABLE: Code.UNAVAILABLE,
+    ErrorReason.SERVED_ELSEWHERE: Code.UNAVAILABLE,
     ErrorReason.RECORD_CORRUPT: Code.DATA_LOSS,
     ErrorReason.MODEL_MISMATCH: Code.FAILED_PRECONDITION,
     ErrorReason.INTERNAL_FAULT: Code.INTERNAL,
@@ -378,6 +379,15 @@ def worker_unavailable(model: str, retry_after_s: float = 1.0) -> ApiError:
         "no worker serves the model right now",
         retry_after_s=retry_after_s,
         model=model,
+    )
+
+
+def served_elsewhere(retry_after_s: float = 0.2) -> ApiError:
+    """Another server leads the tenant; nothing was done."""
+    return ApiError(
+        ErrorReason.SERVED_ELSEWHERE,
+        "another server has this tenant's data now; nothing was done",
+        retry_after_s=retry_after_s,
     )
 
 

@@ -14,6 +14,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
@@ -24,14 +25,16 @@ from memsvc import errors
 from memsvc.audit import AUDITED, AuditTrail
 from memsvc.auth import OPEN_SERVICES, SCOPES, WHOLE_TENANT, Authenticator
 from memsvc.errors import ApiError
+from memsvc.leases import Leading
 from memsvc.limits import Admission, Limiter, Refusals
 from memsvc.limits.attempts import address
 from memsvc.limits.streams import received, within
 from memsvc.open_calls import OpenCall
 from memsvc.principal import Principal, set_principal
+from memsvc.v1 import memory_service_pb2
 from memsvc.v1.errors_pb2 import ErrorReason
 from memsvc.wire import METHODS, parse_request
-from storage.catalog import CatalogFullError, CatalogUnavailableError, Scope
+from storage.catalog import CatalogFullError, CatalogUnavailableError, LeaseLostError, Scope
 from storage.store import (
     CorruptRecordError,
     KeyMissingError,
@@ -43,6 +46,8 @@ log = logging.getLogger(__name__)
 
 #: How long a failed call's status may wait for a client that does not read.
 _ABORT_S = 2.0
+#: Its calls are about the data of the caller's tenant.
+_DATA_SERVICE = memory_service_pb2.DESCRIPTOR.services_by_name["MemoryService"].full_name
 
 #: Refusals of those who send too much, which some heed and some do not.
 _TOO_MUCH = frozenset(
@@ -67,7 +72,8 @@ class Gate(aio.ServerInterceptor):
     """Guards all calls of one server.
 
     draining: once set, new calls are refused; those inside go on.
-    limiter: which calls are let in. max_calls: calls that are being authenticated at once.
+    limiter: which calls are let in. leases: whose data is served here.
+    max_calls: calls that are being authenticated at once.
     idle_s: how long a stream's client may do nothing.
     observe: told of every call that ended: its path, outcome, seconds and tenant id.
     """
@@ -78,6 +84,7 @@ class Gate(aio.ServerInterceptor):
         audit: AuditTrail,
         draining: asyncio.Event,
         limiter: Limiter,
+        leases: Leading,
         *,
         max_calls: int,
         idle_s: float,
@@ -87,6 +94,7 @@ class Gate(aio.ServerInterceptor):
         self._audit = audit
         self._draining = draining
         self._limiter = limiter
+        self._leases = leases
         self._max_calls = max_calls
         self._idle_s = idle_s
         self._observe = observe
@@ -227,6 +235,8 @@ class Gate(aio.ServerInterceptor):
         if refusal is not None:
             await self._audit.refused(method, principal)
             raise refusal
+        if method.split("/")[1] == _DATA_SERVICE:
+            await self._leases.require(principal.tenant_uid)
         return principal
 
 
@@ -276,33 +286,38 @@ async def _abort(context: Context, refusal: ApiError) -> None:
         raise asyncio.CancelledError from None
 
 
+#: What a handler may raise, what the log says of it (empty: nothing) and how loudly, and what
+#: the caller is told. The first that fits.
+_TOLD: tuple[tuple[type[Exception], int, str, Callable[[], ApiError]], ...] = (
+    (CatalogFullError, 0, "", errors.storage_full),
+    (StorageFullError, 0, "", errors.storage_full),
+    (LeaseLostError, logging.WARNING, "tenant lost to another server", errors.served_elsewhere),
+    (CatalogUnavailableError, logging.ERROR, "catalog unavailable", errors.catalog_unavailable),
+    (StoreUnavailableError, logging.ERROR, "store unavailable", errors.store_unavailable),
+    # Who deleted the memory under the call destroyed it.
+    (KeyMissingError, logging.WARNING, "key missing", errors.memory_not_found),
+    (
+        CorruptRecordError,
+        logging.ERROR,
+        "corrupt record",
+        partial(errors.record_corrupt, "a stored record"),
+    ),
+)
+
+
 def _translated(method: str, error: Exception) -> ApiError:
     """What a caller is told of what a handler raised."""
+    if isinstance(error, ApiError):
+        return error
     extra = {"method": method}
-    match error:
-        case ApiError():
-            return error
-        case CatalogFullError() | StorageFullError():
-            return errors.storage_full()
-        case CatalogUnavailableError():
-            log.error("catalog unavailable", exc_info=error, extra=extra)
-            return errors.catalog_unavailable()
-        case StoreUnavailableError():
-            log.error("store unavailable", exc_info=error, extra=extra)
-            return errors.store_unavailable()
-        case CorruptRecordError():
-            return _unreadable(error, extra)
+    for kind, level, logged, told in _TOLD:
+        if isinstance(error, kind):
+            if logged:
+                log.log(level, logged, exc_info=error, extra=extra)
+            return told()
     incident = secrets.token_hex(8)
     log.error("internal fault", exc_info=error, extra={**extra, "incident": incident})
     return errors.internal_fault(incident)
-
-
-def _unreadable(error: CorruptRecordError, extra: dict[str, str]) -> ApiError:
-    if isinstance(error, KeyMissingError):  # Who deleted the memory under the call destroyed it.
-        log.warning("key missing", exc_info=error, extra=extra)
-        return errors.memory_not_found()
-    log.error("corrupt record", exc_info=error, extra=extra)
-    return errors.record_corrupt("a stored record")
 
 
 def _log_call(method: str, outcome: str, seconds: float) -> None:

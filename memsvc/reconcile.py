@@ -83,28 +83,47 @@ class _Held:
     foreign: int
 
 
+async def reconcile_tenant(application: Application, tenant: TenantRow) -> None:
+    """Runs every step for one tenant, before anything else is done for it. Raises StorageError,
+    CatalogError.
+    """
+    report = Report()
+    await _finish_deletions(application, report, tenant.uid)
+    if tenant.deleting_us is not None:
+        await _finish_tenant(application, tenant, report)
+    else:
+        await _try_reconcile(application, tenant, report)
+    if not report.clean:
+        log.warning("reconciled: %s", report)
+
+
 async def reconcile(application: Application) -> Report:
     """Runs every step. Call it before serving and before encoding starts."""
     report = Report()
     await _finish_deletions(application, report)
     await _finish_tenants(application, report)
     async for tenant in iterate_tenants(application):
-        try:
-            await _reconcile_tenant(application, tenant, report)
-        except StoreDamagedError as error:
-            # Its calls are refused with DATA_LOSS; the other tenants' are served.
-            log.error("%s", error)
-            report.damaged_stores.append(tenant.uid)
+        await _try_reconcile(application, tenant, report)
     if not report.clean:
         log.warning("reconciled: %s", report)
     return report
 
 
-async def _finish_deletions(application: Application, report: Report) -> None:
+async def _try_reconcile(application: Application, tenant: TenantRow, report: Report) -> None:
+    try:
+        await _reconcile_tenant(application, tenant, report)
+    except StoreDamagedError as error:
+        # Its calls are refused with DATA_LOSS; the other tenants' are served.
+        log.error("%s", error)
+        report.damaged_stores.append(tenant.uid)
+
+
+async def _finish_deletions(application: Application, report: Report, tenant_uid: str = "") -> None:
+    """tenant_uid: empty for those of all tenants."""
     catalog = application.catalog
-    for memory in await catalog.memories_in_state(MemoryState.DELETING):
+    for memory in await catalog.memories_in_state(MemoryState.DELETING, tenant_uid):
         report.memories_deleted += await _purge(application, memory)
-    for memory in await catalog.memories_in_state(MemoryState.IMPORTING):
+    for memory in await catalog.memories_in_state(MemoryState.IMPORTING, tenant_uid):
         row = await catalog.begin_delete_memory(
             memory.tenant_uid, memory.memory_id, None, uid=memory.uid
         )
@@ -114,26 +133,29 @@ async def _finish_deletions(application: Application, report: Report) -> None:
 
 async def _finish_tenants(application: Application, report: Report) -> None:
     """Tenants whose deletion a crash cut short. Nothing serves yet, so nothing is added."""
+    for tenant in await application.catalog.tenants_being_deleted():
+        await _finish_tenant(application, tenant, report)
+
+
+async def _finish_tenant(application: Application, tenant: TenantRow, report: Report) -> None:
     catalog = application.catalog
-    for tenant in await catalog.tenants_being_deleted():
-        purged = [
-            await _purge(
-                application,
-                await catalog.begin_delete_memory(tenant.uid, memory.memory_id, None),
-            )
-            async for memory in _memories(application, tenant)
-        ]
-        report.memories_deleted += sum(purged)
-        if all(purged) and not await _leaving(application, tenant):
-            await application.deletions.purge_tenant(tenant.uid)
-            await catalog.delete_tenant(tenant.uid)
-            report.tenants_deleted += 1
+    purged = [
+        await _purge(
+            application,
+            await catalog.begin_delete_memory(tenant.uid, memory.memory_id, None),
+        )
+        async for memory in _memories(application, tenant)
+    ]
+    report.memories_deleted += sum(purged)
+    if all(purged) and not await _leaving(application, tenant):
+        await application.deletions.purge_tenant(tenant.uid)
+        await catalog.delete_tenant(tenant.uid)
+        report.tenants_deleted += 1
 
 
 async def _leaving(application: Application, tenant: TenantRow) -> bool:
     """Whether a memory of the tenant is still marked: its store is damaged."""
-    marked = await application.catalog.memories_in_state(MemoryState.DELETING)
-    return any(memory.tenant_uid == tenant.uid for memory in marked)
+    return bool(await application.catalog.memories_in_state(MemoryState.DELETING, tenant.uid))
 
 
 async def _purge(application: Application, memory: MemoryRow) -> bool:

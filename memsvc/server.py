@@ -1,6 +1,6 @@
 """The server process: built, run, drained, closed.
 
-hold the data folder -> open the catalog -> reconcile -> start workers and
+hold the data folder -> open the catalog -> lead tenants, reconciled -> start workers and
 the encoding queue -> serve -> (SIGTERM) drain -> close in the opposite order
 """
 
@@ -31,12 +31,14 @@ from memsvc.fields import Fields
 from memsvc.gate import Gate
 from memsvc.importing import drop_abandoned
 from memsvc.keys import Keys, load_root_keys
+from memsvc.leases import Leading, Leases, SoleServer
 from memsvc.limits import Attempts, Limiter
 from memsvc.metrics import Metrics
 from memsvc.paging import PageTokens
+from memsvc.places import Place, take_place
 from memsvc.progress import Progress
 from memsvc.receipts import SEED_PURPOSE, Receipts
-from memsvc.reconcile import reconcile
+from memsvc.reconcile import reconcile, reconcile_tenant
 from memsvc.retention import expire
 from memsvc.setup import Initialised, hold, initialise, make_folders
 from memsvc.staging import Staging
@@ -51,7 +53,14 @@ from memsvc.v1 import memory_service_pb2_grpc as memory_grpc
 from memsvc.workers import Evicted, Workers
 from memsvc.writes import Writes
 from model_adapter.v1 import registry_pb2, registry_pb2_grpc
-from storage.catalog import Catalog, CatalogError, MemoryRow, MemoryState
+from storage.catalog import (
+    Catalog,
+    CatalogError,
+    MemoryRow,
+    MemoryState,
+    TenantRow,
+    is_shared,
+)
 from storage.store import StorageError
 
 __all__ = ["Initialised", "Server", "ServerStartError", "initialise", "open_server", "run"]
@@ -145,10 +154,9 @@ async def open_server(config: Config) -> AsyncIterator[Server]:
     Raises DataFolderError, ServerKeyError, RootKeyError, ServerStartError.
     """
     async with AsyncExitStack() as stack:
-        stack.enter_context(hold(config.folder))
-        make_folders(config.folder)
-        application = await _build(config, stack)
-        await reconcile(application)
+        place = _take_hold(config, stack)
+        application = await _build(config, stack, place)
+        await _lead(application, stack)
         await application.workers.start()
         stack.push_async_callback(application.workers.close)
         await application.encoding.start()
@@ -167,7 +175,46 @@ async def open_server(config: Config) -> AsyncIterator[Server]:
             await server.drain(config.drain_grace_s)
 
 
-async def _build(config: Config, stack: AsyncExitStack) -> Application:
+def _take_hold(config: Config, stack: AsyncExitStack) -> Place | None:
+    """The data folder as this server alone uses it; its own place in it, where it shares the
+    catalog with others. Raises DataFolderError, ServerStartError.
+    """
+    try:
+        shared = is_shared(config.catalog_url)
+    except CatalogError as error:
+        raise ServerStartError(str(error)) from error
+    stack.enter_context(hold(config.folder, shared=shared))
+    make_folders(config.folder)
+    if not shared:
+        return None
+    place = stack.enter_context(take_place(config.folder.root))
+    make_folders(place.data)
+    return place
+
+
+async def _lead(application: Application, stack: AsyncExitStack) -> None:
+    """Reconciles what this server leads, before anything is served or encoded."""
+    leases = application.leases
+    if not isinstance(leases, Leases):
+        await reconcile(application)
+        return
+
+    async def take_over(tenant: TenantRow) -> None:
+        application.limiter.forget(tenant.uid)
+        await reconcile_tenant(application, tenant)
+        application.encoding.wake()
+
+    async def lost(tenant_uid: str) -> None:
+        await application.workers.evict(tenant_uid, "")
+
+    stack.push_async_callback(leases.stop)
+    try:
+        await leases.start(take_over, lost)
+    except CatalogError as error:
+        raise ServerStartError(str(error)) from error
+
+
+async def _build(config: Config, stack: AsyncExitStack, place: Place | None = None) -> Application:
     """The parts, in the order they need each other."""
     server_key = load_server_key(config.folder.server_key)
     try:
@@ -181,6 +228,10 @@ async def _build(config: Config, stack: AsyncExitStack) -> Application:
     except CatalogError as error:
         raise ServerStartError(str(error)) from error
     stack.push_async_callback(catalog.close)
+    leases: Leading = SoleServer()
+    if place is not None:
+        leases = Leases(catalog, place, config.lease_s)
+        stack.push_async_callback(leases.close)
     tokens = TokenAuthenticator(catalog, verifier) if verifier is not None else None
     stores = Stores(
         config.folder,
@@ -190,7 +241,8 @@ async def _build(config: Config, stack: AsyncExitStack) -> Application:
     )
     stack.push_async_callback(stores.close)
     progress = Progress()
-    workers = Workers(config, catalog, towards_workers)
+    data = place.data if place is not None else config.folder
+    workers = Workers(config, catalog, towards_workers, data)
     limiter = Limiter(config, catalog.quotas)
     encoding = EncodingQueue(
         config, catalog, stores, progress, workers, spend_tokens=limiter.spend_tokens
@@ -202,7 +254,7 @@ async def _build(config: Config, stack: AsyncExitStack) -> Application:
 
     receipts = Receipts(config.folder, server_key.derive(SEED_PURPOSE))
     receipts.publish()
-    staging = Staging(config.folder, config.transfer_keep_s)
+    staging = Staging(data, config.transfer_keep_s)
 
     async def evict(tenant_uid: str, memory_uid: str) -> Evicted:
         staging.forget(tenant_uid, memory_uid)
@@ -211,7 +263,7 @@ async def _build(config: Config, stack: AsyncExitStack) -> Application:
     deletions = Deletions(catalog, stores, keys, receipts, evict)
     return Application(
         config=config,
-        data=config.folder,
+        data=data,
         keys=keys,
         fields=Fields(keys),
         catalog=catalog,
@@ -224,11 +276,13 @@ async def _build(config: Config, stack: AsyncExitStack) -> Application:
         encoding=encoding,
         workers=workers,
         limiter=limiter,
+        leases=leases,
         authenticator=Authenticator(
             catalog,
             server_key,
             tokens,
             attempts=Attempts(config.failed_credentials_per_minute),
+            leads=leases.leads,
         ),
         audit=AuditTrail(catalog, server_key),
         page_tokens=PageTokens(server_key.derive("page tokens")),
@@ -252,6 +306,7 @@ def _make_server(application: Application, metrics: Metrics | None) -> Server:
         application.audit,
         application.draining,
         application.limiter,
+        application.leases,
         max_calls=config.max_concurrent_calls,
         idle_s=config.stream_idle_s,
         observe=metrics.call if metrics is not None else None,

@@ -109,9 +109,10 @@ def make_folders(folder: DataFolder) -> None:
 
 
 @contextmanager
-def hold(folder: DataFolder) -> Iterator[None]:
+def hold(folder: DataFolder, *, shared: bool = False) -> Iterator[None]:
     """Holds the data folder's lock; the kernel frees it when the process ends.
 
+    shared: beside others that hold it so.
     Raises DataFolderError when there is no folder or another process holds it.
     """
     try:
@@ -120,7 +121,7 @@ def hold(folder: DataFolder) -> Iterator[None]:
         raise DataFolderError(f"{folder.root} is no data folder; run `memsvc init`") from error
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise DataFolderError(f"another memsvc process holds {folder.root}") from error
         yield

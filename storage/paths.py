@@ -11,6 +11,8 @@ class DataFolder:
     """Layout of one data folder. Holds names only; makes nothing by itself."""
 
     root: Path
+    #: A server's own folder, where several share the data folder; None: the root.
+    own: Path | None = None
 
     @property
     def catalog(self) -> Path:
@@ -30,17 +32,23 @@ class DataFolder:
     @property
     def worker_socket(self) -> Path:
         """Unix socket of the supervised worker."""
-        return self.root / "worker.sock"
+        return (self.own or self.root) / "worker.sock"
 
     @property
     def lock(self) -> Path:
-        """Held by the one memsvc process that writes here."""
+        """Held by the one memsvc process that writes here, or shared by the servers that lead
+        tenants of one catalog.
+        """
         return self.root / "memsvc.lock"
 
     @property
     def staging(self) -> Path:
         """Imports and exports on their way; emptied at start."""
-        return self.root / "staging"
+        return (self.own or self.root) / "staging"
+
+    def server(self, uid: str) -> Path:
+        """Folder of one of several servers; with it goes what it left."""
+        return self.root / "servers" / uid
 
     @property
     def root_key(self) -> Path:

@@ -62,7 +62,7 @@ class AdminHandler:
         model_id = ""
         if wanted.default_model:
             model_id = names.parse_model("tenant.default_model", wanted.default_model)
-        tenant = await find_tenant(self._app, "tenant.name", wanted.name)
+        tenant = await find_tenant(self._app, "tenant.name", wanted.name, to_change=True)
         try:
             row = await self._catalog.update_tenant(
                 tenant.tenant_id,
@@ -97,7 +97,7 @@ class AdminHandler:
         After a failure the call may be repeated; after a crash the next start finishes it.
         """
         caller = require_operator()
-        tenant = await find_tenant(self._app, "name", request.name)
+        tenant = await find_tenant(self._app, "name", request.name, to_change=True)
         if tenant.uid == caller.tenant_uid:
             raise errors.field_invalid("name", "must not be the tenant of the calling key")
         self._app.authenticator.close_tenant(tenant.uid)
@@ -125,9 +125,8 @@ class AdminHandler:
 
     async def _delete_memories(self, tenant: TenantRow) -> None:
         """Also those whose deletion a crash cut short."""
-        for row in await self._catalog.memories_in_state(MemoryState.DELETING):
-            if row.tenant_uid == tenant.uid:
-                await self._app.deletions.purge_memory(row)
+        for row in await self._catalog.memories_in_state(MemoryState.DELETING, tenant.uid):
+            await self._app.deletions.purge_memory(row)
         while True:
             rows, _ = await self._catalog.list_memories(tenant.uid, validation.MAX_PAGE, None)
             if not rows:

@@ -22,8 +22,14 @@ def require_operator() -> Principal:
     return caller
 
 
-async def find_tenant(application: Application, field: str, name: str) -> TenantRow:
-    """The tenant of that name, if the caller may manage it. Raises TENANT_NOT_FOUND."""
+async def find_tenant(
+    application: Application, field: str, name: str, *, to_change: bool = False
+) -> TenantRow:
+    """The tenant of that name, if the caller may manage it. Raises TENANT_NOT_FOUND.
+
+    to_change: the server that leads it must make the change, as it keeps in mind what it has
+    read of keys, limits and memories. Also raises SERVED_ELSEWHERE then.
+    """
     tenant_id, caller = names.parse_tenant(field, name), current_principal()
     if not caller.operator and tenant_id != caller.tenant_id:
         raise errors.tenant_not_found(field)
@@ -34,4 +40,6 @@ async def find_tenant(application: Application, field: str, name: str) -> Tenant
     # The caller's own may have been deleted meanwhile and another one taken its name.
     if not caller.operator and tenant.uid != caller.tenant_uid:
         raise errors.tenant_not_found(field)
+    if to_change:
+        await application.leases.require(tenant.uid)
     return tenant

@@ -107,7 +107,8 @@ class KeysHandler:
     async def _find(self, name: str) -> tuple[TenantRow, ApiKeyRow]:
         """The key, if the caller may end it: an operator's is the operator's alone."""
         tenant_id, key_id = names.parse_api_key("name", name)
-        tenant = await find_tenant(self._app, "name", names.tenant_name(tenant_id))
+        name_of_tenant = names.tenant_name(tenant_id)
+        tenant = await find_tenant(self._app, "name", name_of_tenant, to_change=True)
         row = await self._catalog.find_api_key(key_id, tenant.uid)
         if row is None:
             raise errors.api_key_not_found()

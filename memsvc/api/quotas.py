@@ -29,7 +29,7 @@ class QuotasHandler:
         """Operator only: a tenant does not set its own limits."""
         require_operator()
         changes = _changes(request)
-        tenant = await self._tenant("quotas.name", request.quotas.name)
+        tenant = await self._tenant("quotas.name", request.quotas.name, to_change=True)
         try:
             await self._app.catalog.set_quotas(tenant.uid, changes)
         except NotFoundError as error:
@@ -38,9 +38,9 @@ class QuotasHandler:
             self._app.limiter.forget(tenant.uid)
         return await self._wire(tenant)
 
-    async def _tenant(self, field: str, name: str) -> TenantRow:
-        tenant_id = names.parse_quotas(field, name)
-        return await find_tenant(self._app, field, names.tenant_name(tenant_id))
+    async def _tenant(self, field: str, name: str, *, to_change: bool = False) -> TenantRow:
+        name = names.tenant_name(names.parse_quotas(field, name))
+        return await find_tenant(self._app, field, name, to_change=to_change)
 
     async def _wire(self, tenant: TenantRow) -> pb.TenantQuotas:
         own = await self._app.catalog.quotas(tenant.uid)

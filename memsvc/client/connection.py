@@ -50,7 +50,8 @@ class TLS:
 
 @dataclass(frozen=True)
 class Connection:
-    """address: "host:port" or "unix:/path". api_key: as `memsvc init` printed it, or a token."""
+    """address: "host:port", "unix:/path", or several servers of one catalog: "ipv4:IP:port,IP:port"
+    or "dns:name:port". api_key: as `memsvc init` printed it, or a token."""
 
     address: str
     api_key: str = field(repr=False)

@@ -19,7 +19,7 @@ Reply = TypeVar("Reply")
 #: A reply of a list in the FULL view is the largest message a server sends.
 _MAX_RECEIVE_BYTES = 128 << 20
 
-_OPTIONS = (
+_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.max_receive_message_length", _MAX_RECEIVE_BYTES),
     # A server that comes back is found soon; the retry policy paces the calls.
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -29,13 +29,17 @@ _OPTIONS = (
 
 
 def _channel(connection: Connection) -> grpc.aio.Channel:
+    address, options = connection.address, _OPTIONS
+    if "," in address or address.startswith("dns:"):
+        # Of several servers one leads the tenant: the next try goes to the next one.
+        options = (*options, ("grpc.lb_policy_name", "round_robin"))
     if connection.tls is None:
-        return grpc.aio.insecure_channel(connection.address, options=_OPTIONS)
+        return grpc.aio.insecure_channel(address, options=options)
     tls = connection.tls
     credentials = grpc.ssl_channel_credentials(
         tls.root_certificates, tls.private_key, tls.certificate_chain
     )
-    return grpc.aio.secure_channel(connection.address, credentials, options=_OPTIONS)
+    return grpc.aio.secure_channel(address, credentials, options=options)
 
 
 class Deadline:

@@ -137,6 +137,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: the catalog's database does not answer; retry after RetryInfo."""
     STORE_UNAVAILABLE: _ErrorReason.ValueType  # 74
     """UNAVAILABLE: the store's disk cannot be read or written right now; nothing was written; retry after RetryInfo."""
+    SERVED_ELSEWHERE: _ErrorReason.ValueType  # 75
+    """UNAVAILABLE: another server has the tenant's data now; nothing was done; retry, at once at another server."""
     RECORD_CORRUPT: _ErrorReason.ValueType  # 80
     """DATA_LOSS: a stored record failed its checksum and cannot be rebuilt, or the tenant's store is damaged as a whole."""
     MODEL_MISMATCH: _ErrorReason.ValueType  # 81
@@ -250,6 +252,8 @@ CATALOG_UNAVAILABLE: ErrorReason.ValueType  # 73
 """UNAVAILABLE: the catalog's database does not answer; retry after RetryInfo."""
 STORE_UNAVAILABLE: ErrorReason.ValueType  # 74
 """UNAVAILABLE: the store's disk cannot be read or written right now; nothing was written; retry after RetryInfo."""
+SERVED_ELSEWHERE: ErrorReason.ValueType  # 75
+"""UNAVAILABLE: another server has the tenant's data now; nothing was done; retry, at once at another server."""
 RECORD_CORRUPT: ErrorReason.ValueType  # 80
 """DATA_LOSS: a stored record failed its checksum and cannot be rebuilt, or the tenant's store is damaged as a whole."""
 MODEL_MISMATCH: ErrorReason.ValueType  # 81

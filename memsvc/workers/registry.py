@@ -22,6 +22,7 @@ from memsvc.workers.supervisor import SocketPlace, WorkerCommand
 from model_adapter.v1 import model_adapter_pb2 as pb
 from storage.catalog import Catalog, ModelRow, NotFoundError
 from storage.layout import LayoutError
+from storage.paths import DataFolder
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +66,12 @@ class Workers:
         config: Config,
         catalog: Catalog,
         credentials: grpc.ChannelCredentials | None = None,
+        data: DataFolder | None = None,
     ) -> None:
-        """credentials: towards workers on TCP; None for no TLS."""
+        """credentials: towards workers on TCP; None for no TLS. data: where a supervised
+        worker's socket lies, if not right in the data folder.
+        """
+        self._data = data or config.folder
         self._credentials = credentials
         self._config = config
         self._catalog = catalog
@@ -89,7 +94,7 @@ class Workers:
                 RemoteEndpoint(address, self._announce, self._withdraw, self._credentials)
             )
         if not self._endpoints and named != NO_WORKERS:
-            self._place = SocketPlace(self._config.folder)
+            self._place = SocketPlace(self._data)
             command = WorkerCommand.from_config(self._config)
             self._endpoints.append(
                 SupervisedEndpoint(command, self._place, self._announce, self._withdraw)

@@ -2,13 +2,14 @@
 
 from storage.catalog.audit_chain import BrokenChainError, follow
 from storage.catalog.catalog import Catalog
-from storage.catalog.database import sqlite_url
+from storage.catalog.database import is_shared, sqlite_url
 from storage.catalog.errors import (
     AlreadyExistsError,
     CatalogError,
     CatalogFullError,
     CatalogUnavailableError,
     ConflictError,
+    LeaseLostError,
     ModelNotFoundError,
     NotFoundError,
     RequestIdReusedError,
@@ -49,6 +50,7 @@ __all__ = [
     "DocumentRow",
     "EncodingRow",
     "EncodingState",
+    "LeaseLostError",
     "MemoryRow",
     "MemoryState",
     "ModelNotFoundError",
@@ -66,6 +68,7 @@ __all__ = [
     "UsageRow",
     "current_revision",
     "follow",
+    "is_shared",
     "migrate",
     "sqlite_url",
 ]

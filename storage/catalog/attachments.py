@@ -122,7 +122,7 @@ class Attachments(CatalogPart):
         follows no other default. Raises NotFoundError (memory), ModelNotFoundError.
         """
         which = memories.c.uid == memory_uid
-        async with self._database.writing() as connection:
+        async with self._leading(memory_uid=memory_uid) as connection:
             await self._locked(connection, memory_uid)
             query = select(models.c.identity).where(models.c.model_id == model_id)
             identity: str | None = (await connection.execute(query)).scalar_one_or_none()
@@ -142,7 +142,7 @@ class Attachments(CatalogPart):
         NotFoundError (memory).
         """
         which = memories.c.uid == memory_uid
-        async with self._database.writing() as connection:
+        async with self._leading(memory_uid=memory_uid) as connection:
             memory = await self._locked(connection, memory_uid)
             if memory.default_model_id == model_id:
                 raise ConflictError(f"model {model_id} answers for memory {memory_uid}")
@@ -175,6 +175,9 @@ class Attachments(CatalogPart):
         values = {name: value for name, value in given.items() if value is not None}
         async with self._database.writing() as connection:
             if default_model_id is not None:
+                uid = (await connection.execute(select(tenants.c.uid).where(which))).scalar()
+                if uid is not None and self._server_uid:
+                    await self._require_lease(connection, uid, "")
                 await keep_memories_out(self._database, connection)
             found = select(tenants).where(which).with_for_update()
             if (await connection.execute(found)).first() is None:

@@ -6,15 +6,16 @@ import asyncio
 import functools
 import secrets
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select, true
 
 from storage.catalog.connections import Database, Statements
-from storage.catalog.errors import RequestIdReusedError, RequestRepeatedError
+from storage.catalog.errors import LeaseLostError, RequestIdReusedError, RequestRepeatedError
 from storage.catalog.rows import RequestRecord
-from storage.catalog.tables import requests
+from storage.catalog.tables import leases, memories, requests, tenants
 
 #: Most rows one page may hold; a caller's limit above it is cut.
 MAX_PAGE = 1000
@@ -90,6 +91,50 @@ class CatalogPart:
     def __init__(self, database: Database, clock_us: Callable[[], int]) -> None:
         self._database = database
         self._clock_us = clock_us
+        #: This server and its place, where several share the catalog; else empty.
+        self._server_uid = ""
+        self._place = ""
+        #: The fence under which this server leads each of its tenants.
+        self._fences: dict[str, int] = {}
+
+    def _led(self, tenant_uid: ColumnElement[str]) -> ColumnElement[bool]:
+        """Tenants whose work is this server's: all, where it alone uses the catalog."""
+        if not self._server_uid:
+            return true()
+        mine = select(leases.c.tenant_uid).where(leases.c.server_uid == self._server_uid)
+        return tenant_uid.in_(mine)
+
+    @asynccontextmanager
+    async def _leading(
+        self, *, tenant_uid: str = "", memory_uid: str = ""
+    ) -> AsyncIterator[Statements]:
+        """A transaction that writes what is a tenant's, named itself or by a memory.
+
+        Where several servers share the catalog it commits only if this one still leads the
+        tenant: the lease cannot change hands before it ends. Raises LeaseLostError.
+        """
+        async with self._database.writing() as connection:
+            if self._server_uid:
+                await self._require_lease(connection, tenant_uid, memory_uid)
+            yield connection
+
+    async def _require_lease(
+        self, connection: Statements, tenant_uid: str, memory_uid: str
+    ) -> None:
+        owner = select(memories.c.tenant_uid).where(memories.c.uid == memory_uid)
+        tenant = tenant_uid or owner.scalar_subquery()
+        held = select(leases).where(leases.c.tenant_uid == tenant).with_for_update(read=True)
+        lease = (await connection.execute(held)).one_or_none()
+        if lease is None:
+            known = select(tenants.c.uid).where(tenants.c.uid == tenant_uid)
+            if (await connection.execute(known if tenant_uid else owner)).first() is None:
+                return  # There is no such thing, as the caller is about to find.
+        elif (lease.server_uid, lease.fence) == (
+            self._server_uid,
+            self._fences.get(lease.tenant_uid),
+        ):
+            return
+        raise LeaseLostError("another server leads the tenant")
 
     async def _find_request(
         self, connection: Statements, tenant_uid: str, request_id: str

@@ -17,6 +17,7 @@ from storage.catalog.documents import Documents
 from storage.catalog.encodings import Encodings
 from storage.catalog.forks import Forks
 from storage.catalog.imports import Imports
+from storage.catalog.leases import Leases
 from storage.catalog.memories import Memories
 from storage.catalog.models import Models
 from storage.catalog.quotas import Quotas
@@ -39,6 +40,7 @@ class Catalog(
     Encodings,
     Usage,
     Quotas,
+    Leases,
     Audit,
     CatalogPart,
 ):

@@ -21,7 +21,12 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.sql.schema import Table
 
-from storage.catalog.database import make_postgres_engine, make_sqlite_engine, translated_errors
+from storage.catalog.database import (
+    IDLE_TRANSACTION_S,
+    make_postgres_engine,
+    make_sqlite_engine,
+    translated_errors,
+)
 from storage.catalog.errors import CatalogUnavailableError
 from storage.failpoints import Failpoint, reach
 
@@ -74,7 +79,7 @@ class Database:
         if self.is_sqlite:
             self.engine = make_sqlite_engine(url)
         else:
-            self._async_engine = make_postgres_engine(url)
+            self._async_engine = make_postgres_engine(url, idle_transaction_s=IDLE_TRANSACTION_S)
             self.engine = self._async_engine.sync_engine
         self._writers = ThreadPoolExecutor(1, "catalog-writer")
         self._readers = ThreadPoolExecutor(READERS, "catalog-reader")

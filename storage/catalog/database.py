@@ -31,6 +31,9 @@ BUSY_TIMEOUT_S = 10
 CONNECT_TIMEOUT_S = 10
 #: How long PostgreSQL may take over one statement.
 STATEMENT_TIMEOUT_S = 60
+#: How long a transaction may stand still, as one does whose process was stopped: then PostgreSQL
+#: ends it, and whoever waits for its locks goes on.
+IDLE_TRANSACTION_S = 30
 
 _DRIVERS = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+asyncpg"}
 
@@ -57,15 +60,28 @@ def database_url(url: str) -> URL:
     return parsed.set(drivername=_DRIVERS[backend])
 
 
+def is_shared(url: str) -> bool:
+    """Whether several server processes may use the catalog at `url`. Raises CatalogError."""
+    return database_url(url).get_backend_name() != "sqlite"
+
+
 def sqlite_url(path: Path) -> str:
     """URL of the SQLite catalog at `path`."""
     return URL.create("sqlite", database=str(path)).render_as_string()
 
 
 def make_postgres_engine(
-    url: URL, *, pool_size: int = 8, statement_timeout_s: int = STATEMENT_TIMEOUT_S
+    url: URL,
+    *,
+    pool_size: int = 8,
+    statement_timeout_s: int = STATEMENT_TIMEOUT_S,
+    idle_transaction_s: int = 0,
 ) -> AsyncEngine:
-    """An engine for a PostgreSQL `url` of `database_url`; connects on first use."""
+    """An engine for a PostgreSQL `url` of `database_url`; connects on first use.
+
+    idle_transaction_s: 0 for no limit.
+    """
+    idle = {"idle_in_transaction_session_timeout": f"{idle_transaction_s}s"}
     return create_async_engine(
         url,
         pool_size=pool_size,
@@ -74,7 +90,11 @@ def make_postgres_engine(
         pool_pre_ping=True,
         # No value of a statement gets into an error's text.
         hide_parameters=True,
-        connect_args={"timeout": CONNECT_TIMEOUT_S, "command_timeout": statement_timeout_s},
+        connect_args={
+            "timeout": CONNECT_TIMEOUT_S,
+            "command_timeout": statement_timeout_s,
+            "server_settings": idle,
+        },
     )
 
 

@@ -124,7 +124,7 @@ class Documents(CatalogPart):
             "document_count": memories.c.document_count + len(documents),
             "text_bytes": memories.c.text_bytes + text_bytes,
         }
-        async with self._database.writing() as connection:
+        async with self._leading(memory_uid=memory_uid) as connection:
             above = memories.c.last_number < documents[0].number
             row = await self._advance(
                 connection, memory_uid, expected_revision, values, request, above
@@ -171,7 +171,7 @@ class Documents(CatalogPart):
         chosen: Sequence[int],
         request: RequestRecord | None,
     ) -> MemoryRow:
-        async with self._database.writing() as connection:
+        async with self._leading(memory_uid=memory_uid) as connection:
             values: dict[str, Any] = {
                 "revision": expected_revision + 1,
                 "deletion_epoch": memories.c.deletion_epoch + 1,
@@ -356,7 +356,7 @@ class Documents(CatalogPart):
         Live documents and unknown numbers among them are left alone.
         """
         removed = _table.c.revision_removed.is_not(None)
-        async with self._database.writing() as connection:
+        async with self._leading(memory_uid=memory_uid) as connection:
             for some in _slices(sorted(set(numbers))):
                 await connection.execute(
                     delete(_table).where(

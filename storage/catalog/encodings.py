@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row, delete, func, insert, not_, select, update
+from sqlalchemy import Row, delete, func, insert, not_, select, true, update
 
 from storage.catalog.base import MAX_BOUND, MAX_PAGE, CatalogPart, page_size, reads, writes
 from storage.catalog.connections import Statements
@@ -45,7 +45,7 @@ class Encodings(CatalogPart):
 
     @writes
     async def _make_encoding(self, memory_uid: str, model_id: str, identity: str) -> EncodingRow:
-        async with self._database.writing() as connection:
+        async with self._leading(memory_uid=memory_uid) as connection:
             memory = await self._lock_memory(connection, memory_uid)
             which = (encodings.c.memory_uid == memory_uid, encodings.c.model_id == model_id)
             found = select(encodings.c.identity).where(*which)
@@ -116,6 +116,7 @@ class Encodings(CatalogPart):
             encodings.c.failure == "",
             BEHIND if behind else not_(BEHIND),
             memories.c.state == MemoryState.ACTIVE.value,
+            self._led(memories.c.tenant_uid),
         )
         age = (encodings.c.waiting_since_us, encodings.c.memory_uid)
         query = encoding_query().where(*waiting).order_by(*age).limit(limit)
@@ -146,6 +147,7 @@ class Encodings(CatalogPart):
                 encodings.c.pending_documents > 0,
                 not_(BEHIND),
                 NOT_DELETING,
+                self._led(memories.c.tenant_uid),
             )
             .group_by(memories.c.tenant_uid)
         )
@@ -193,7 +195,7 @@ class Encodings(CatalogPart):
         or was rewound so that more documents wait than the batch covers;
         NotFoundError (memory or encoding).
         """
-        async with self._database.writing() as connection:
+        async with self._leading(memory_uid=memory_uid) as connection:
             memory = await self._lock_memory(connection, memory_uid)
             encoding = await self._lock_encoding(connection, memory_uid, model_id)
             above = encoding.encoded_number
@@ -275,7 +277,7 @@ class Encodings(CatalogPart):
         if not failure:
             raise ValueError("a failure needs a reason")
         waiting = encodings.c.pending_documents > 0
-        async with self._database.writing() as connection:
+        async with self._leading(memory_uid=memory_uid) as connection:
             await connection.execute(
                 update(encodings)
                 .where(
@@ -287,7 +289,12 @@ class Encodings(CatalogPart):
     @writes
     async def resume_encodings(self, model_id: str) -> int:
         """Lets the model's failed encodings be tried again; returns how many."""
-        failed = (encodings.c.model_id == model_id, encodings.c.failure != "")
+        mine = select(memories.c.uid).where(self._led(memories.c.tenant_uid))
+        failed = (
+            encodings.c.model_id == model_id,
+            encodings.c.failure != "",
+            encodings.c.memory_uid.in_(mine) if self._server_uid else true(),
+        )
         async with self._database.writing() as connection:
             done = await connection.execute(update(encodings).where(*failed).values(failure=""))
             return done.rowcount
@@ -302,7 +309,7 @@ class Encodings(CatalogPart):
         """
         if below_number < 1:
             raise ValueError(f"document numbers start at 1, not at {below_number}")
-        async with self._database.writing() as connection:
+        async with self._leading(memory_uid=memory_uid) as connection:
             memory = await self._lock_memory(connection, memory_uid)
             encoding = await self._lock_encoding(connection, memory_uid, model_id)
             watermark = min(encoding.encoded_number, below_number - 1)

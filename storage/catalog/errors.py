@@ -6,6 +6,7 @@
     ├── AlreadyExistsError         the name is taken
     ├── ConflictError              revision, etag or state moved on
     │   └── RequestRepeatedError   the same call has already committed; carries its reply
+    ├── LeaseLostError             another server leads the tenant: nothing was written
     ├── RequestIdReusedError       the same request id with another method or payload
     ├── SchemaError                the database's schema is not the one this code needs
     └── CatalogUnavailableError    the database cannot be reached, is busy or shut down
@@ -58,6 +59,10 @@ class RequestRepeatedError(ConflictError):
 
 class RequestIdReusedError(CatalogError):
     """The request id belongs to a call with another method or payload."""
+
+
+class LeaseLostError(CatalogError):
+    """Another server leads the tenant, or may; the transaction was rolled back."""
 
 
 class SchemaError(CatalogError):

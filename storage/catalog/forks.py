@@ -58,7 +58,7 @@ class Forks(CatalogPart):
         Raises ConflictError (the parent has moved on), NotFoundError (parent, tenant),
         AlreadyExistsError, RequestRepeatedError, RequestIdReusedError.
         """
-        async with self._database.writing() as connection:
+        async with self._leading(tenant_uid=parent.tenant_uid) as connection:
             parent = await self._lock_parent(connection, parent)
             await self._refuse_repeated(connection, parent.tenant_uid, request)
             child = await self._add_memory(connection, parent, child)

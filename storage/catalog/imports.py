@@ -40,7 +40,7 @@ class Imports(CatalogPart):
             last = document.number
         text_bytes = sum(document.text_bytes for document in documents)
         newest = documents[-1].revision_added
-        async with self._database.writing() as connection:
+        async with self._leading(memory_uid=memory_uid) as connection:
             changed = await connection.execute(
                 update(memories)
                 .where(
@@ -69,7 +69,7 @@ class Imports(CatalogPart):
     @writes
     async def commit_import_revisions(self, rows: Sequence[RevisionRow]) -> None:
         """Writes down what earlier writes made, elsewhere. Numbers must be new."""
-        async with self._database.writing() as connection:
+        async with self._leading(memory_uid=rows[0].memory_uid if rows else "") as connection:
             most = MAX_BOUND // _ROW_VALUES
             for start in range(0, len(rows), most):
                 values = [dict(vars(row)) for row in rows[start : start + most]]
@@ -101,7 +101,7 @@ class Imports(CatalogPart):
             "revision": case((memories.c.revision < revision, revision), else_=memories.c.revision),
             "updated_us": self._clock_us(),
         }
-        async with self._database.writing() as connection:
+        async with self._leading(memory_uid=uid) as connection:
             found = select(memories).where(memories.c.uid == uid, NOT_DELETING).with_for_update()
             row = (await connection.execute(found)).one_or_none()
             if row is None:

@@ -148,7 +148,7 @@ class Memories(CatalogPart):
             "next_model_id": "",
             "own_model": False,
         }
-        async with self._database.writing() as connection:
+        async with self._leading(tenant_uid=tenant_uid) as connection:
             # Keeps the tenant from being deleted until this commits.
             tenant = select(tenants.c.uid).where(tenants.c.uid == tenant_uid)
             if (await connection.execute(tenant.with_for_update(read=True))).first() is None:
@@ -238,17 +238,23 @@ class Memories(CatalogPart):
 
     @reads
     async def memories_with_retention(self) -> list[MemoryRow]:
-        """Every tenant's active memories whose documents expire."""
+        """Active memories whose documents expire, of every tenant that this server leads."""
         active = memories.c.state == MemoryState.ACTIVE.value
-        query = select(memories).where(active, memories.c.retention_s.is_not(None))
+        led = self._led(memories.c.tenant_uid)
+        query = select(memories).where(active, memories.c.retention_s.is_not(None), led)
         async with self._database.reading() as connection:
             found = await connection.execute(query.order_by(memories.c.created_us, memories.c.uid))
             return [memory_row(row) for row in found]
 
     @reads
-    async def memories_in_state(self, state: MemoryState) -> list[MemoryRow]:
-        """Every tenant's memories in that state, oldest first; for reconciling."""
-        query = select(memories).where(memories.c.state == state.value)
+    async def memories_in_state(self, state: MemoryState, tenant_uid: str = "") -> list[MemoryRow]:
+        """Memories in that state, oldest first, of one tenant or of every one that this server
+        leads; for reconciling.
+        """
+        which = (
+            memories.c.tenant_uid == tenant_uid if tenant_uid else self._led(memories.c.tenant_uid)
+        )
+        query = select(memories).where(memories.c.state == state.value, which)
         async with self._database.reading() as connection:
             found = await connection.execute(query.order_by(memories.c.created_us, memories.c.uid))
             return [memory_row(row) for row in found]
@@ -277,7 +283,8 @@ class Memories(CatalogPart):
             values["labels"] = _labels(labels)
         if retention_s is not None:
             values["retention_s"] = retention_s or None
-        return await self._change(_named(tenant_uid, memory_id, uid), values, expected_version)
+        which = _named(tenant_uid, memory_id, uid)
+        return await self._change(tenant_uid, which, values, expected_version)
 
     @writes
     async def begin_delete_memory(
@@ -303,13 +310,17 @@ class Memories(CatalogPart):
         which = _named(tenant_uid, memory_id, uid)
         if state is not None:
             which = and_(which, memories.c.state == state.value)
-        return await self._change(which, values, expected_version)
+        return await self._change(tenant_uid, which, values, expected_version)
 
     async def _change(
-        self, which: ColumnElement[bool], values: dict[str, Any], expected_version: int | None
+        self,
+        tenant_uid: str,
+        which: ColumnElement[bool],
+        values: dict[str, Any],
+        expected_version: int | None,
     ) -> MemoryRow:
         guards = [] if expected_version is None else [memories.c.version == expected_version]
-        async with self._database.writing() as connection:
+        async with self._leading(tenant_uid=tenant_uid) as connection:
             done = await connection.execute(
                 update(memories).where(which, *guards).values(values).returning(memories)
             )
@@ -327,7 +338,7 @@ class Memories(CatalogPart):
 
         Raises ConflictError if it is not being deleted.
         """
-        async with self._database.writing() as connection:
+        async with self._leading(memory_uid=uid) as connection:
             which = (memories.c.uid == uid, memories.c.state == MemoryState.DELETING.value)
             done = await connection.execute(delete(memories).where(*which))
             if done.rowcount == 1:

@@ -31,7 +31,7 @@ from storage.catalog.database import (
 )
 from storage.catalog.errors import CatalogError
 from storage.catalog.schema import migrate, require_head
-from storage.catalog.tables import memories, metadata, tenants
+from storage.catalog.tables import leases, memories, metadata, servers, tenants
 
 T = TypeVar("T")
 
@@ -139,8 +139,10 @@ def _copy_out(view: Connection, target: Path) -> None:
 
 
 def _copy_rows(source: Connection, target: Connection) -> None:
-    """Every row of every table, parents first."""
+    """Every row of every table, parents first, but for those that belong to running servers."""
     for table in metadata.sorted_tables:
+        if table in {servers, leases}:
+            continue
         with closing(source.execution_options(yield_per=_ROWS).execute(select(table))) as rows:
             for some in rows.mappings().partitions():
                 target.execute(insert(table), [dict(row) for row in some])

@@ -4,11 +4,11 @@ Ids made here are 32 hex digits. Times are UTC microseconds as BIGINT. Labels
 and KV layouts are JSON text that nothing queries into. Enumerations are text
 with a check, so that a person reading the database needs no legend.
 
-tenants ─┬─ api_keys, requests, usage, quotas
+tenants ─┬─ api_keys, requests, usage, quotas, leases
          └─ memories ─┬─ documents, revisions
                       └─ encodings ── quarantined_documents
-models and audit stand alone: a model's encodings outlive its row's absence, and
-audit outlives the tenant.
+models, audit and servers stand alone: a model's encodings outlive its row's absence,
+audit outlives the tenant, and a lease names a server that may be gone.
 """
 
 from __future__ import annotations
@@ -267,6 +267,32 @@ requests = Table(
     Column("memory_uid", _UID, nullable=False, server_default=text("''")),
     Column("created_us", BigInteger, nullable=False),
     Index(None, "created_us"),
+)
+
+# Server processes that share the catalog. place: host and data folder; the lock of another
+# server at the same place says whether it lives. expires_us: by the database's clock.
+servers = Table(
+    "servers",
+    metadata,
+    Column("uid", _UID, primary_key=True),
+    Column("place", Text, nullable=False),
+    Column("expires_us", BigInteger, nullable=False),
+)
+
+# Who leads a tenant. The lease lives as long as its server does. fence: counts the
+# changes of hands; a write commits only while it is the one that its server was given.
+leases = Table(
+    "leases",
+    metadata,
+    Column(
+        "tenant_uid",
+        _UID,
+        ForeignKey("tenants.uid", ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    Column("server_uid", _UID, nullable=False),
+    Column("fence", BigInteger, nullable=False),
+    Index(None, "server_uid"),
 )
 
 usage = Table(

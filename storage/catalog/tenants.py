@@ -60,7 +60,7 @@ class Tenants(CatalogPart):
     async def begin_delete_tenant(self, uid: str) -> None:
         """Marks a tenant: its keys open nothing any more. Again, or gone, is no error."""
         mark = update(tenants).where(tenants.c.uid == uid, tenants.c.deleting_us.is_(None))
-        async with self._database.writing() as connection:
+        async with self._leading(tenant_uid=uid) as connection:
             await connection.execute(mark.values(deleting_us=self._clock_us()))
 
     @reads
@@ -78,7 +78,7 @@ class Tenants(CatalogPart):
         Raises ConflictError while it has a memory, also one that is being deleted,
         and NotFoundError.
         """
-        async with self._database.writing() as connection:
+        async with self._leading(tenant_uid=uid) as connection:
             held = select(func.count()).select_from(memories).where(memories.c.tenant_uid == uid)
             if (await connection.execute(held)).scalar_one():
                 raise ConflictError(f"tenant {uid} still has memories")

@@ -22,7 +22,12 @@ from storage.catalog import (
     migrate,
     sqlite_url,
 )
-from storage.catalog.database import BUSY_TIMEOUT_S, make_sqlite_engine, translated_errors
+from storage.catalog.database import (
+    BUSY_TIMEOUT_S,
+    IDLE_TRANSACTION_S,
+    make_sqlite_engine,
+    translated_errors,
+)
 from tests.support.catalogs import append, make_memory, open_catalog
 from tests.support.postgres import PostgresForTests, run_postgres
 
@@ -153,6 +158,18 @@ class TestPostgres:
             await Catalog.open(f"postgresql://user@/name?host={tmp_path}")
         with pytest.raises(CatalogUnavailableError):
             await Catalog.open("postgresql://user@127.0.0.1:1/name")
+
+    async def test_a_transaction_that_stands_still_will_be_ended(
+        self, postgres: PostgresForTests, postgres_template: str
+    ) -> None:
+        name = postgres.make_database(postgres_template)
+        setting = "SHOW idle_in_transaction_session_timeout"
+        async with (
+            open_catalog(postgres.url(name)) as catalog,
+            catalog._database.writing() as connection,
+        ):
+            assert (await connection.exec_driver_sql(setting)).scalar() == f"{IDLE_TRANSACTION_S}s"
+        postgres.drop_database(name)
 
 
 class TestTranslation:

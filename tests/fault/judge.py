@@ -31,7 +31,7 @@ async def verify(
     for memory in memories:
         own = [ledger for ledger in ledgers if ledger.memory == memory]
         await _settled(client, memory)
-        stored = await _read(client, memory)
+        stored = await read_memory(client, memory)
         figures.turns_stored += len(stored)
         found += [f"{memory}: {problem}" for problem in problems(own, stored)]
         found += [f"{memory}: {problem}" for problem in await _ask(client, memory, own, stored)]
@@ -61,7 +61,8 @@ async def _settled(client: AsyncClient, memory: str) -> None:
         )
 
 
-async def _read(client: AsyncClient, memory: str) -> list[Stored]:
+async def read_memory(client: AsyncClient, memory: str) -> list[Stored]:
+    """Every turn that the memory holds, by document."""
     stored = []
     async for document in client.memory(memory).documents.iterate(page_size=100, full=True):
         if not isinstance(document.source, Conversation):
@@ -87,7 +88,7 @@ async def _ask(
         return [f"the answer saw revision {answer.done.revision} of {revision}"]
     if answer.usage is None or answer.usage.routed_documents != len(stored):
         again = await client.memory(memory).ask(question, timeout_s=_ANSWER_S)
-        later = [one.number for one in await _read(client, memory)]
+        later = [one.number for one in await read_memory(client, memory)]
         return [
             f"the answer at {answer.done.revision} saw {answer.usage} of {len(stored)} documents;"
             f" asked again at {again.done.revision}: {again.usage}; numbers"
