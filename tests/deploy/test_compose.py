@@ -22,11 +22,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from memsvc.cli.main import build
 from memsvc.config import load_config
+from model_adapter.main import parser
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
 VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
-OWN = ("init", "migrate", "memsvc", "worker")
+OWN = ("init", "migrate", "memsvc", "worker", "worker-gpu")
 
 
 def substituted(value: str, given: dict[str, str]) -> str:
@@ -60,13 +61,18 @@ def compose_command() -> list[str] | None:
     return None
 
 
-@pytest.mark.parametrize(("password", "accepted"), [("secret", True), ("", False)])
-def test_the_compose_command_accepts_it(password: str, accepted: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("password", "profile", "accepted"),
+    [("secret", "cpu", True), ("secret", "gpu", True), ("", "cpu", False)],
+)
+def test_the_compose_command_accepts_it(
+    password: str, profile: str, accepted: bool, tmp_path: Path
+) -> None:
     command = compose_command()
     if command is None:
         pytest.skip("no compose command is installed")
     shutil.copy(ROOT / "docker-compose.yml", tmp_path)
-    (tmp_path / ".env").write_text(f"POSTGRES_PASSWORD={password}\n")
+    (tmp_path / ".env").write_text(f"POSTGRES_PASSWORD={password}\nCOMPOSE_PROFILES={profile}\n")
     done = subprocess.run(
         [*command, "config", "-q"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
@@ -82,7 +88,10 @@ def test_commands_exist_with_these_options(services: dict[str, Any]) -> None:
         assert found is not None
         # Unknown options and wrong values raise.
         with found.make_context(subcommand, list(arguments)) as context:
-            assert context.args == []
+            # What is left to a worker is the worker's own to know.
+            if context.args:
+                assert subcommand == "worker"
+                parser().parse_args(["--data-dir=x", "--listen=x", "--model=x", *context.args])
 
 
 def test_settings_exist(services: dict[str, Any]) -> None:
@@ -109,7 +118,7 @@ def test_no_secret_stands_in_the_files() -> None:
     assert ".env" in (ROOT / ".gitignore").read_text().splitlines()
     assert {line.partition("=")[0] for line in settings} == {
         match[1] for match in VARIABLE.finditer(text)
-    }
+    } | {"COMPOSE_PROFILES"}
 
 
 def test_references_are_defined(compose: dict[str, Any], services: dict[str, Any]) -> None:
@@ -139,13 +148,33 @@ def test_only_the_server_is_published_and_on_loopback_only(
 def test_the_worker_shares_data_and_process_ids_but_not_the_catalog(
     services: dict[str, Any],
 ) -> None:
-    worker, server = services["worker"], services["memsvc"]
-    assert worker["volumes"] == server["volumes"]
-    assert worker["pid"] == "service:memsvc"
-    assert "MEMSVC_DATABASE_URL" not in worker["environment"]
+    server = services["memsvc"]
     address = server["command"][server["command"].index("--worker-address") + 1]
-    listens = worker["command"][worker["command"].index("--listen") + 1]
-    assert address == f"worker:{listens.rpartition(':')[2]}"
+    for worker in (services["worker"], services["worker-gpu"]):
+        assert worker["volumes"] == server["volumes"]
+        assert worker["pid"] == "service:memsvc"
+        assert "MEMSVC_DATABASE_URL" not in worker["environment"]
+        assert worker["networks"]["inside"]["aliases"] == ["worker"]
+        listens = worker["command"][worker["command"].index("--listen") + 1]
+        assert address == f"worker:{listens.rpartition(':')[2]}"
+
+
+def test_one_worker_runs_at_a_time(services: dict[str, Any]) -> None:
+    profiles = {name: service.get("profiles", []) for name, service in services.items()}
+    assert (profiles["worker"], profiles["worker-gpu"]) == (["cpu"], ["gpu"])
+    assert "COMPOSE_PROFILES=cpu" in (ROOT / "docker" / "env.example").read_text().splitlines()
+    assert profiles["memsvc"] == profiles["migrate"] == []
+
+
+def test_the_gpu_is_asked_for_and_used(services: dict[str, Any]) -> None:
+    gpu, cpu = services["worker-gpu"], services["worker"]
+    [device] = gpu["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+    assert gpu["command"] == [*cpu["command"], "--device", "cuda"]
+    # Another image of the same Dockerfile, with another torch.
+    assert gpu["image"] != cpu["image"]
+    assert "ARG TORCH_INDEX" in DOCKERFILE
+    assert set(gpu["build"]["args"]) == {"TORCH_INDEX"}
 
 
 def test_the_image_is_built_from_what_is_here() -> None:
