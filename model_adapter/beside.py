@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from model_adapter.engine import LexicalPrior
+from model_adapter.engine import Arrange, LexicalPrior
 from model_adapter.lease import Lease
 from model_adapter.masking import MaskedView
+from model_adapter.superseding import LatestFirst
 from storage.filters import DocumentFilter
 
 #: The lease, and what of it the engine is to see.
@@ -21,12 +22,14 @@ class Beside:
     """What is asked of a memory beside routing. Seconds: that it took, indexing included.
 
     limit: documents by words. weight: share of the words. wanted: None for all documents.
+    latest: later statements come before those that they may supersede.
     """
 
     question: str
     limit: int
     weight: float
     wanted: DocumentFilter | None
+    latest: bool = False
     words_s: float = 0.0
     filter_s: float = 0.0
 
@@ -42,9 +45,15 @@ class Beside:
     def prior(
         self, lease: Lease, view: Lease | MaskedView, unwanted: Callable[[], bool]
     ) -> LexicalPrior | None:
-        """What the words say of the documents in view."""
+        """What the words say of the documents in view; None when they have no share."""
+        if not self.weight:
+            return None
         began = time.monotonic()
         among = None if view is lease else view.numbers_N
         scores = lease.words(self.question, self.limit, unwanted, among)
         self.words_s = time.monotonic() - began
         return None if scores is None else LexicalPrior(self.weight, scores)
+
+    def arrange(self, lease: Lease) -> Arrange | None:
+        """The order in which documents come, other than by rank."""
+        return LatestFirst(lease.statements) if self.latest else None

@@ -9,7 +9,7 @@ cancelled one leaves. Two engines exist: `model_adapter.msa` and `model_adapter.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol, runtime_checkable
@@ -162,9 +162,16 @@ class LexicalPrior:
     scores: Mapping[int, float]
 
 
+#: Puts a ranking in another order: given how to rank so many documents, and how many are wanted.
+Arrange = Callable[[Callable[[int], Sequence[RankedDocument]], int], Sequence[RankedDocument]]
+
+
 @dataclass(frozen=True)
 class Generate:
-    """What a query asks for. 0 stands for the model's own value, greedy, or no seed."""
+    """What a query asks for. 0 stands for the model's own value, greedy, or no seed.
+
+    arrange: of the documents that are put in; no matter to a model that names them itself.
+    """
 
     question: str
     max_answer_tokens: int
@@ -174,6 +181,7 @@ class Generate:
     seed: int = 0
     max_rounds: int = 0
     prior: LexicalPrior | None = None
+    arrange: Arrange | None = None
 
 
 class FinishReason(Enum):
@@ -277,6 +285,7 @@ class Engine(Protocol):
         memory: MemoryView,
         limit: int,
         prior: LexicalPrior | None = None,
+        arrange: Arrange | None = None,
     ) -> list[RankedDocument]:
         """The best documents over all routed layers, blended with the prior if there is one.
 

@@ -26,6 +26,7 @@ import torch
 
 from model_adapter.blending import DEPTH, blend
 from model_adapter.engine import (
+    Arrange,
     CitationEvent,
     Counts,
     DocumentText,
@@ -213,12 +214,16 @@ class FakeEngine:
         memory: MemoryView,
         limit: int,
         prior: LexicalPrior | None = None,
+        arrange: Arrange | None = None,
     ) -> list[RankedDocument]:
         """Documents that share a word with the question, best first."""
         time.sleep(self._spec.route_ms / 1000)
         words = self._question_words(question)
-        ranked, _ = self._rank(words, memory, limit, frozenset(), prior)
-        return ranked
+
+        def rank(most: int) -> list[RankedDocument]:
+            return self._rank(words, memory, most, frozenset(), prior)[0]
+
+        return rank(limit) if arrange is None else list(arrange(rank, limit))
 
     def start(self, request: Generate, memory: MemoryView) -> Generation:
         """Counts the question's words; everything else is left to `step`."""
@@ -340,6 +345,8 @@ class FakeEngine:
         top_k = running.request.top_k or self._spec.top_k
         cited, prior = frozenset(running.cited), running.request.prior
         ranked, relevant = self._rank(words, memory, top_k, cited, prior)
+        if arrange := running.request.arrange:
+            ranked = list(arrange(lambda k: self._rank(words, memory, k, cited, prior)[0], top_k))
         self._check_content(memory, [document.number for document in ranked])
         counts.rounds = running.round
         counts.routed_documents = len(memory.numbers_N)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, TypeVar
 
 from model_adapter.engine import (
+    Arrange,
     Counts,
     DocumentText,
     EncodeFailure,
@@ -85,9 +86,9 @@ class QueryJob(Job[Event]):
     queued_at: float = 0.0
     started_at: float = 0.0
 
-    def take_prior(self, prior: LexicalPrior | None) -> None:
+    def take(self, prior: LexicalPrior | None, arrange: Arrange | None) -> None:
         """Before it is queued."""
-        self.request = replace(self.request, prior=prior)
+        self.request = replace(self.request, prior=prior, arrange=arrange)
 
     def end(self, error: EngineError | None) -> None:
         """Lets go of the generation, and with it of what it copied from the memory."""
@@ -103,11 +104,12 @@ class RouteJob(Job[list[RankedDocument]]):
     question: str = field(kw_only=True)
     limit: int = field(kw_only=True)
     prior: LexicalPrior | None = None
+    arrange: Arrange | None = None
     view: MemoryView | None = None
 
-    def take_prior(self, prior: LexicalPrior | None) -> None:
+    def take(self, prior: LexicalPrior | None, arrange: Arrange | None) -> None:
         """Before it is queued."""
-        self.prior = prior
+        self.prior, self.arrange = prior, arrange
 
     def end(self, error: EngineError | None) -> None:
         """Lets go of the view."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,11 @@ import numpy.typing as npt
 import torch
 
 from model_adapter.engine import EngineError
+from model_adapter.errors import CorruptRecordError, MemoryChangedError
 from model_adapter.msa.kernels import ResidentKeys
 from model_adapter.msa.kernels.fetch import fetch
 from model_adapter.residency import HeldMemory
+from model_adapter.superseding import Statement, statement_of
 from storage.filters import DocumentFilter
 
 if TYPE_CHECKING:  # The pager makes leases.
@@ -101,6 +104,15 @@ class Lease:
         assert not self._released
         ask = self._pager.derived.words
         return ask(self._memory, self._index, question, limit, unwanted=unwanted, among=among)
+
+    def statements(self, numbers: Sequence[int]) -> dict[int, Statement]:
+        """What documents say, and when; one that is gone, or damaged, is missing."""
+        assert not self._released
+        source, found = self._pager.source(self._memory.key), dict[int, Statement]()
+        for number in numbers:
+            with suppress(KeyError, CorruptRecordError, MemoryChangedError):
+                found[number] = statement_of(source.document(number))
+        return found
 
     def matching(
         self, wanted: DocumentFilter, unwanted: Callable[[], bool] = lambda: False

@@ -18,7 +18,13 @@ from model_adapter.tensors import as_tensor
 from storage import store
 from storage.documents import Source, render
 from storage.layout import Bits, KVLayout
-from storage.store import BlockReader, EncodingId, MemoryUid, RecordNotFoundError
+from storage.store import (
+    BlockReader,
+    EncodingId,
+    MemoryUid,
+    RecordNotFoundError,
+    StoredDocument,
+)
 
 #: Documents read first, to learn how large they are, and how much more than the last
 #: time are read at most.
@@ -104,12 +110,16 @@ class BlockSource:
         return HeldContent(key_LCE, as_tensor(part.value_LCE, self._layout))
 
     def text(self, number: int) -> str:
-        """The rendered source. Raises KeyError, CorruptRecordError."""
+        """The rendered source. Raises as document does."""
+        return render(self.document(number).source)
+
+    def document(self, number: int) -> StoredDocument:
+        """Raises KeyError, CorruptRecordError, MemoryChangedError."""
         with self._readers.use(self._tenant) as reader:
             if reader is None:
                 raise KeyError(number)
             try:
-                return render(reader.get_document(self._memory, number).source)
+                return reader.get_document(self._memory, number)
             except store.KeyMissingError as error:
                 raise MemoryChangedError(_KEY_GONE) from error
             except store.CorruptRecordError as error:

@@ -272,7 +272,9 @@ class Scheduler:
                 job.end(job.stopping)
                 return
             if isinstance(job, RouteJob):
-                found = self._engine.route(job.question, job.view, job.limit, job.prior)
+                found = self._engine.route(
+                    job.question, job.view, job.limit, job.prior, job.arrange
+                )
                 job.sink.put(found)
                 job.end(None)
                 return

@@ -186,7 +186,8 @@ class ModelAdapter(ModelAdapterServiceServicer):
         self, request: pb.QueryRequest | pb.RouteRequest, question: str, limit: int = 0
     ) -> Beside:
         weight = wire.lexical_weight(request, self._description.lexical_weight)
-        return Beside(question, max(limit, DEPTH), weight, document_filter(request))
+        wanted, latest = document_filter(request), request.prefer_latest
+        return Beside(question, max(limit, DEPTH), weight, wanted, latest)
 
     async def _page_in(self, job: QueryJob | RouteJob, ref: pb.MemoryRef, beside: Beside) -> None:
         """Leases the memory and queues the job with it. Raises what the pager raises.
@@ -209,8 +210,7 @@ class ModelAdapter(ModelAdapterServiceServicer):
         )
         try:
             view = beside.view(lease, unwanted)
-            if beside.weight:
-                job.take_prior(beside.prior(lease, view, unwanted))
+            job.take(beside.prior(lease, view, unwanted), beside.arrange(lease))
         except BaseException:
             lease.release()
             raise

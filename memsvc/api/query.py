@@ -102,6 +102,7 @@ class QueryHandler:
                     limit=limit,
                     lexical_weight=_weight(request),
                     filter=worker_filter(asked.wanted),
+                    prefer_latest=request.prefer_latest,
                 ),
                 asked.deadline.left_s,
             )
@@ -201,6 +202,7 @@ def _worker_request(
         max_rounds=options.max_rounds,
         lexical_weight=_weight(options),
         filter=worker_filter(asked.wanted),
+        prefer_latest=options.prefer_latest,
     )
 
 

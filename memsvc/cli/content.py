@@ -40,6 +40,10 @@ LexicalWeightOption = Annotated[
         help="Share of the question's words in the choice of documents; else the model's own.",
     ),
 ]
+LatestOption = Annotated[
+    bool,
+    typer.Option("--prefer-latest", help="Of documents that say about the same, the latest first."),
+]
 TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait.")]
 
 
@@ -143,6 +147,7 @@ def query(
     temperature: Annotated[float, typer.Option(min=0, help="0: greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Makes sampling repeatable.")] = 0,
     lexical_weight: LexicalWeightOption = None,
+    prefer_latest: LatestOption = False,
     occurred_from: OccurredFromOption = None,
     occurred_before: OccurredBeforeOption = None,
     role: RolesOption = None,
@@ -157,6 +162,7 @@ def query(
         temperature=temperature,
         seed=seed,
         lexical_weight=lexical_weight,
+        prefer_latest=prefer_latest,
     )
     only = filter_of(occurred_from, occurred_before, role, speaker, metadata)
     with session.client() as client:
@@ -182,6 +188,7 @@ def retrieve(
     model: ModelOption = "",
     at_least_revision: RevisionOption = 0,
     lexical_weight: LexicalWeightOption = None,
+    prefer_latest: LatestOption = False,
     as_of: AsOfOption = "",
     occurred_from: OccurredFromOption = None,
     occurred_before: OccurredBeforeOption = None,
@@ -199,6 +206,7 @@ def retrieve(
             model=model,
             at_least_revision=at_least_revision,
             lexical_weight=lexical_weight,
+            prefer_latest=prefer_latest,
             as_of=as_of_of(as_of),
             only=only,
             timeout_s=timeout_s,

@@ -225,6 +225,7 @@ def generation_to_wire(options: types.Generation | None) -> service.GenerationOp
         seed=options.seed,
         max_rounds=options.max_rounds,
         lexical_weight=options.lexical_weight,
+        prefer_latest=options.prefer_latest,
     )
 
 

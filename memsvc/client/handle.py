@@ -233,9 +233,13 @@ class AsyncMemoryHandle:
         only: Filter | None = None,
         full: bool = True,
         lexical_weight: float | None = None,
+        prefer_latest: bool = False,
         timeout_s: float | None = ANSWER_S,
     ) -> Retrieved:
-        """Ranks documents for a question; generates nothing. lexical_weight: as in Generation."""
+        """Ranks documents for a question; generates nothing.
+
+        lexical_weight, prefer_latest: as in Generation.
+        """
         request = service.RetrieveRequest(
             memory=self._name,
             question=question,
@@ -244,6 +248,7 @@ class AsyncMemoryHandle:
             limit=limit,
             view=wire.FULL if full else wire.BASIC,
             lexical_weight=lexical_weight,
+            prefer_latest=prefer_latest,
             filter=convert.filter_to_wire(only),
         )
         convert.as_of(request, as_of)

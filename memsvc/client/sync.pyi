@@ -130,6 +130,7 @@ class MemoryHandle:
         only: Filter | None = ...,
         full: bool = ...,
         lexical_weight: float | None = ...,
+        prefer_latest: bool = ...,
         timeout_s: float | None = ...,
     ) -> Retrieved: ...
     def revisions(

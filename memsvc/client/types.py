@@ -201,7 +201,8 @@ class Generation:
     """How to answer; 0 stands for the server's or the model's own value.
 
     lexical_weight: share of the question's words in the choice of documents, 0 (routing
-    alone) to 1; None for the model's own.
+    alone) to 1; None for the model's own. prefer_latest: of documents that say about the
+    same, the latest comes first.
     """
 
     max_answer_tokens: int = 0
@@ -211,6 +212,7 @@ class Generation:
     seed: int = 0
     max_rounds: int = 0
     lexical_weight: float | None = None
+    prefer_latest: bool = False
 
 
 @dataclass(frozen=True)

@@ -861,6 +861,7 @@ class GenerationOptions(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     MAX_ROUNDS_FIELD_NUMBER: _builtins.int
     LEXICAL_WEIGHT_FIELD_NUMBER: _builtins.int
+    PREFER_LATEST_FIELD_NUMBER: _builtins.int
     max_answer_tokens: _builtins.int
     """Most tokens of the answer, up to the model's limit. 0: 128."""
     top_k: _builtins.int
@@ -882,6 +883,10 @@ class GenerationOptions(_message.Message):
     alone) to 1. Unset: the model's own. No matter to a model that names
     documents itself.
     """
+    prefer_latest: _builtins.bool
+    """True: of documents that say about the same, the latest comes first
+    (docs/time.md). No matter to a model that names documents itself.
+    """
     def __init__(
         self,
         *,
@@ -892,10 +897,11 @@ class GenerationOptions(_message.Message):
         seed: _builtins.int = ...,
         max_rounds: _builtins.int = ...,
         lexical_weight: _builtins.float | None = ...,
+        prefer_latest: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "lexical_weight", b"lexical_weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "lexical_weight", b"lexical_weight", "max_answer_tokens", b"max_answer_tokens", "max_rounds", b"max_rounds", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "lexical_weight", b"lexical_weight", "max_answer_tokens", b"max_answer_tokens", "max_rounds", b"max_rounds", "prefer_latest", b"prefer_latest", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__lexical_weight: _TypeAlias = _typing.Literal["lexical_weight"]  # noqa: Y015
     _WhichOneofArgType__lexical_weight: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight"]  # noqa: Y015
@@ -1176,6 +1182,7 @@ class RetrieveRequest(_message.Message):
     AT_REVISION_FIELD_NUMBER: _builtins.int
     AT_TIME_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
+    PREFER_LATEST_FIELD_NUMBER: _builtins.int
     memory: _builtins.str
     """"memories/{memory}"."""
     question: _builtins.str
@@ -1192,6 +1199,8 @@ class RetrieveRequest(_message.Message):
     """As in GenerationOptions."""
     at_revision: _builtins.int
     """As in QueryRequest."""
+    prefer_latest: _builtins.bool
+    """As in GenerationOptions; scores then do not descend."""
     @_builtins.property
     def at_time(self) -> _timestamp_pb2.Timestamp:
         """As in QueryRequest."""
@@ -1213,10 +1222,11 @@ class RetrieveRequest(_message.Message):
         at_revision: _builtins.int = ...,
         at_time: _timestamp_pb2.Timestamp | None = ...,
         filter: _resources_pb2.DocumentFilter | None = ...,
+        prefer_latest: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "at_time", b"at_time", "filter", b"filter", "lexical_weight", b"lexical_weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "at_least_revision", b"at_least_revision", "at_revision", b"at_revision", "at_time", b"at_time", "filter", b"filter", "lexical_weight", b"lexical_weight", "limit", b"limit", "memory", b"memory", "model", b"model", "question", b"question", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "at_least_revision", b"at_least_revision", "at_revision", b"at_revision", "at_time", b"at_time", "filter", b"filter", "lexical_weight", b"lexical_weight", "limit", b"limit", "memory", b"memory", "model", b"model", "prefer_latest", b"prefer_latest", "question", b"question", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__lexical_weight: _TypeAlias = _typing.Literal["lexical_weight"]  # noqa: Y015
     _WhichOneofArgType__lexical_weight: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight"]  # noqa: Y015

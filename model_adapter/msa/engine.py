@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from model_adapter.engine import (
+    Arrange,
     DocumentText,
     DocumentTooLongError,
     Encoded,
@@ -159,6 +160,7 @@ class MsaEngine:
         memory: MemoryView,
         limit: int,
         prior: LexicalPrior | None = None,
+        arrange: Arrange | None = None,
     ) -> list[RankedDocument]:
         """The best documents over all routed layers. Raises QuestionTooLongError."""
         self._check_question(question)
@@ -167,7 +169,7 @@ class MsaEngine:
             segment = routing_segment(self._model, question, memory, k)
             found = run(self._model.decoder, [segment], only_routing=True).routings[0]
         assert found is not None and found.error is None
-        return list(ranking.rank(found, memory.numbers_N, limit, prior))
+        return list(ranking.rank(found, memory.numbers_N, limit, prior, arrange))
 
     def start(self, request: Generate, memory: MemoryView) -> Generation:
         """Raises QuestionTooLongError."""

@@ -129,7 +129,7 @@ class Session(ABC):
         if not by_rank:
             return RoutingEvent(self.counts.rounds, ranking.chosen(routing, numbers_N))
         prior = self._request.prior
-        documents = ranking.rank(routing, numbers_N, self._k, prior)
+        documents = ranking.rank(routing, numbers_N, self._k, prior, self._request.arrange)
         return RoutingEvent(self.counts.rounds, documents, prior.weight if prior else 0.0)
 
     def _room(self, used: int) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from model_adapter.blending import DEPTH, blend
-from model_adapter.engine import LayerScore, LexicalPrior, RankedDocument
+from model_adapter.engine import Arrange, LayerScore, LexicalPrior, RankedDocument
 from model_adapter.msa.boards import Board, HostBoard
 from model_adapter.msa.forward import RowRouting
 from model_adapter.msa.routing import Positions, Scores
@@ -34,12 +34,18 @@ def combine(routing: RowRouting) -> Scores:
 
 
 def rank(
-    routing: RowRouting, numbers_N: Positions, limit: int, prior: LexicalPrior | None = None
+    routing: RowRouting,
+    numbers_N: Positions,
+    limit: int,
+    prior: LexicalPrior | None = None,
+    arrange: Arrange | None = None,
 ) -> tuple[RankedDocument, ...]:
     """The best `limit` documents over all layers, each with the layers that chose it.
 
     With a prior, by the blend of both; a document may then come from the words alone.
     """
+    if arrange is not None:
+        return tuple(arrange(lambda most: rank(routing, numbers_N, most, prior), limit))
     board = _board(routing)
     layers = _layer_scores(routing, board)
     best = _scored(board, board.best(limit if prior is None else max(limit, DEPTH)))

@@ -579,6 +579,7 @@ class RouteRequest(_message.Message):
     LIMIT_FIELD_NUMBER: _builtins.int
     LEXICAL_WEIGHT_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
+    PREFER_LATEST_FIELD_NUMBER: _builtins.int
     question: _builtins.str
     """1 to max_question_tokens tokens."""
     limit: _builtins.int
@@ -587,6 +588,8 @@ class RouteRequest(_message.Message):
     """Share of the question's words in the ranking, 0 (routing alone) to 1.
     Unset: the model's own.
     """
+    prefer_latest: _builtins.bool
+    """As in memsvc.v1.RetrieveRequest. A worker may ignore it."""
     @_builtins.property
     def memory(self) -> Global___MemoryRef:
         """The memory to read."""
@@ -603,10 +606,11 @@ class RouteRequest(_message.Message):
         limit: _builtins.int = ...,
         lexical_weight: _builtins.float | None = ...,
         filter: Global___DocumentFilter | None = ...,
+        prefer_latest: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "filter", b"filter", "lexical_weight", b"lexical_weight", "memory", b"memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "filter", b"filter", "lexical_weight", b"lexical_weight", "limit", b"limit", "memory", b"memory", "question", b"question"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "filter", b"filter", "lexical_weight", b"lexical_weight", "limit", b"limit", "memory", b"memory", "prefer_latest", b"prefer_latest", "question", b"question"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__lexical_weight: _TypeAlias = _typing.Literal["lexical_weight"]  # noqa: Y015
     _WhichOneofArgType__lexical_weight: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight"]  # noqa: Y015
@@ -722,6 +726,7 @@ class QueryRequest(_message.Message):
     MAX_ROUNDS_FIELD_NUMBER: _builtins.int
     LEXICAL_WEIGHT_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
+    PREFER_LATEST_FIELD_NUMBER: _builtins.int
     question: _builtins.str
     """1 to max_question_tokens tokens."""
     max_answer_tokens: _builtins.int
@@ -737,6 +742,8 @@ class QueryRequest(_message.Message):
     max_rounds: _builtins.int
     """0: the model's own."""
     lexical_weight: _builtins.float
+    """As in RouteRequest; no matter to a model that names documents itself."""
+    prefer_latest: _builtins.bool
     """As in RouteRequest; no matter to a model that names documents itself."""
     @_builtins.property
     def memory(self) -> Global___MemoryRef:
@@ -759,10 +766,11 @@ class QueryRequest(_message.Message):
         max_rounds: _builtins.int = ...,
         lexical_weight: _builtins.float | None = ...,
         filter: Global___DocumentFilter | None = ...,
+        prefer_latest: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "filter", b"filter", "lexical_weight", b"lexical_weight", "memory", b"memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "filter", b"filter", "lexical_weight", b"lexical_weight", "max_answer_tokens", b"max_answer_tokens", "max_rounds", b"max_rounds", "memory", b"memory", "question", b"question", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "filter", b"filter", "lexical_weight", b"lexical_weight", "max_answer_tokens", b"max_answer_tokens", "max_rounds", b"max_rounds", "memory", b"memory", "prefer_latest", b"prefer_latest", "question", b"question", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__lexical_weight: _TypeAlias = _typing.Literal["lexical_weight"]  # noqa: Y015
     _WhichOneofArgType__lexical_weight: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight"]  # noqa: Y015

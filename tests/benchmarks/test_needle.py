@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks import needle, sizes
 from benchmarks.needle import FORMS, FREE, Haystack, Plan, measure, needles, number_of
-from model_adapter.engine import LexicalPrior, MemoryView, RankedDocument
+from model_adapter.engine import Arrange, LexicalPrior, MemoryView, RankedDocument
 from model_adapter.fake import FakeEngine
 
 
@@ -78,6 +78,7 @@ class Blind(FakeEngine):
         memory: MemoryView,
         limit: int,
         prior: LexicalPrior | None = None,
+        arrange: Arrange | None = None,
     ) -> list[RankedDocument]:
         return [RankedDocument(int(number), 0.0, ()) for number in memory.numbers_N[:limit]]
 

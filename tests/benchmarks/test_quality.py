@@ -9,7 +9,7 @@ import pytest
 from benchmarks.quality import __main__ as command
 from benchmarks.quality import banks
 from benchmarks.quality.evaluate import Evaluation, Plan
-from model_adapter.engine import LexicalPrior, MemoryView, RankedDocument
+from model_adapter.engine import Arrange, LexicalPrior, MemoryView, RankedDocument
 from model_adapter.fake import FakeEngine, FakeSpec
 from tests.support.tiny_banks import HARBOUR, HARBOUR_QUESTIONS, asked, harbour, write_bank
 
@@ -29,6 +29,7 @@ class Scripted(FakeEngine):
         memory: MemoryView,
         limit: int,
         prior: LexicalPrior | None = None,
+        arrange: Arrange | None = None,
     ) -> list[RankedDocument]:
         found = self._rankings[question][:limit]
         return [RankedDocument(number, -float(place), ()) for place, number in enumerate(found)]

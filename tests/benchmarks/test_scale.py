@@ -11,7 +11,7 @@ from benchmarks import plot, scale
 from benchmarks.quality import banks
 from benchmarks.quality.banks import BankError
 from benchmarks.scale import Dilution, fall, passages
-from model_adapter.engine import LexicalPrior, MemoryView, RankedDocument
+from model_adapter.engine import Arrange, LexicalPrior, MemoryView, RankedDocument
 from model_adapter.fake import FakeEngine
 from tests.support.tiny_banks import asked, write_bank
 
@@ -79,10 +79,11 @@ class Early(FakeEngine):
         memory: MemoryView,
         limit: int,
         prior: LexicalPrior | None = None,
+        arrange: Arrange | None = None,
     ) -> list[RankedDocument]:
         if len(memory.numbers_N) > 20:
             return []
-        return super().route(question, memory, limit, prior)
+        return super().route(question, memory, limit, prior, arrange)
 
 
 def test_known_figures_and_their_fall(tmp_path: Path) -> None:

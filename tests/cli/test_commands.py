@@ -246,6 +246,8 @@ def test_filters(shell: Shell) -> None:
     assert found("--occurred-from", "2025-01-01", "--occurred-before", "2026-01-01") == [1]
     assert found("--metadata", "app=mail", "--metadata", "app=chat") == [2, 3]
     assert found("--metadata", "app", "--metadata", "mood=") == [2]
+    latest = ("retrieve", "told", "Where lived Anna?", "--prefer-latest", "--speaker", "Anna")
+    assert [d["number"] for d in shell.lines("memory", *latest)] == [1]
     answered = shell.text("memory", "query", "told", "Who lived where?", "--speaker", "Bob")
     assert "Oslo" in answered and "Graz" not in answered
     assert "No document matches" in shell.text("document", "list", "told", "--role", "tool")

@@ -353,3 +353,22 @@ async def test_tenants_cannot_ask_each_other(shared: Asking) -> None:
     ]
     answers: list[Refusal] = [await refused(call) for call in calls]
     assert {answer.reason for answer in answers} == {"MEMORY_NOT_FOUND"}
+
+
+async def test_the_latest_of_what_is_said_twice_comes_first(shared: Asking) -> None:
+    memory = await shared.create()
+    await shared.append(memory.name, "my favourite restaurant in town is the golden lion")
+    await shared.append(memory.name, "the dentist moved our appointment to november")
+    await shared.append(memory.name, "my favourite restaurant in town is now the blue anchor")
+    question = "what is my favourite restaurant, the golden lion?"
+
+    async def first(**fields: Any) -> int:
+        request = pb.RetrieveRequest(memory=memory.name, question=question, **fields)
+        reply = await shared.as_operator(shared.memories.Retrieve, request)
+        return int(reply.documents[0].number)
+
+    assert await first() == 1
+    assert await first(prefer_latest=True) == 3
+    assert (await shared.ask(memory.name, question)).cited == [1]
+    options = pb.GenerationOptions(prefer_latest=True)
+    assert (await shared.ask(memory.name, question, options=options)).cited == [3]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from model_adapter.engine import (
+    Arrange,
     DocumentText,
     Encoded,
     EngineError,
@@ -121,9 +122,10 @@ class WatchedEngine:
         memory: MemoryView,
         limit: int,
         prior: LexicalPrior | None = None,
+        arrange: Arrange | None = None,
     ) -> list[RankedDocument]:
         self._called("route", 1)
-        return self.inner.route(question, memory, limit, prior)
+        return self.inner.route(question, memory, limit, prior, arrange)
 
     def start(self, request: Generate, memory: MemoryView) -> Generation:
         return self.inner.start(request, memory)
