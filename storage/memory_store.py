@@ -271,7 +271,7 @@ class MemoryStore:
             check_number(number)
             for held in self._blocks_of(memory, encoding, number):
                 held.pop(number, None)
-        if not self._blocks(memory, encoding):
+        if numbers and not self._blocks(memory, encoding):
             self._memory(memory).encodings.pop(encoding, None)
 
     def delete_encoding(self, memory: MemoryUid, encoding: EncodingId) -> None:
