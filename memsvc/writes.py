@@ -296,7 +296,10 @@ class Writes:
                 memory.uid, memory.revision, rows, request.record(answer, memory)
             )
         except (RequestRepeatedError, RequestIdReusedError):
-            await self._deletions.purge_texts(memory, numbers)
+            # The first try may have stored the same texts under the same numbers.
+            now = await self._catalog.get_memory_by_uid(memory.uid)
+            unseen = [number for number in numbers if number > now.last_number]
+            await self._deletions.purge_texts(memory, unseen)
             raise
         self.committed(memory)
         reach(Failpoint.APPEND_COMMITTED)
@@ -305,7 +308,7 @@ class Writes:
     async def _active(self, request: Request, memory_id: str) -> MemoryRow:
         memory = self._latest.get((request.tenant_uid, memory_id))
         if memory is None:
-            memory = await self._catalog.get_memory(request.tenant_uid, memory_id)
+            memory = await self._catalog.settled_memory(request.tenant_uid, memory_id)
         if request.memories is not None and memory.uid not in request.memories:
             raise errors.memory_not_found(request.field)
         if memory.state is not MemoryState.ACTIVE:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import ColumnElement, select, true
+from sqlalchemy import ColumnElement, select, text, true
 
 from storage.catalog.connections import Database, Statements
 from storage.catalog.errors import LeaseLostError, RequestIdReusedError, RequestRepeatedError
@@ -135,6 +135,15 @@ class CatalogPart:
         ):
             return
         raise LeaseLostError("another server leads the tenant")
+
+    async def _keep_default_still(self, connection: Statements) -> None:
+        """For who adds a memory: whoever changes the default model attaches either before the
+        memory looks for it, or after the memory is there. The other side is
+        attachments.keep_memories_out; like it before any row but a lease is locked, since two
+        orders would be a deadlock.
+        """
+        if not self._database.is_sqlite:
+            await connection.execute(text("LOCK TABLE memories IN ROW EXCLUSIVE MODE"))
 
     async def _find_request(
         self, connection: Statements, tenant_uid: str, request_id: str

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Row, func, insert, literal, select, text
+from sqlalchemy import Row, func, insert, literal, select
 from sqlalchemy.exc import IntegrityError
 
 from storage.catalog.base import CatalogPart, reads, writes
@@ -78,12 +78,10 @@ class Forks(CatalogPart):
         return child
 
     async def _lock_parent(self, connection: Statements, parent: MemoryRow) -> MemoryRow:
+        await self._keep_default_still(connection)
         tenant = select(tenants.c.uid).where(tenants.c.uid == parent.tenant_uid)
         if (await connection.execute(tenant.with_for_update(read=True))).first() is None:
             raise NotFoundError(f"no tenant {parent.tenant_uid}")
-        if not self._database.is_sqlite:
-            # See create_memory: a default that changes now sees the child, or the child it.
-            await connection.execute(text("LOCK TABLE memories IN ROW EXCLUSIVE MODE"))
         query = select(memories).where(memories.c.uid == parent.uid, NOT_DELETING)
         row = (await connection.execute(query.with_for_update())).one_or_none()
         if row is None:

@@ -15,7 +15,6 @@ from sqlalchemy import (
     insert,
     or_,
     select,
-    text,
     tuple_,
     update,
 )
@@ -149,14 +148,11 @@ class Memories(CatalogPart):
             "own_model": False,
         }
         async with self._leading(tenant_uid=tenant_uid) as connection:
+            await self._keep_default_still(connection)
             # Keeps the tenant from being deleted until this commits.
             tenant = select(tenants.c.uid).where(tenants.c.uid == tenant_uid)
             if (await connection.execute(tenant.with_for_update(read=True))).first() is None:
                 raise NotFoundError(f"no tenant {tenant_uid}")
-            if not self._database.is_sqlite:
-                # Before the default is read: whoever changes it now attaches either before
-                # this memory looks, or after it is there. See attachments.keep_memories_out.
-                await connection.execute(text("LOCK TABLE memories IN ROW EXCLUSIVE MODE"))
             default = (await connection.execute(default_model_query(tenant_uid))).first()
             values["default_model_id"] = default.model_id if default is not None else ""
             # First, so that a repeated call finds its reply and not its own memory.
@@ -200,6 +196,23 @@ class Memories(CatalogPart):
             row = (await connection.execute(query.order_by(*alive_first).limit(1))).first()
         if row is None:
             raise NotFoundError(f"no memory {memory_id}")
+        return memory_row(row)
+
+    async def settled_memory(self, tenant_uid: str, memory_id: str) -> MemoryRow:
+        """As get_memory, once no transaction that changes the row is under way: a commit whose
+        connection broke may land after its caller was told that it failed.
+        """
+        memory = await self.get_memory(tenant_uid, memory_id)
+        # Transactions of SQLite end with their callers.
+        return memory if self._database.is_sqlite else await self._settled(memory.uid)
+
+    @writes
+    async def _settled(self, uid: str) -> MemoryRow:
+        query = select(memories).where(memories.c.uid == uid, NOT_DELETING)
+        async with self._database.writing() as connection:
+            row = (await connection.execute(query.with_for_update())).one_or_none()
+        if row is None:
+            raise NotFoundError(f"no memory {uid}")
         return memory_row(row)
 
     @reads

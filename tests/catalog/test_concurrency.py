@@ -214,3 +214,18 @@ async def test_a_memory_made_while_the_first_model_comes_is_attached_to_it(
         await connection.execute(insert(models).values(model))
     (encoding,) = await catalog.list_encodings((await making).uid)
     assert encoding.model_id == "first"
+
+
+async def test_a_new_default_and_new_memories_wait_for_each_other_in_one_order(
+    catalog: Catalog, tenant: TenantRow
+) -> None:
+    for name in ("one", "two"):
+        await catalog.upsert_model(model_row(name, default=name == "one"))
+
+    async def change(number: int) -> None:
+        await catalog.update_tenant(tenant.tenant_id, default_model_id=("one", "two")[number % 2])
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(8):
+            group.create_task(make_memory(catalog, tenant, f"memory-{number}"))
+            group.create_task(change(number))

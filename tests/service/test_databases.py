@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from memsvc.config import Config, load_config
 from memsvc.server import initialise
 from memsvc.v1 import memory_service_pb2 as pb
+from storage.catalog import CatalogUnavailableError, MemoryRow, documents
+from storage.catalog.revisions import record_revision
 from tests.support.postgres import PostgresForTests, run_postgres
 from tests.support.served import NO_WORKER, Folder, Served, refused, serve, turns
 
@@ -119,3 +122,44 @@ async def test_a_database_that_goes_away_and_comes_back(
         reply = await served.as_operator(served.memories.AppendTurns, request)
         assert reply.revision == 2
         assert await served.texts(memory.name) == ["before", "during"]
+
+
+@pytest.mark.parametrize("second", ["precious", "other"])
+async def test_a_commit_that_lands_after_its_connection_broke_keeps_its_text(
+    postgres_config: tuple[Config, str], monkeypatch: pytest.MonkeyPatch, second: str
+) -> None:
+    """The server loses its connection while PostgreSQL commits an append; the same append, or
+    another, comes before the commit has landed."""
+    began, land = asyncio.Event(), asyncio.Event()
+    landing: list[asyncio.Task[object]] = []
+
+    async def record(*args: Any, **kwargs: Any) -> None:
+        await record_revision(*args, **kwargs)
+        if not began.is_set():
+            began.set()
+            await land.wait()
+
+    async with serve(*postgres_config) as served:
+        memory = await served.create("patient")
+        await served.append(memory.name, "first")
+        catalog = served.server.application.catalog
+        really_commit = catalog.commit_append
+
+        async def lost(*args: Any, **kwargs: Any) -> MemoryRow:
+            monkeypatch.setattr(catalog, "commit_append", really_commit)
+            landing.append(asyncio.create_task(really_commit(*args, **kwargs)))
+            await began.wait()
+            raise CatalogUnavailableError("the connection broke")
+
+        monkeypatch.setattr(documents, "record_revision", record)
+        monkeypatch.setattr(catalog, "commit_append", lost)
+        call = served.append(memory.name, "precious", request_id="r-1")
+        assert (await refused(call)).reason == "CATALOG_UNAVAILABLE"
+        request_id = "r-1" if second == "precious" else ""
+        again = asyncio.ensure_future(served.append(memory.name, second, request_id=request_id))
+        await asyncio.sleep(0.3)
+        land.set()
+        await asyncio.gather(*landing, again)
+        reply = await served.append(memory.name, "precious", request_id="r-1")
+        assert reply.revision == 2
+        assert await served.texts(memory.name) == list(dict.fromkeys(["first", "precious", second]))
