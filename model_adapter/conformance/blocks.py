@@ -44,10 +44,7 @@ async def every_document(h: Harness) -> None:
     missing = sorted({number for number, _ in NUMBERED} - replies.keys())
     require(not missing, f"documents {missing} are not answered")
     for reply in replies.values():
-        block = h.block(reply)
-        for name, values in _arrays(block).items():
-            finite = bool(np.isfinite(_floats(values)).all())
-            require(finite, f"document {block.number}: {name} holds values that are no numbers")
+        h.block(reply)
 
 
 async def same_text(h: Harness) -> None:

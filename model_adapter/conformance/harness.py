@@ -21,7 +21,7 @@ from model_adapter.v1 import model_adapter_pb2 as pb
 from model_adapter.v1.model_adapter_pb2_grpc import ModelAdapterServiceStub
 from model_adapter.wire import MAX_MESSAGE_BYTES
 from storage.documents import Source, TextSource, render
-from storage.layout import NUMPY_DTYPE, Bits, KVBlock, KVLayout
+from storage.layout import NUMPY_DTYPE, Bits, KVBlock, KVLayout, LayoutError
 from storage.lmdb_store import LmdbStore
 from storage.paths import DataFolder
 from storage.store import EncodingId, MemoryUid, StoredDocument
@@ -169,7 +169,10 @@ class Harness:
         require(separate or not wire.key, f"document {number}: key, where routing keys are keys")
         key = array("key") if separate else None
         block = KVBlock(number, wire.tokens, array("routing_key"), key, array("value"))
-        block.validate(layout)
+        try:
+            block.validate(layout)
+        except LayoutError as error:
+            raise ContractError(str(error)) from error
         return block
 
     def reference(self, memory: Memory, *, last: int | None = None, epoch: int = 0) -> pb.MemoryRef:

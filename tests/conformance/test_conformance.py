@@ -58,7 +58,7 @@ async def test_a_sound_worker_passes_and_nothing_is_left(
         (broken.Restless, "encode: same text", "differs by"),
         (broken.Careless, "identity", "Encode: not refused; FAILED_PRECONDITION MODEL_MISMATCH"),
         (broken.Miscounting, "encode: every document", "tokens make"),
-        (broken.Poisoned, "encode: every document", "value holds values that are no numbers"),
+        (broken.Poisoned, "encode: every document", "value_LCE holds what is no finite number"),
         (broken.Forgetful, "encode: every document", "documents [8] are not answered"),
         (broken.Truncating, "limits: long document", "max_document_tokens (3000) is encoded"),
         (broken.Deaf, "route: relevance", "every question has the same ranking"),

@@ -56,6 +56,7 @@ class Planter:
             getattr(message, field.name)[f"{MARK}.key"] = self._text()
         elif field.message_type is not None:
             inner = self._message(field.message_type, choice, depth + 1)
+            inner = known if isinstance(known, Message) else inner
             if field.is_repeated:
                 getattr(message, field.name).append(inner)
             else:

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from memsvc.client import ApiError, Client, Role, TextSource, Turn
 from memsvc.v1 import resources_pb2
@@ -50,6 +51,7 @@ KNOWN: Mapping[str, Any] = {
     "scope": 1,
     "seconds": 4_000_000_000,
     "nanos": 0,
+    "DocumentFilter.occurred_from": Timestamp(seconds=1),
     "number": 1,
     "CreateMemoryRequest.memory_id": f"{MARK}-other",
     "GetDocumentRequest.name": f"memories/{MEMORY}/documents/1",
