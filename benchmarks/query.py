@@ -8,7 +8,9 @@ service. The server is then started afresh: the first query to each memory is `c
 `resident`. Times are the worker's own, from arrival to first token, and medians over the
 questions; `client_first_text_ms` is what a client sees. `in_prompt` is the same model
 given the same text in its prompt, where its context holds it. `growth` is the resident
-time to first token without the routing product, largest memory over 16K.
+time to first token without the routing product, largest memory over 16K. `peak_mib` is the
+most that the server (`itself`) and its worker (`children`) held while filling, and from their
+start afresh until the last answer.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.ingest import TURNS_PER_APPEND, as_source, as_turn, wait_encoded
 from benchmarks.machine import machine
+from benchmarks.peak import peak_mib
 from benchmarks.service import MODEL_CACHE, Service, running
 from benchmarks.workload import conversation
 from memsvc.client import Client, Generation, TextDelta, Turn, Usage
@@ -188,12 +191,15 @@ def main() -> None:
         print(json.dumps(in_prompt(arguments.model, sizes)))
         return
     ids = {name: f"size-{name.lower()}" for name in sizes}
+    peaks = {}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         with running(data, arguments.model) as service, service.client() as client:
             held = {name: fill(client, ids[name], tokens) for name, tokens in sizes.items()}
+            peaks["filling"] = peak_mib(service.process)
         with running(data, arguments.model) as service:
             times = measure(service, list(ids.values()))
+            peaks["asking"] = peak_mib(service.process)
     prompt = _in_prompt_apart(arguments)
     figures = {
         "machine": machine(),
@@ -202,6 +208,7 @@ def main() -> None:
             name: {**held[name], **times[ids[name]], "in_prompt": prompt.get(name)}
             for name in sizes
         },
+        "peak_mib": peaks,
         "growth": growth([times[ids[name]]["resident"] for name in sizes if name != "1K"]),
     }
     print(json.dumps(figures) if arguments.json else json.dumps(figures, indent=2))

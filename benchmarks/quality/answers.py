@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from model_adapter.engine import (
+    Arrange,
     CitationEvent,
     Engine,
     Generate,
     MemoryView,
+    RankedDocument,
     StepResult,
     TextEvent,
 )
@@ -27,11 +29,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, the memory it is asked over, and how many documents may be put in."""
+    """A question, the memory it is asked over, how many documents may be put in (0: as many as
+    the model takes), and their numbers in another ranking's order, which replaces routing's."""
 
     question: str
     memory: MemoryView
     documents: int
+    order: Sequence[int] = ()
 
 
 def answer_all(
@@ -40,8 +44,8 @@ def answer_all(
     """Greedy answers in order, each with its share of the seconds that its group took.
 
     tokens: of an answer, at most. batch: questions that run together. The documents that
-    another ranking chose are put in by asking over a memory of them alone, so that every
-    ranking has the same answering; their order is then the model's.
+    another ranking chose are put in by asking over a memory of them alone, in its order, so
+    that every ranking has the same answering.
     """
     group: list[Asked] = []
     for item in asked:
@@ -57,13 +61,7 @@ def _together(
     engine: Engine, group: Sequence[Asked], tokens: int
 ) -> Iterator[tuple[Answer, float]]:
     started = time.perf_counter()
-    everyone = [
-        (
-            engine.start(Generate(asked.question, tokens, top_k=asked.documents), asked.memory),
-            Answer(),
-        )
-        for asked in group
-    ]
+    everyone = [(engine.start(_request(asked, tokens), asked.memory), Answer()) for asked in group]
     running = everyone
     while running:
         results = engine.step([generation for generation, _ in running])
@@ -74,6 +72,21 @@ def _together(
     for generation, answer in everyone:
         answer.document_tokens = generation.counts.document_tokens
         yield answer, seconds / len(everyone)
+
+
+def _request(asked: Asked, tokens: int) -> Generate:
+    arrange = _in_order(asked.order) if asked.order else None
+    return Generate(asked.question, tokens, top_k=asked.documents, arrange=arrange)
+
+
+def _in_order(numbers: Sequence[int]) -> Arrange:
+    def arrange(
+        rank: Callable[[int], Sequence[RankedDocument]], limit: int
+    ) -> Sequence[RankedDocument]:
+        found = {document.number: document for document in rank(len(numbers))}
+        return [found[number] for number in numbers if number in found][:limit]
+
+    return arrange
 
 
 def _take(answer: Answer, result: StepResult) -> None:

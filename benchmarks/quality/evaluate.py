@@ -32,11 +32,12 @@ ROWS = (*DEFAULT_ROWS, WITHOUT)
 @dataclass(frozen=True)
 class Plan:
     """What to measure. answers: questions to answer, of those with gold answers; documents:
-    put in for each; answer_tokens: at most; batch: questions that are answered together."""
+    put in for each, 0 for as many as the model takes; answer_tokens: at most; batch: questions
+    that are answered together."""
 
     rows: tuple[str, ...] = DEFAULT_ROWS
     answers: int = 0
-    documents: int = 3
+    documents: int = 0
     answer_tokens: int = 24
     batch: int = 8
     seed: int = 0
@@ -204,10 +205,12 @@ class _OneScope:
             gold = self._gold(question)
             if row == WITHOUT:
                 numbers = [number for number in self._texts if number not in gold]
-                put_in = documents
+                yield Asked(question.text, self._part(numbers), documents)
+            elif row == GOLD:
+                yield Asked(question.text, self._part(sorted(gold)), len(gold))
             else:
                 best = [number for number, _ in ranked.get(question.id, [])]
-                numbers = sorted(gold) if row == GOLD else best[:documents]
-                put_in = max(len(numbers), 1)
-            part = EncodedView(self._encoded.take(numbers), self._texts, self._device)
-            yield Asked(question.text, part, put_in)
+                yield Asked(question.text, self._part(best), documents, best)
+
+    def _part(self, numbers: Sequence[int]) -> EncodedView:
+        return EncodedView(self._encoded.take(numbers), self._texts, self._device)

@@ -8,6 +8,8 @@ import pytest
 
 from benchmarks.quality import __main__ as command
 from benchmarks.quality import banks
+from benchmarks.quality.answers import Asked, answer_all
+from benchmarks.quality.encoded import BlockCache, EncodedView
 from benchmarks.quality.evaluate import Evaluation, Plan
 from model_adapter.engine import Arrange, LexicalPrior, MemoryView, RankedDocument
 from model_adapter.fake import FakeEngine, FakeSpec
@@ -84,6 +86,17 @@ def test_answers_of_another_ranking_come_from_its_documents(tmp_path: Path) -> N
     assert found["bm25"]["recall@1"] == 1.0
     assert found["bm25"]["cites_gold"] == 1.0
     assert found["bm25"]["answers"] == 2
+
+
+def test_what_is_put_in_first_is_another_ranking_s_first(tmp_path: Path) -> None:
+    bank = banks.read(str(harbour(tmp_path)), tmp_path)
+    engine, texts = FakeEngine(), bank.scopes[""].texts()
+    encoded = BlockCache(tmp_path / "blocks", engine).encode(texts)
+    question = "Who painted turbines in Skarholm?"  # two words of d1, one of d2
+    for order, first in (((), 1), ((1, 2), 1), ((2, 1), 2), ((4, 2, 1), 2)):
+        asked_over = Asked(question, EncodedView(encoded, texts), 0, order)
+        ((answer, _),) = answer_all(engine, [asked_over], tokens=99)
+        assert answer.cited == [first]
 
 
 def test_a_question_is_asked_over_its_own_conversation(tmp_path: Path) -> None:

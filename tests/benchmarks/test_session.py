@@ -39,10 +39,12 @@ def test_bars_are_met_or_missed() -> None:
     results[0]["rows"]["ours"] |= {"f1": 0.4, "exact_match": 0.2, "answers": 9}
     results[0]["rows"]["gold"] = {"f1": 0.5, "exact_match": 0.4, "answers": 9}
     assert tables.bars(results)[-1].found == "0.80" and not tables.bars(results)[-1].met
+    results[0]["rows"]["hybrid"] |= {"f1": 0.45, "exact_match": 0.2, "answers": 9}
+    assert [bar.found for bar in tables.bars(results)[-2:]] == ["0.80", "0.90"]
     page = tables.page(results)
     assert "| one | 1,500 | 12 | 345 | .450 / .900 / .900 |" in page
     assert "| mean | | | | .382 / .763 / .763 |" in page
-    assert "| one | 9 | .200 / .400 | .400 / .500 |" in page
+    assert "| one | 9 | .200 / .400 | .200 / .450 | .400 / .500 |" in page
     assert page.count("**missed**") == 2
 
 
