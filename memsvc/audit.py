@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from memsvc import names
+from memsvc.api_error import ApiError
 from memsvc.auth import SCOPES, ServerKey
-from memsvc.errors import ApiError
 from memsvc.limits.bucket import Bucket
 from memsvc.principal import Principal, current_principal
 from memsvc.v1.errors_pb2 import ErrorReason

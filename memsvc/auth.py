@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memsvc import errors
+from memsvc.api_error import ApiError
 from memsvc.limits.attempts import Attempts
 from memsvc.open_calls import OpenCalls
 from memsvc.principal import Principal
@@ -199,7 +200,7 @@ class Authenticator:
             if key is not None:
                 return await self._by_key(key[1], digest)
             return await self._by_token(credential)
-        except errors.ApiError:
+        except ApiError:
             self._attempts.failed(peer)
             raise
 

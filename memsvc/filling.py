@@ -16,10 +16,10 @@ from itertools import islice
 from typing import TypeVar
 
 from memsvc import errors, validation
+from memsvc.api_error import ApiError
 from memsvc.application import Application
 from memsvc.config import MIB
 from memsvc.encoding.texts import Target, has_text
-from memsvc.errors import ApiError
 from memsvc.v1.errors_pb2 import ErrorReason
 from memsvc.writes import memory_uid
 from storage.archive import Archive, ArchivedEncoding, ArchivedRevision

@@ -22,9 +22,9 @@ from grpc import aio
 from grpc_status import rpc_status
 
 from memsvc import errors
+from memsvc.api_error import ApiError
 from memsvc.audit import AUDITED, AuditTrail
 from memsvc.auth import OPEN_SERVICES, SCOPES, WHOLE_TENANT, Authenticator
-from memsvc.errors import ApiError
 from memsvc.leases import Leading
 from memsvc.limits import Admission, Limiter, Refusals
 from memsvc.limits.attempts import address

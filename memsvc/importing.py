@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from memsvc import errors, validation
+from memsvc.api_error import ApiError
 from memsvc.application import Application
-from memsvc.errors import ApiError
 from memsvc.filling import Imported, fill, forbidden
 from memsvc.packing import DOCUMENT_BYTES, WINDOW_TURNS, policy
 from storage.archive import Archive, Manifest

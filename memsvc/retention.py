@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from memsvc.api_error import ApiError
 from memsvc.application import Application
-from memsvc.errors import ApiError
 from memsvc.writes import Request
 from storage.catalog import MemoryRow
 

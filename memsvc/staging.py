@@ -22,8 +22,8 @@ from typing import BinaryIO
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from memsvc import errors
+from memsvc.api_error import ApiError
 from memsvc.config import MIB
-from memsvc.errors import ApiError
 from memsvc.limits import FairPool
 from memsvc.v1.errors_pb2 import ErrorReason
 from storage.crypto.root_keys import overwrite

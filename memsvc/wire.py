@@ -16,7 +16,7 @@ from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from memsvc import errors
-from memsvc.errors import ApiError
+from memsvc.api_error import ApiError
 from memsvc.v1 import admin_service_pb2, memory_service_pb2
 from memsvc.validation import MAX_REQUEST_BYTES
 from model_adapter.v1 import registry_pb2

@@ -29,6 +29,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from memsvc import errors
+from memsvc.api_error import ApiError
 from memsvc.deletion import Deletions
 from memsvc.limits import Quotas
 from memsvc.locks import MemoryKey, MemoryLocks
@@ -143,7 +144,7 @@ class Writes:
             return repeated.record.reply
         except RequestIdReusedError as error:
             raise errors.request_id_reused() from error
-        except errors.ApiError:
+        except ApiError:
             before = await self.first_reply(request)
             if before is None:
                 raise

@@ -11,9 +11,9 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from memsvc import errors, names, validation
 from memsvc.api.fingerprint import StreamFingerprint
 from memsvc.api.memories import check_memory_quota, check_still_there, find_active_memory
+from memsvc.api_error import ApiError
 from memsvc.application import Application
 from memsvc.convert import memory_to_wire
-from memsvc.errors import ApiError
 from memsvc.exporting import current, stage_export
 from memsvc.filling import Imported
 from memsvc.importing import import_archive, row_from_manifest

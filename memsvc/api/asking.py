@@ -14,9 +14,9 @@ from grpc import aio
 from memsvc import errors, names, validation
 from memsvc.api.memories import find_active_memory
 from memsvc.api.sources import read_sources
+from memsvc.api_error import ApiError
 from memsvc.application import Application
 from memsvc.convert import document_to_wire
-from memsvc.errors import ApiError
 from memsvc.filters import requested_filter
 from memsvc.past import as_of, check_as_of
 from memsvc.v1 import memory_service_pb2 as pb

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 from memsvc import errors, names, validation
 from memsvc.api.fingerprint import message_fingerprint
+from memsvc.api_error import ApiError
 from memsvc.application import Application
 from memsvc.convert import memory_to_wire, packing_from_wire
-from memsvc.errors import ApiError
 from memsvc.etags import expected_version
 from memsvc.paging import fitting
 from memsvc.principal import current_principal
@@ -70,7 +70,7 @@ class MemoriesHandler:
 
         try:
             answer = await self._app.writes.once(call, attempt)
-        except errors.ApiError:
+        except ApiError:
             # Only what says that there is no such row: one whose caller left, or whose
             # database went away at its commit, may be there, and `reconcile` knows.
             await fields.forget(row)

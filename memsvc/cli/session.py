@@ -22,7 +22,8 @@ from memsvc.cli.exits import ExitCode, exit_code
 from memsvc.cli.output import Output
 from memsvc.client import Client, ConfigurationError, MemsvcError
 from memsvc.client.connection import TLS, Connection
-from memsvc.config import ENV_PREFIX, Config, ConfigError, load_config
+from memsvc.config import ENV_PREFIX, Config, load_config
+from memsvc.settings import ConfigError
 
 Parameters = ParamSpec("Parameters")
 

@@ -17,6 +17,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
+from memsvc.api_error import ApiError
 from memsvc.config import KIB, MIB, Config
 from memsvc.encoding.agenda import Agenda
 from memsvc.encoding.batch import Batch, ModelState
@@ -29,7 +30,6 @@ from memsvc.encoding.texts import (
     read_texts,
     write_live_blocks,
 )
-from memsvc.errors import ApiError
 from memsvc.progress import Progress
 from memsvc.stores import Stores
 from memsvc.v1.errors_pb2 import ErrorReason

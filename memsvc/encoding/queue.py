@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from memsvc import errors
+from memsvc.api_error import ApiError
 from memsvc.config import Config
 from memsvc.encoding.batch import ModelState
 from memsvc.encoding.pipeline import Pipeline
@@ -178,7 +179,7 @@ class EncodingQueue:
             raise errors.memory_not_found("memory") from error
         raise errors.model_not_attached(model.model_id)
 
-    def _late(self, row: EncodingRow, model: ModelRow, revision: int) -> errors.ApiError:
+    def _late(self, row: EncodingRow, model: ModelRow, revision: int) -> ApiError:
         if self._workers.find(model.model_id) is None:
             return errors.worker_unavailable(model.model_id)
         late = errors.encoding_not_ready(row, revision)

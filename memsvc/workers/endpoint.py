@@ -16,7 +16,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 
 import grpc
 
-from memsvc.errors import ApiError
+from memsvc.api_error import ApiError
 from memsvc.workers.client import WorkerClient
 from memsvc.workers.failures import WorkerFaultError
 from memsvc.workers.supervisor import (

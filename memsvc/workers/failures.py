@@ -7,7 +7,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 
 from memsvc import errors
-from memsvc.errors import STATUS_DETAILS_KEY, ApiError
+from memsvc.api_error import STATUS_DETAILS_KEY, ApiError
 from memsvc.v1.errors_pb2 import ErrorReason
 
 WORKER_DOMAIN = "model_adapter"

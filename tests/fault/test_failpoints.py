@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from memsvc.backup import back_up, restore
-from memsvc.config import ConfigError, load_config
+from memsvc.config import load_config
 from memsvc.reconcile import reconcile
+from memsvc.settings import ConfigError
 from memsvc.v1 import memory_service_pb2 as pb
 from storage.catalog import migrate
 from storage.catalog.database import sqlite_url

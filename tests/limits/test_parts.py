@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memsvc.api_error import ApiError
 from memsvc.config import Config, load_config
-from memsvc.errors import ApiError
 from memsvc.limits import QUOTAS, FairPool, Limiter, Quotas
 from memsvc.limits.bucket import Bucket
 from memsvc.limits.streams import received, within

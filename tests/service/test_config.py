@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from memsvc.config import Config, ConfigError, load_config
+from memsvc.config import Config, load_config
+from memsvc.settings import ConfigError
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "configuration.md"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from google.rpc import error_details_pb2
 
 from memsvc import errors
+from memsvc.api_error import CODES, ApiError
 from memsvc.v1.errors_pb2 import ErrorReason
 from storage.catalog import EncodingRow, EncodingState
 
@@ -20,7 +21,7 @@ def test_codes_are_those_the_proto_promises() -> None:
             r"^  // ([A-Z_]+): .*\n(?:  //.*\n)*  ([A-Z_]+) = \d+;", PROTO.read_text(), re.MULTILINE
         )
     }
-    declared = {ErrorReason.Name(reason): code.name for reason, code in errors.CODES.items()}
+    declared = {ErrorReason.Name(reason): code.name for reason, code in CODES.items()}
     assert declared == promised
     assert set(declared) == set(ErrorReason.keys()) - {"ERROR_REASON_UNSPECIFIED"}
 
@@ -54,7 +55,7 @@ def test_every_constructor_makes_a_reason_with_a_code() -> None:
             for name, parameter in inspect.signature(function).parameters.items()
         }
         error = function(**arguments)
-        assert isinstance(error, errors.ApiError)
-        assert error.code in errors.CODES.values()
+        assert isinstance(error, ApiError)
+        assert error.code in CODES.values()
         made.add(error.reason)
     assert len(made) > 25

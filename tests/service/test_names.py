@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memsvc import names
-from memsvc.errors import ApiError
+from memsvc.api_error import ApiError
 from memsvc.v1.errors_pb2 import ErrorReason
 
 ids = st.from_regex(names.RESOURCE_ID, fullmatch=True)

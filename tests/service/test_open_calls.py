@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from memsvc.errors import ApiError
+from memsvc.api_error import ApiError
 from memsvc.open_calls import OpenCalls
 from memsvc.principal import Principal
 from memsvc.v1.errors_pb2 import ErrorReason

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memsvc.errors import ApiError
+from memsvc.api_error import ApiError
 from memsvc.paging import PageTokens
 from memsvc.v1.errors_pb2 import ErrorReason
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterable
 import pytest
 
 from memsvc.api.put import ByteBudget
-from memsvc.errors import ApiError
+from memsvc.api_error import ApiError
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2 as resources
 from tests.support.served import Served, refused

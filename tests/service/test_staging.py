@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memsvc.api_error import ApiError
 from memsvc.canaries import Search
-from memsvc.errors import ApiError
 from memsvc.exporting import stage_export
 from memsvc.setup import make_folders
 from memsvc.staging import Incoming, Opened, Staging, StagingKey

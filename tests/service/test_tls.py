@@ -12,8 +12,9 @@ from grpc import aio
 
 from memsvc.client import TLS, AsyncClient, UnavailableError
 from memsvc.client.retry import NO_RETRIES
-from memsvc.config import ConfigError, load_config
+from memsvc.config import load_config
 from memsvc.server import ServerStartError, open_server
+from memsvc.settings import ConfigError
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import memory_service_pb2_grpc
 from tests.support.answers import Asking

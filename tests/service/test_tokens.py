@@ -16,8 +16,9 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from grpc import aio
 
-from memsvc.config import ConfigError, load_config
+from memsvc.config import load_config
 from memsvc.server import ServerStartError, open_server
+from memsvc.settings import ConfigError
 from memsvc.v1 import admin_service_pb2 as admin
 from memsvc.v1 import memory_service_pb2 as pb
 from tests.support.served import Caller, Folder, Serve, Served, names_of, refused, turns

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memsvc import convert, validation
-from memsvc.errors import ApiError
+from memsvc.api_error import ApiError
 from memsvc.v1 import resources_pb2 as pb
 from memsvc.v1.errors_pb2 import ErrorReason
 from storage.catalog import DocumentRow, PackingMode

@@ -12,10 +12,10 @@ from grpc import StatusCode, aio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memsvc.api_error import STATUS_DETAILS_KEY, ApiError
 from memsvc.encoding.plan import MAX_STRIKES, Job, Plan, Troubles
 from memsvc.encoding.pressure import Backlog, Bounds, Rate
 from memsvc.encoding.share import Share
-from memsvc.errors import STATUS_DETAILS_KEY, ApiError
 from memsvc.progress import Progress, TooManySubscribersError
 from memsvc.v1.errors_pb2 import ErrorReason
 from memsvc.workers.failures import WorkerFaultError, from_call_failure

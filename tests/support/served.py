@@ -14,8 +14,8 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 
+from memsvc.api_error import STATUS_DETAILS_KEY
 from memsvc.config import Config, load_config
-from memsvc.errors import STATUS_DETAILS_KEY
 from memsvc.server import Server, initialise, open_server
 from memsvc.v1 import admin_service_pb2_grpc, memory_service_pb2_grpc
 from memsvc.v1 import memory_service_pb2 as pb
