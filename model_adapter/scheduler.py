@@ -20,14 +20,14 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from model_adapter.engine import (
     DocumentText,
+    Encoded,
     Engine,
     EngineError,
-    Generation,
     MemoryView,
     StepResult,
 )
@@ -74,7 +74,10 @@ class Scheduler:
         self._starting: list[QueryJob | RouteJob] = []
         self._running: list[QueryJob] = []
         self._encoding: deque[EncodeJob] = deque()
-        self._busy_job: Job[Any] | None = None
+        #: The job of the batch that is being encoded.
+        self._batch_of: EncodeJob | None = None
+        #: Whose memories the engine is reading: they end at their next turn, and no sooner.
+        self._read_for: frozenset[Job[Any]] = frozenset()
         self._asked_at = -math.inf
         self._pacer = EncodePacer(share)
         self._clock = clock
@@ -151,18 +154,21 @@ class Scheduler:
     def stop_memory(self, tenant: str, memory: str = "", timeout_s: float = 5.0) -> None:
         """Ends every job on a memory, or on a tenant, and waits until they have ended.
 
-        Raises MemoryInUseError when one is still busy after timeout_s; it ends later.
+        What the engine is not at ends here and now, whatever that is at. A batch of documents
+        is waited for no longer than timeout_s: it reads no memory, and what comes of it later is
+        dropped. Raises MemoryInUseError when a query is still busy then; it ends later.
         """
         error = InterruptedQueryError("the memory was evicted from the worker")
         deadline = time.monotonic() + timeout_s
         with self._wake:
-            while True:
-                self._stop(
-                    [job for job in self._jobs() if job.memory.within(tenant, memory)], error
-                )
-                if not any(job.memory.within(tenant, memory) for job in self._jobs()):
-                    return
-                if not self._wake.wait(deadline - time.monotonic()):
+            while left := self._end_on(tenant, memory, error):
+                left_s = deadline - time.monotonic()
+                if left_s > 0:
+                    self._wake.wait(left_s)
+                elif left == [self._batch_of]:
+                    self._batch_of = None
+                    self._end(left)
+                else:
                     raise MemoryInUseError("the memory is still being read")
 
     def drain(self, grace_s: float) -> None:
@@ -194,9 +200,29 @@ class Scheduler:
             raise DrainingError("the worker is going down")
 
     def _jobs(self) -> list[Job[Any]]:
-        busy = [self._busy_job] if self._busy_job is not None else []
+        batch_of = [self._batch_of] if self._batch_of is not None else []
         queries = (*self._paging, *self._waiting, *self._starting, *self._running)
-        return [*queries, *self._encoding, *busy]
+        return [*queries, *self._encoding, *batch_of]
+
+    def _end_on(self, tenant: str, memory: str, error: EngineError) -> list[Job[Any]]:
+        """Stops what is on a memory; those that the engine is at, and that so go on for now."""
+        self._stop([job for job in self._jobs() if job.memory.within(tenant, memory)], error)
+        self._end(self._take_out())
+        return [job for job in self._jobs() if job.memory.within(tenant, memory)]
+
+    def _take_out(self) -> set[Job[Any]]:
+        """Jobs that are to end and that the engine is not at; they are in no line any more."""
+        kept = {*self._paging, *self._read_for, self._batch_of}
+        over = {job for job in self._jobs() if job.stopping is not None} - kept
+        self._waiting.drop_stopping()
+        self._running = [job for job in self._running if job not in over]
+        self._encoding = deque(job for job in self._encoding if job not in over)
+        return over
+
+    @staticmethod
+    def _end(jobs: Iterable[Job[Any]]) -> None:
+        for job in jobs:
+            job.end(job.stopping)
 
     # The engine's thread.
 
@@ -212,7 +238,7 @@ class Scheduler:
                 self._waiting.clear()
                 self._running.clear()
                 self._encoding.clear()
-                self._starting, self._busy_job = [], None
+                self._starting, self._batch_of = [], None
                 self._wake.notify_all()
             for job in over:
                 job.end(fault)
@@ -238,32 +264,23 @@ class Scheduler:
         return max(min(deadlines) - time.monotonic(), 0.001) if deadlines else None
 
     def _turn(self) -> None:
+        now = time.monotonic()
         with self._wake:
-            ended = self._sweep()
+            for job in self._jobs():
+                job.verdict(now)
+            ended = self._take_out()
             self._starting = self._waiting.take(self._running, self._limits.running_queries)
+            self._read_for = frozenset(self._starting)
             asked = bool(self._starting or self._running)
-        for job in ended:
-            job.end(job.stopping)
+        self._end(ended)
         for waiting in self._starting:
             self._begin(waiting)
-        with self._wake:
-            self._starting = []
         self._step()
         if asked:
             self._asked_at = self._clock()
         self._encode_some()
         with self._wake:
             self._wake.notify_all()
-
-    def _sweep(self) -> list[Job[Any]]:
-        """Takes out the jobs that must end."""
-        now = time.monotonic()
-        over = [job for job in self._jobs() if job.verdict(now) and job not in self._paging]
-        if over:
-            self._waiting.drop_stopping()
-            self._running = [job for job in self._running if not job.stopping]
-            self._encoding = deque(job for job in self._encoding if not job.stopping)
-        return over
 
     def _begin(self, job: QueryJob | RouteJob) -> None:
         assert job.view is not None
@@ -289,13 +306,17 @@ class Scheduler:
                 self._running.append(job)
 
     def _step(self) -> None:
-        running = list(self._running)
-        if not running:
-            return
-        generations: list[Generation] = []
-        for job in running:
-            assert job.generation is not None
-            generations.append(job.generation)
+        with self._wake:
+            self._starting, running = [], list(self._running)
+            self._read_for = frozenset(running)
+        if running:
+            self._advance(running)
+        with self._wake:
+            self._read_for = frozenset()
+            self._wake.notify_all()
+
+    def _advance(self, running: Sequence[QueryJob]) -> None:
+        generations = [job.generation for job in running if job.generation is not None]
         began = self._clock()
         try:
             results = self._engine.step(generations)
@@ -330,6 +351,7 @@ class Scheduler:
             return
         job, documents = batch
         error: EngineError | None = None
+        encoded = Encoded()
         began = self._clock()
         try:
             encoded = self._engine.encode(documents)
@@ -337,15 +359,16 @@ class Scheduler:
             error = refused
         except Exception as fault:  # noqa: BLE001  # as above
             error = internal_fault(fault)
-        else:
-            if job.stopping is None:
+        self._pacer.encoded(sum(map(text_bytes, documents)), self._clock() - began)
+        with self._wake:
+            if self._batch_of is None:  # An eviction ended it meanwhile.
+                return
+            if error is None and job.stopping is None:
                 for block in encoded.blocks:
                     job.sink.put(block)
                 for failure in encoded.failures:
                     job.sink.put(failure)
-        self._pacer.encoded(sum(map(text_bytes, documents)), self._clock() - began)
-        with self._wake:
-            self._busy_job = None
+            self._batch_of = None
             over = error is not None or not job.documents
             if not over:
                 job.waiting_since = time.monotonic()
@@ -364,7 +387,7 @@ class Scheduler:
             for job in self._encoding:
                 if job.sink.ready() and not (busy and self._too_long(job, size)):
                     self._encoding.remove(job)
-                    self._busy_job = job
+                    self._batch_of = job
                     return job, job.take(size)
         return None
 

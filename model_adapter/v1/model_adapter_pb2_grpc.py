@@ -94,7 +94,9 @@ class ModelAdapterServiceServicer:
 
     def Evict(self, request, context):
         """Drops what the worker holds of a memory and overwrites it. When it
-        returns, nothing of it is left in the worker.
+        returns, nothing of it is left in the worker, but for the texts of a batch
+        that has been encoded for longer than an eviction waits: that batch ends,
+        and what comes of it goes nowhere.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

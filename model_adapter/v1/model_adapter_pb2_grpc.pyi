@@ -48,7 +48,9 @@ class ModelAdapterServiceStub:
     """Answers a question. Cancelling stops the work at its next step."""
     Evict: _grpc.UnaryUnaryMultiCallable[_model_adapter_pb2.EvictRequest, _model_adapter_pb2.EvictResponse]
     """Drops what the worker holds of a memory and overwrites it. When it
-    returns, nothing of it is left in the worker.
+    returns, nothing of it is left in the worker, but for the texts of a batch
+    that has been encoded for longer than an eviction waits: that batch ends,
+    and what comes of it goes nowhere.
     """
 
 @_typing.type_check_only
@@ -64,7 +66,9 @@ class ModelAdapterServiceAsyncStub(ModelAdapterServiceStub):
     """Answers a question. Cancelling stops the work at its next step."""
     Evict: _aio.UnaryUnaryMultiCallable[_model_adapter_pb2.EvictRequest, _model_adapter_pb2.EvictResponse]  # type: ignore[assignment]
     """Drops what the worker holds of a memory and overwrites it. When it
-    returns, nothing of it is left in the worker.
+    returns, nothing of it is left in the worker, but for the texts of a batch
+    that has been encoded for longer than an eviction waits: that batch ends,
+    and what comes of it goes nowhere.
     """
 
 class ModelAdapterServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -107,7 +111,9 @@ class ModelAdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_model_adapter_pb2.EvictResponse, _abc.Awaitable[_model_adapter_pb2.EvictResponse]]:
         """Drops what the worker holds of a memory and overwrites it. When it
-        returns, nothing of it is left in the worker.
+        returns, nothing of it is left in the worker, but for the texts of a batch
+        that has been encoded for longer than an eviction waits: that batch ends,
+        and what comes of it goes nowhere.
         """
 
 def add_ModelAdapterServiceServicer_to_server(servicer: ModelAdapterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -50,7 +50,7 @@ def make_view(engine: FakeEngine) -> InMemoryView:
     return InMemoryView(engine.description.layout, encoded.blocks, TEXTS)
 
 
-def eventually(condition: Callable[[], bool], what: str) -> None:
+def eventually(condition: Callable[[], object], what: str) -> None:
     """Waits for it; raises AssertionError when it doesn't come."""
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
@@ -64,7 +64,7 @@ class WatchedEngine:
 
     calls: ("step", generations), ("encode", documents), ("route", 1). fail: raised by
     the next call. `clock` says how long calls took, were they to take seconds_per_byte
-    of encoded text and step_s a step.
+    of encoded text and step_s a step. blocked: the call that waits.
     """
 
     inner: FakeEngine = field(default_factory=lambda: FakeEngine(FakeSpec()))
@@ -73,7 +73,7 @@ class WatchedEngine:
     step_s: float = 1 / 8
     seconds_per_byte: float = 1 / 1024
     now_s: float = 0.0
-    blocked: bool = False
+    blocked: str = ""
     _held: threading.Semaphore | None = None
 
     def clock(self) -> float:
@@ -103,9 +103,9 @@ class WatchedEngine:
 
     def _called(self, what: str, size: int) -> None:
         if self._held is not None:
-            self.blocked = True
+            self.blocked = what
             self._held.acquire()
-            self.blocked = False
+            self.blocked = ""
         self.calls.append((what, size))
         if self.fail is not None:
             error, self.fail = self.fail, None

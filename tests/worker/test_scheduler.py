@@ -308,3 +308,58 @@ def test_blocks_made_for_a_stopped_job_are_dropped(make: Make, engine: WatchedEn
     engine.let_go()
     assert isinstance(work.sink.wait().error, InterruptedQueryError)
     assert work.sink.items == []
+
+
+def test_a_long_batch_keeps_no_memory_in_use(make: Make, engine: WatchedEngine) -> None:
+    """An eviction gives it its time; after that what comes of it is dropped."""
+    scheduler = make()
+    engine.hold()
+    work = encode(scheduler, MEMORY, ["ten bytes!"] * 3)
+    eventually(lambda: engine.blocked, "a batch is under way")
+    scheduler.stop_memory(TENANT, MEMORY.memory, timeout_s=0.02)
+    assert isinstance(work.sink.wait().error, InterruptedQueryError)
+    assert engine.blocked == "encode", "it goes on"
+    again = encode(scheduler, MEMORY, ["more"])
+    engine.let_go()
+    assert again.sink.wait().error is None
+    assert work.sink.items == []
+    assert [item.number for item in again.sink.items] == [1]
+
+
+def test_a_batch_that_ends_in_time_is_waited_for(make: Make, engine: WatchedEngine) -> None:
+    scheduler = make()
+    engine.hold()
+    work = encode(scheduler, MEMORY, ["ten bytes!"] * 3)
+    eventually(lambda: engine.blocked, "a batch is under way")
+    with ThreadPoolExecutor(1) as threads:
+        stopping = threads.submit(scheduler.stop_memory, TENANT, MEMORY.memory, 60.0)
+        eventually(lambda: work.job.stopping is not None, "it is told to stop")
+        assert work.sink.error is None
+        engine.let_go()
+        stopping.result(10)
+    assert work.sink.ends == 1
+    assert engine.calls == [("encode", 1)]
+
+
+def test_what_waits_behind_another_memory_s_batch_is_ended_at_once(
+    make: Make, engine: WatchedEngine, view: InMemoryView
+) -> None:
+    """Queries that wait or run, and batches that wait: the engine is at none of them."""
+    scheduler = make(running_queries=1, long_document_patience_s=0)
+    engine.hold()
+    running = ask(scheduler, MEMORY, view, BOAT)
+    engine.go(1)
+    eventually(lambda: engine.blocked, "a second step")
+    waiting = ask(scheduler, MEMORY, view, BOAT)
+    other = encode(scheduler, key(1, OTHER_TENANT), ["of another tenant"])
+    mine = encode(scheduler, MEMORY, ["text"])
+    while engine.blocked != "encode":
+        assert len(engine.calls) < 50, "encoding gets its share"
+        engine.go(1)
+        eventually(lambda: engine.blocked, "the next call")
+    scheduler.stop_memory(TENANT, timeout_s=0)
+    for asked in (running, waiting, mine):
+        assert isinstance(asked.sink.wait().error, InterruptedQueryError)
+    assert running.released == waiting.released == [True]
+    engine.let_go()
+    assert other.sink.wait().error is None
