@@ -13,6 +13,7 @@ changes the memory's deletion epoch (a new epoch is read afresh) or evicts it.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from bisect import bisect_right
@@ -41,6 +42,8 @@ from model_adapter.staging import CudaLane, Staging
 from storage.crypto import MemorySecret
 from storage.layout import KVLayout
 from storage.store import EncodingId
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -270,12 +273,26 @@ class Pager:
         if chunks > table.room:
             comfortable = max(table.comfortable(chunks), slab.expected_chunks)
             for capacity in (comfortable, chunks):
-                if self._reserve(memory, table.bytes_for(capacity)):
-                    table.add_segment(capacity)
+                if self._reserve(memory, table.bytes_for(capacity)) and self._add(memory, capacity):
                     break
             else:
                 return False
         table.append(slab.numbers, slab.chunks, slab.keys_LCE)
+        return True
+
+    def _add(self, memory: HeldMemory, capacity: int) -> bool:
+        """Adds the segment that room was reserved for; False, and nothing reserved, where the
+        device has less room than the budget says.
+        """
+        try:
+            memory.table.add_segment(capacity)
+        except (MemoryError, RuntimeError) as error:  # The latter is torch's own of any device.
+            wanted = memory.table.bytes_for(capacity)
+            log.warning("no room for %d bytes of routing keys: %s", wanted, type(error).__name__)
+            with self._changed:
+                self._reserved -= wanted
+                memory.reserved -= wanted
+            return False
         return True
 
     def _reserve(self, memory: HeldMemory, wanted: int) -> bool:
