@@ -12,10 +12,14 @@ from memsvc.encoding.texts import Texts
 
 @dataclass
 class Batch:
-    """Documents of one memory that go to the worker together."""
+    """Documents of one memory that go to the worker together.
+
+    above: the watermark that they begin at. up_to: the one that they move it to.
+    """
 
     job: Job
     texts: Texts
+    above: int
     up_to: int
     previous: asyncio.Future[bool] | None
     committed: asyncio.Future[bool]

@@ -204,9 +204,11 @@ class Pipeline:
         previous, job.tail = job.tail, asyncio.get_running_loop().create_future()
         job.in_flight += 1
         job.cursor = texts.up_to if texts.up_to < numbers[-1] else window
+        above, job.watermark = job.watermark, job.cursor
         return Batch(
             job,
             texts,
+            above=above,
             up_to=job.cursor,
             previous=previous,
             committed=job.tail,
@@ -311,6 +313,7 @@ class Pipeline:
             tokens=batch.tokens + sum(done.values()),
             bytes=batch.stored_bytes + sum(map(self._model.layout.block_bytes, done.values())),
             quarantined=batch.quarantined,
+            above_number=batch.above,
         )
         reach(Failpoint.ENCODE_COMMITTED)
         if batch.tokens:

@@ -30,9 +30,10 @@ class Trouble:
 class Job:
     """One memory's backlog as it is being worked off.
 
-    cursor: numbers up to it are planned. tail: the newest batch, which commits
-    last. broken: a batch failed; nothing more is planned from here. dropped: nothing
-    more may be sent. behind: another model answers for the memory meanwhile.
+    cursor: numbers up to it are planned. watermark: where the encoding's will be once every
+    batch so far is committed. tail: the newest batch, which commits last. broken: a batch
+    failed; nothing more is planned from here. dropped: nothing more may be sent. behind:
+    another model answers for the memory meanwhile.
     """
 
     tenant_uid: str
@@ -44,6 +45,10 @@ class Job:
     broken: bool = False
     dropped: bool = False
     behind: bool = False
+    watermark: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.watermark = self.cursor
 
     @property
     def exhausted(self) -> bool:

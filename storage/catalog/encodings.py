@@ -184,6 +184,7 @@ class Encodings(CatalogPart):
         tokens: int,
         bytes: int,  # noqa: A002 - the wire's and the table's word
         quarantined: Mapping[int, str],
+        above_number: int = 0,
     ) -> EncodingRow:
         """Moves the watermark to up_to_number, after the blocks below it are durable.
 
@@ -191,9 +192,10 @@ class Encodings(CatalogPart):
         model that answers; if it was to take over from that one, it does now.
         documents, tokens, bytes: of the blocks this batch made. quarantined: number
         to reason of the documents it set aside. Documents deleted meanwhile count no
-        more. Raises ConflictError if the encoding has another identity, has moved on,
-        or was rewound so that more documents wait than the batch covers;
-        NotFoundError (memory or encoding).
+        more. above_number: the watermark that the batch began at; 0 for one of all documents.
+        Raises ConflictError if the encoding has another identity, has moved on, or was
+        rewound so that documents wait which the batch does not cover; NotFoundError (memory
+        or encoding).
         """
         async with self._leading(memory_uid=memory_uid) as connection:
             memory = await self._lock_memory(connection, memory_uid)
@@ -201,6 +203,8 @@ class Encodings(CatalogPart):
             above = encoding.encoded_number
             if encoding.identity != identity:
                 raise ConflictError(f"model {model_id} now has another identity")
+            if above < above_number:
+                raise ConflictError(f"watermark {above} was put back from {above_number}")
             if not above < up_to_number <= memory.last_number:
                 raise ConflictError(
                     f"watermark {above} cannot move to {up_to_number} of {memory.last_number}"

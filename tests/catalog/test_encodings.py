@@ -167,6 +167,21 @@ class TestCommitEncoded:
             await encode(catalog, memory, 5, documents=2)
         assert (await encoding_of(catalog, memory)).encoded_number == 1
 
+    async def test_as_many_deleted_as_were_put_back_make_no_difference(
+        self, catalog: Catalog, memory: MemoryRow
+    ) -> None:
+        """Else the watermark would pass documents whose blocks are to be made again."""
+        await encode(catalog, memory, 3)
+        await catalog.rewind_encoding(memory.uid, "fake", 3)
+        await catalog.commit_delete_documents(memory.uid, 2, [5], None)
+        with pytest.raises(ConflictError):
+            await catalog.commit_encoded(
+                memory.uid, "fake", IDENTITY, 5, 2, 1, 1, {}, above_number=3
+            )
+        row = await encoding_of(catalog, memory)
+        assert (row.encoded_number, row.pending_documents) == (2, 2)
+        await catalog.commit_encoded(memory.uid, "fake", IDENTITY, 5, 2, 1, 1, {}, above_number=2)
+
     async def test_quarantine_outside_the_batch_is_refused(
         self, catalog: Catalog, memory: MemoryRow
     ) -> None:
