@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from memsvc.check import Severity, check_data
 from memsvc.config import Config
@@ -273,11 +273,21 @@ def _verify(source: Path) -> _Sealed:
     sealed = _manifest(source)
     for name, (size, digest) in sealed.files.items():
         path = source / name
-        if not path.resolve().is_relative_to(source.resolve()):
+        if not _is_within(source, name):
             raise BackupError(f"{MANIFEST} names {name}, outside of the backup")
         if not path.is_file() or path.stat().st_size != size or _hash(path) != digest:
             raise BackupError(f"{name} is missing or was altered")
     return sealed
+
+
+def _is_within(folder: Path, name: str) -> bool:
+    """Whether a name leads to a file of the folder, and of any other folder to one of that:
+    without links and ways up, also those that come back here.
+    """
+    path = PurePosixPath(name)
+    if str(path) != name or path.is_absolute() or not path.name or ".." in path.parts:
+        return False
+    return not any((folder / part).is_symlink() for part in (path, *path.parents[:-1]))
 
 
 def _hash(path: Path) -> str:

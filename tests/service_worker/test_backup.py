@@ -226,6 +226,41 @@ def test_a_manifest_that_lies_is_refused(
     assert not kept.new.data.exists()
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        "../{backup}/server.key",
+        "../{backup}/tenants/../../outside.key",
+        "{root}/{backup}/server.key",
+        "tenants/../server.key",
+        "./server.key",
+        "linked",
+        "linked-folder/server.key",
+    ],
+)
+def test_no_name_of_a_manifest_leads_out_of_the_new_folder(kept: Kept, place: str) -> None:
+    """Also not one that leads to a file of the backup, as long as it is read from there."""
+    root, backup = kept.backup.parent, kept.backup
+    (backup / "linked").symlink_to("server.key")
+    (backup / "linked-folder").symlink_to(".")
+    if "outside" in place:
+        (root / "outside.key").write_bytes((backup / "server.key").read_bytes())
+    before = {path for path in root.iterdir() if path != backup}
+    name = place.format(root=root, backup=backup.name)
+    path = backup / MANIFEST
+    path.write_text(path.read_text().replace('"server.key"', json.dumps(name)))
+    with pytest.raises(BackupError, match="outside of the backup"):
+        restore(kept.new, backup)
+    assert not kept.new.data.exists()
+    assert {path for path in root.iterdir() if path != backup} == before
+
+
+def test_a_backup_may_be_reached_by_a_link(kept: Kept) -> None:
+    link = kept.backup.with_name("newest")
+    link.symlink_to(kept.backup)
+    assert restore(kept.new, link).damage == ()
+
+
 def test_an_altered_file_is_refused(kept: Kept) -> None:
     (data,) = kept.backup.glob("tenants/*/data.mdb")
     content = bytearray(data.read_bytes())
