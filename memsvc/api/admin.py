@@ -68,6 +68,7 @@ class AdminHandler:
                 tenant.tenant_id,
                 display_name=display_name if "display_name" in paths else None,
                 default_model_id=model_id if "default_model" in paths else None,
+                uid=tenant.uid,
             )
         except ModelNotFoundError as error:
             raise errors.model_not_found("tenant.default_model") from error
@@ -83,7 +84,7 @@ class AdminHandler:
         limit = validation.check_page_size(request.page_size)
         position = self._app.page_tokens.open(binding, request.page_token)
         if not caller.operator:
-            own = await self._catalog.get_tenant(caller.tenant_id)
+            own = await find_tenant(self._app, "", names.tenant_name(caller.tenant_id))
             return pb.ListTenantsResponse(tenants=[tenant_to_wire(own)])
         rows, after = await self._catalog.list_tenants(limit, cursor(position))
         return pb.ListTenantsResponse(

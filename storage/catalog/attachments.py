@@ -164,20 +164,24 @@ class Attachments(CatalogPart):
         *,
         display_name: str | None = None,
         default_model_id: str | None = None,
+        uid: str | None = None,
     ) -> TenantRow:
         """Sets what is not None. Raises NotFoundError (tenant), ModelNotFoundError.
 
         default_model_id: empty for the server's. Memories that follow the tenant's default
-        are attached to it and switch as they are complete.
+        are attached to it and switch as they are complete. uid: of the tenant that the caller
+        looked at; another of its name is not touched.
         """
         which = tenants.c.tenant_id == tenant_id
+        if uid is not None:
+            which = and_(which, tenants.c.uid == uid)
         given = {"display_name": display_name, "default_model_id": default_model_id}
         values = {name: value for name, value in given.items() if value is not None}
         async with self._database.writing() as connection:
             if default_model_id is not None:
-                uid = (await connection.execute(select(tenants.c.uid).where(which))).scalar()
-                if uid is not None and self._server_uid:
-                    await self._require_lease(connection, uid, "")
+                found_uid = (await connection.execute(select(tenants.c.uid).where(which))).scalar()
+                if found_uid is not None and self._server_uid:
+                    await self._require_lease(connection, found_uid, "")
                 await keep_memories_out(self._database, connection)
             found = select(tenants).where(which).with_for_update()
             if (await connection.execute(found)).first() is None:

@@ -9,9 +9,12 @@ from typing import Any
 
 from grpc import aio
 
+from memsvc.v1 import admin_service_pb2 as admin
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2 as resources
+from tests.service.test_admin import admin_of, new_tenant
 from tests.support.answers import eventually
+from tests.support.held import Held
 from tests.support.served import Served, refused
 
 
@@ -45,28 +48,6 @@ async def get(served: Served, name: str) -> resources.Memory:
     request = pb.GetMemoryRequest(name=name)
     found: resources.Memory = await served.as_operator(served.memories.GetMemory, request)
     return found
-
-
-class Held:
-    """A method of an object, stopped before its work or after it until told to go on."""
-
-    def __init__(self, owner: Any, method: str, *, after: bool = False) -> None:
-        self.reached, self.go_on = asyncio.Event(), asyncio.Event()
-        real = getattr(owner, method)
-
-        async def stop() -> None:
-            self.reached.set()
-            await self.go_on.wait()
-
-        async def held(*args: Any, **kwargs: Any) -> Any:
-            if not after:
-                await stop()
-            result = await real(*args, **kwargs)
-            if after:
-                await stop()
-            return result
-
-        setattr(owner, method, held)
 
 
 async def test_an_import_that_fails_spares_the_memory_that_took_its_name(served: Served) -> None:
@@ -187,3 +168,44 @@ async def test_a_repeated_making_of_a_memory_that_is_gone_says_so(served: Served
     await delete(served, made.name)
     repeated = served.as_operator(served.memories.CreateMemory, request)
     assert (await refused(repeated)).reason == "MEMORY_NOT_FOUND"
+
+
+async def test_an_admin_does_not_see_the_tenant_that_took_its_tenants_name(
+    served: Served,
+) -> None:
+    await new_tenant(served, "acme")
+    manager, _ = await admin_of(served, "tenants/acme")
+    looking = Held(served.server.application.catalog, "get_tenant")
+    listing = asyncio.ensure_future(
+        refused(manager(served.admin.ListTenants, admin.ListTenantsRequest()))
+    )
+    await looking.reached.wait()
+    looking.let_others_pass()
+    await begin_anew(served, "acme")
+    looking.go_on.set()
+    assert (await listing).reason == "TENANT_NOT_FOUND"
+
+
+async def test_a_late_change_of_a_tenant_spares_the_one_that_took_its_name(
+    served: Served,
+) -> None:
+    await new_tenant(served, "acme")
+    manager, _ = await admin_of(served, "tenants/acme")
+    change = Held(served.server.application.catalog, "update_tenant")
+    wanted = admin.Tenant(name="tenants/acme", display_name="Of the first")
+    request = admin.UpdateTenantRequest(tenant=wanted)
+    late = asyncio.ensure_future(refused(manager(served.admin.UpdateTenant, request)))
+    await change.reached.wait()
+    await begin_anew(served, "acme")
+    change.go_on.set()
+    assert (await late).reason == "TENANT_NOT_FOUND"
+    get = admin.GetTenantRequest(name="tenants/acme")
+    found = await served.as_operator(served.admin.GetTenant, get)
+    assert found.display_name == "The acme"
+
+
+async def begin_anew(served: Served, tenant_id: str) -> None:
+    """Deletes a tenant and makes another one of its name."""
+    request = admin.DeleteTenantRequest(name=f"tenants/{tenant_id}")
+    await served.as_operator(served.admin.DeleteTenant, request)
+    await new_tenant(served, tenant_id)
