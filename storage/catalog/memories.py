@@ -225,6 +225,14 @@ class Memories(CatalogPart):
         return memory_row(row)
 
     @reads
+    async def memory_uids(self, tenant_uid: str, memory_ids: Iterable[str]) -> frozenset[str]:
+        """Uids of the tenant's living memories that have one of these names now."""
+        named = memories.c.memory_id.in_(list(memory_ids))
+        query = select(memories.c.uid).where(memories.c.tenant_uid == tenant_uid, named)
+        async with self._database.reading() as connection:
+            return frozenset((await connection.execute(query.where(NOT_DELETING))).scalars())
+
+    @reads
     async def list_memories(
         self,
         tenant_uid: str,

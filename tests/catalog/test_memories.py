@@ -99,6 +99,18 @@ class TestCreate:
         assert encoding.complete
 
 
+async def test_uids_of_names_are_of_the_living_of_one_tenant(
+    catalog: Catalog, tenant: TenantRow
+) -> None:
+    other = await catalog.create_tenant("other", "")
+    a, b = [await make_memory(catalog, tenant, name) for name in "ab"]
+    await make_memory(catalog, other, "a")
+    assert await catalog.memory_uids(tenant.uid, ["a", "b", "absent"]) == {a.uid, b.uid}
+    await catalog.begin_delete_memory(tenant.uid, "a", None)
+    assert await catalog.memory_uids(tenant.uid, ["a", "b"]) == {b.uid}
+    assert await catalog.memory_uids(tenant.uid, []) == set()
+
+
 class TestChange:
     async def test_sets_only_what_is_given(self, catalog: Catalog, tenant: TenantRow) -> None:
         before = await make_memory(catalog, tenant, labels={"a": "1"})

@@ -257,27 +257,6 @@ async def test_a_stream_ends_with_its_token(tokens: Served, issuer: Issuer) -> N
     await is_refused(tokens, token)
 
 
-async def test_a_deleted_tenants_tokens_do_not_reach_its_namesake(
-    tokens: Served, issuer: Issuer
-) -> None:
-    async def make() -> None:
-        request = admin.CreateTenantRequest(tenant_id="acme")
-        await tokens.as_operator(tokens.admin.CreateTenant, request)
-
-    await make()
-    caller = Caller(issuer.token("k1", memsvc_tenant="acme"))
-    memory = await caller(tokens.memories.CreateMemory, pb.CreateMemoryRequest(memory_id="mine"))
-    events = aiter(caller(tokens.memories.WatchMemory, pb.WatchMemoryRequest(name=memory.name)))
-    await anext(events)
-    request = admin.DeleteTenantRequest(name="tenants/acme")
-    await tokens.as_operator(tokens.admin.DeleteTenant, request)
-    assert (await refused(events)).reason == INVALID[1]
-    assert (await refused(lists(tokens, issuer.token("k1", memsvc_tenant="acme")))).reason
-    await make()
-    # The issuer names tenants: what it says of the name now holds for the new one.
-    assert await lists(tokens, issuer.token("k1", memsvc_tenant="acme")) == []
-
-
 async def test_acts_are_written_down_under_the_subject(tokens: Served, issuer: Issuer) -> None:
     for subject, actor in (
         ("anna@example.org", "jwt:anna@example.org"),
