@@ -217,6 +217,25 @@ class Writes:
 
         return await self.once(request, lambda: self._run(request, memory_id, locked))
 
+    async def change(
+        self, row: MemoryRow, work: Callable[[MemoryRow], Awaitable[MemoryRow]]
+    ) -> MemoryRow:
+        """A change of the memory itself, not of what is in it, and of no other that took its
+        name meanwhile: `work` gets its row as it is now, under its lock, and returns the
+        committed one. Raises NotFoundError, and what work does.
+        """
+
+        async def locked() -> MemoryRow:
+            self._latest.pop((row.tenant_uid, row.memory_id), None)
+            memory = await self._catalog.settled_memory(row.tenant_uid, row.memory_id)
+            if memory.uid != row.uid:
+                raise NotFoundError("another memory has its name now")
+            changed = await work(memory)
+            self.committed(changed)
+            return changed
+
+        return await self.locks.run_whole(row.tenant_uid, row.memory_id, locked)
+
     async def delete_memory(
         self, row: MemoryRow, expected_version: int | None, *, state: MemoryState | None = None
     ) -> None:

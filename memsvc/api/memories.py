@@ -150,16 +150,19 @@ class MemoriesHandler:
                 raise errors.memory_not_found("memory.name") from error
             except ConflictError as error:
                 raise errors.etag_mismatch("memory.etag") from error
-            self._app.progress.publish(row.uid)
         return await shown(self._app, row)
 
     async def _update(self, row: MemoryRow, changes: _Changes, version: int | None) -> MemoryRow:
         """Name and labels are sealed together, so what is not changed is read first. Raises
         NotFoundError, ConflictError.
+
+        Under the memory's lock: sealing makes a key where there is none, and must not after a
+        deletion has destroyed it.
         """
-        uid, name, labels = row.uid, changes.display_name, changes.labels
-        while True:
-            old = await self._app.fields.opened(row)
+        name, labels = changes.display_name, changes.labels
+
+        async def work(memory: MemoryRow) -> MemoryRow:
+            old = await self._app.fields.opened(memory)
             new = await self._app.fields.sealed(
                 replace(
                     old,
@@ -167,22 +170,17 @@ class MemoriesHandler:
                     labels=old.labels if labels is None else labels,
                 )
             )
-            try:
-                return await self._catalog.update_memory(
-                    row.tenant_uid,
-                    row.memory_id,
-                    new.display_name,
-                    new.labels,
-                    row.version,
-                    retention_s=changes.retention_s,
-                    uid=row.uid,
-                )
-            except ConflictError:
-                if version is not None:
-                    raise
-                row = await self._catalog.get_memory(row.tenant_uid, row.memory_id)
-                if row.uid != uid:
-                    raise NotFoundError("another memory has its name now") from None
+            return await self._catalog.update_memory(
+                memory.tenant_uid,
+                memory.memory_id,
+                new.display_name,
+                new.labels,
+                version,
+                retention_s=changes.retention_s,
+                uid=memory.uid,
+            )
+
+        return await self._app.writes.change(row, work)
 
     async def delete_memory(self, request: pb.DeleteMemoryRequest) -> None:
         """When it returns, no worker, file or row holds any of the memory."""

@@ -115,7 +115,8 @@ async def test_a_deletion_asked_for_twice_spares_the_memory_that_took_its_name(
 
 async def test_a_late_rename_spares_the_memory_that_took_its_name(served: Served) -> None:
     old = await served.create("herons", display_name="Herons")
-    change = Held(served.server.application.catalog, "update_memory")
+    # Behind this it has the memory's lock, for which a deletion waits.
+    change = Held(served.server.application.writes, "change")
     request = pb.UpdateMemoryRequest(
         memory=resources.Memory(name=old.name, display_name="Grey herons")
     )
