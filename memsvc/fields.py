@@ -18,6 +18,7 @@ import json
 import logging
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -27,7 +28,7 @@ from memsvc.keys import Keys
 from memsvc.v1 import resources_pb2
 from storage.catalog import MemoryRow
 from storage.crypto import TenantKeys
-from storage.store import KeyMissingError, MemoryUid, WrongKeyError
+from storage.store import KeyMissingError, MemoryUid, TenantRemovedError, WrongKeyError
 
 log = logging.getLogger(__name__)
 
@@ -94,9 +95,11 @@ class Fields:
 
     async def forget(self, row: MemoryRow) -> None:
         """Destroys the key of a memory that could not be made after all."""
-        keys = await self._tenant(row.tenant_uid)
-        if keys is not None:
-            await asyncio.to_thread(keys.destroy, _uid(row))
+        # With a tenant that was deleted its keys are gone.
+        with suppress(TenantRemovedError):
+            keys = await self._tenant(row.tenant_uid)
+            if keys is not None:
+                await asyncio.to_thread(keys.destroy, _uid(row))
 
     async def fingerprint(self, tenant_uid: str, digest: bytes) -> bytes:
         """A payload's hash made worthless to who would guess short texts: keyed by the tenant."""

@@ -40,6 +40,7 @@ from storage.store import (
     KeyMissingError,
     StorageFullError,
     StoreUnavailableError,
+    TenantRemovedError,
 )
 
 log = logging.getLogger(__name__)
@@ -294,6 +295,8 @@ _TOLD: tuple[tuple[type[Exception], int, str, Callable[[], ApiError]], ...] = (
     (LeaseLostError, logging.WARNING, "tenant lost to another server", errors.served_elsewhere),
     (CatalogUnavailableError, logging.ERROR, "catalog unavailable", errors.catalog_unavailable),
     (StoreUnavailableError, logging.ERROR, "store unavailable", errors.store_unavailable),
+    # Whose tenant was deleted under the call has no credential any more.
+    (TenantRemovedError, logging.WARNING, "tenant removed", errors.credential_invalid),
     # Who deleted the memory under the call destroyed it.
     (KeyMissingError, logging.WARNING, "key missing", errors.memory_not_found),
     (

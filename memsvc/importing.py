@@ -99,18 +99,22 @@ async def _import(
 
 
 async def _create(application: Application, new: MemoryRow) -> MemoryRow:
-    new = await application.fields.sealed(new)
-    return await application.catalog.create_memory(
-        new.tenant_uid,
-        new.memory_id,
-        new.display_name,
-        new.labels,
-        new.packing,
-        MemoryState.IMPORTING,
-        None,
-        uid=new.uid,
-        retention_s=new.retention_s,
-    )
+    sealed = await application.fields.sealed(new)
+    try:
+        return await application.catalog.create_memory(
+            sealed.tenant_uid,
+            sealed.memory_id,
+            sealed.display_name,
+            sealed.labels,
+            sealed.packing,
+            MemoryState.IMPORTING,
+            None,
+            uid=sealed.uid,
+            retention_s=sealed.retention_s,
+        )
+    except (AlreadyExistsError, NotFoundError):
+        await application.fields.forget(new)
+        raise
 
 
 def row_from_manifest(manifest: Manifest, empty: MemoryRow) -> MemoryRow:

@@ -7,6 +7,7 @@ import threading
 
 from memsvc.config import Config
 from storage.crypto import LocalRootKeys, MemorySecret, RootKeyError, TenantKeys
+from storage.crypto.key_file import destroy_key_file
 from storage.crypto.root_keys import (
     RootKeys,
     new_root_key,
@@ -16,7 +17,7 @@ from storage.crypto.root_keys import (
 )
 from storage.lmdb_env import DATA_FILE
 from storage.paths import DataFolder
-from storage.store import MemoryUid
+from storage.store import MemoryUid, TenantRemovedError
 
 
 def load_root_keys(config: Config) -> LocalRootKeys | None:
@@ -62,16 +63,19 @@ class Keys:
         self._root = root
         self._lock = threading.Lock()
         self._open: dict[str, TenantKeys] = {}
+        self._destroyed: set[str] = set()
 
     def tenant(self, tenant_uid: str) -> TenantKeys | None:
         """The tenant's keys, made with the tenant's first use; None without encryption.
 
-        Raises StoreNotFoundError when data is there and its keys are not, RootKeyError,
-        StorageError.
+        Raises TenantRemovedError when they were destroyed, StoreNotFoundError when data is
+        there and its keys are not, RootKeyError, StorageError.
         """
         if self._root is None:
             return None
         with self._lock:
+            if tenant_uid in self._destroyed:
+                raise TenantRemovedError(f"the keys of tenant {tenant_uid} were destroyed")
             keys = self._open.get(tenant_uid)
             if keys is None:
                 # Keys that were lost are not made anew: they would hide the loss.
@@ -82,12 +86,14 @@ class Keys:
             return keys
 
     def destroy_tenant(self, tenant_uid: str) -> None:
-        """Destroys every key of a tenant; done twice is no error."""
-        keys = self.tenant(tenant_uid)
+        """Destroys every key of a tenant, which gets no others; done twice is no error."""
+        with self._lock:
+            self._destroyed.add(tenant_uid)
+            keys = self._open.pop(tenant_uid, None)
         if keys is not None:
             keys.destroy_all()
-        with self._lock:
-            self._open.pop(tenant_uid, None)
+        else:
+            destroy_key_file(self._folder.keys(tenant_uid))
 
     async def secret(self, tenant_uid: str, memory: MemoryUid) -> MemorySecret | None:
         """What a worker needs to read a memory; None when it is not encrypted, or has no

@@ -20,7 +20,7 @@ from storage.check import require_sound_structure
 from storage.lmdb_env import MapLimits
 from storage.lmdb_store import LmdbOptions, LmdbStore
 from storage.paths import DataFolder
-from storage.store import TenantStore
+from storage.store import TenantRemovedError, TenantStore
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -86,6 +86,7 @@ class Stores:
         self._readers = ThreadPoolExecutor(reader_threads, thread_name_prefix="lmdb-read")
         self._handles: OrderedDict[str, _Handle] = OrderedDict()
         self._closing: dict[str, asyncio.Task[None]] = {}
+        self._removed: set[str] = set()
 
     @property
     def open_count(self) -> int:
@@ -113,7 +114,10 @@ class Stores:
         return await self._call(tenant_uid, self._readers, function, *args, **kwargs)
 
     async def remove(self, tenant_uid: str) -> None:
-        """Closes and deletes a tenant's environment. The caller keeps others from using it."""
+        """Closes and deletes a tenant's environment. Calls of the tenant that are under way
+        make no new one: they raise TenantRemovedError.
+        """
+        self._removed.add(tenant_uid)
         handle = self._handles.pop(tenant_uid, None)
         if handle is not None:
             self._start_closing(tenant_uid, handle)
@@ -153,6 +157,8 @@ class Stores:
     async def _acquire(self, tenant_uid: str) -> _Handle:
         """The tenant's handle with one more user. Opens it when needed."""
         await self._wait_closed(tenant_uid)
+        if tenant_uid in self._removed:
+            raise TenantRemovedError(f"the store of tenant {tenant_uid} was removed")
         handle = self._handles.get(tenant_uid)
         if handle is None:
             handle = self._handles[tenant_uid] = _Handle(tenant_uid)

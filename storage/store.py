@@ -31,6 +31,10 @@ class StoreNotFoundError(StorageError):
     """There is no store at the path that was to be read."""
 
 
+class TenantRemovedError(StorageError):
+    """The tenant was deleted: its store and keys are gone for good, and not made again."""
+
+
 class StoreBusyError(StorageError):
     """Another handle holds what only one may: the writer's lock, or the last reader slot."""
 

@@ -17,7 +17,6 @@ from memsvc.principal import current_principal
 from memsvc.v1 import admin_service_pb2 as pb
 from storage.catalog import (
     AlreadyExistsError,
-    ConflictError,
     MemoryState,
     ModelNotFoundError,
     NotFoundError,
@@ -95,34 +94,40 @@ class AdminHandler:
     async def delete_tenant(self, request: pb.DeleteTenantRequest) -> None:
         """Operator only. Keys stop first, then memories go, then the tenant.
 
-        After a failure the call may be repeated; after a crash the next start finishes it.
+        It goes on when its caller leaves. After a failure the call may be repeated; after a
+        crash the next start finishes it.
         """
         caller = require_operator()
         tenant = await find_tenant(self._app, "name", request.name, to_change=True)
         if tenant.uid == caller.tenant_uid:
             raise errors.field_invalid("name", "must not be the tenant of the calling key")
-        self._app.authenticator.close_tenant(tenant.uid)
-        await self._catalog.begin_delete_tenant(tenant.uid)
-        while not await self._delete_contents(tenant):
-            log.info("a call in flight made a memory in a tenant being deleted")
-        self._app.limiter.forget(tenant.uid)
+
+        async def work() -> None:
+            # Another call may have done it while this one waited.
+            now = await find_tenant(self._app, "name", request.name)
+            if now.uid != tenant.uid:
+                raise errors.tenant_not_found()
+            await self._delete(tenant)
+
+        # No memory has an empty id: this is the lock of the tenant itself.
+        await self._app.writes.locks.run_whole(tenant.uid, "", work)
 
     async def get_usage(self, request: pb.GetUsageRequest) -> pb.TenantUsage:
         """What a tenant holds and has used."""
         tenant = await find_tenant(self._app, "name", request.name)
         return usage_to_wire(tenant.tenant_id, await self._catalog.usage(tenant.uid))
 
-    async def _delete_contents(self, tenant: TenantRow) -> bool:
-        """False when a call that was in flight has added a memory meanwhile."""
+    async def _delete(self, tenant: TenantRow) -> None:
+        """From the mark on no memory is added, so none is left when all were deleted."""
+        self._app.authenticator.close_tenant(tenant.uid)
+        await self._catalog.begin_delete_tenant(tenant.uid)
         await self._delete_memories(tenant)
         await self._app.deletions.purge_tenant(tenant.uid)
         try:
             await self._catalog.delete_tenant(tenant.uid)
-        except ConflictError:
-            return False
         except NotFoundError as error:
             raise errors.tenant_not_found() from error
-        return True
+        self._app.limiter.forget(tenant.uid)
 
     async def _delete_memories(self, tenant: TenantRow) -> None:
         """Also those whose deletion a crash cut short."""

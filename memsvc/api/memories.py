@@ -105,6 +105,9 @@ class MemoriesHandler:
             )
         except AlreadyExistsError as error:
             raise errors.already_exists("memory_id") from error
+        except NotFoundError as error:
+            # The tenant, whose keys open nothing any more.
+            raise errors.credential_invalid() from error
 
     async def get_memory(self, request: pb.GetMemoryRequest) -> resources_pb2.Memory:
         """One memory with how far it is encoded."""

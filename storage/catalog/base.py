@@ -13,7 +13,12 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from sqlalchemy import ColumnElement, select, text, true
 
 from storage.catalog.connections import Database, Statements
-from storage.catalog.errors import LeaseLostError, RequestIdReusedError, RequestRepeatedError
+from storage.catalog.errors import (
+    LeaseLostError,
+    NotFoundError,
+    RequestIdReusedError,
+    RequestRepeatedError,
+)
 from storage.catalog.rows import RequestRecord
 from storage.catalog.tables import leases, memories, requests, tenants
 
@@ -144,6 +149,15 @@ class CatalogPart:
         """
         if not self._database.is_sqlite:
             await connection.execute(text("LOCK TABLE memories IN ROW EXCLUSIVE MODE"))
+
+    async def _keep_tenant(self, connection: Statements, tenant_uid: str) -> None:
+        """For who adds a memory: keeps the tenant from being deleted until this commits. Raises
+        NotFoundError, also for one whose deletion has begun: it gets nothing more.
+        """
+        living = (tenants.c.uid == tenant_uid, tenants.c.deleting_us.is_(None))
+        query = select(tenants.c.uid).where(*living).with_for_update(read=True)
+        if (await connection.execute(query)).first() is None:
+            raise NotFoundError(f"no tenant {tenant_uid}")
 
     async def _find_request(
         self, connection: Statements, tenant_uid: str, request_id: str

@@ -35,7 +35,6 @@ from storage.catalog.tables import (
     memories,
     quarantined_documents,
     revisions,
-    tenants,
 )
 
 #: Makes the record of a fork's call: the child, its encodings, the documents it lacks.
@@ -79,9 +78,7 @@ class Forks(CatalogPart):
 
     async def _lock_parent(self, connection: Statements, parent: MemoryRow) -> MemoryRow:
         await self._keep_default_still(connection)
-        tenant = select(tenants.c.uid).where(tenants.c.uid == parent.tenant_uid)
-        if (await connection.execute(tenant.with_for_update(read=True))).first() is None:
-            raise NotFoundError(f"no tenant {parent.tenant_uid}")
+        await self._keep_tenant(connection, parent.tenant_uid)
         query = select(memories).where(memories.c.uid == parent.uid, NOT_DELETING)
         row = (await connection.execute(query.with_for_update())).one_or_none()
         if row is None:

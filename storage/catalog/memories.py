@@ -149,10 +149,7 @@ class Memories(CatalogPart):
         }
         async with self._leading(tenant_uid=tenant_uid) as connection:
             await self._keep_default_still(connection)
-            # Keeps the tenant from being deleted until this commits.
-            tenant = select(tenants.c.uid).where(tenants.c.uid == tenant_uid)
-            if (await connection.execute(tenant.with_for_update(read=True))).first() is None:
-                raise NotFoundError(f"no tenant {tenant_uid}")
+            await self._keep_tenant(connection, tenant_uid)
             default = (await connection.execute(default_model_query(tenant_uid))).first()
             values["default_model_id"] = default.model_id if default is not None else ""
             # First, so that a repeated call finds its reply and not its own memory.

@@ -58,7 +58,9 @@ class Tenants(CatalogPart):
 
     @writes
     async def begin_delete_tenant(self, uid: str) -> None:
-        """Marks a tenant: its keys open nothing any more. Again, or gone, is no error."""
+        """Marks a tenant: its keys open nothing any more, and it gets no further memory. Again,
+        or gone, is no error.
+        """
         mark = update(tenants).where(tenants.c.uid == uid, tenants.c.deleting_us.is_(None))
         async with self._leading(tenant_uid=uid) as connection:
             await connection.execute(mark.values(deleting_us=self._clock_us()))

@@ -35,7 +35,7 @@ from storage.crypto.memory_secret import KeySource, MemorySecret, NoKeys
 from storage.crypto.root_keys import KEY_BYTES, RootKeyError, RootKeys, overwrite
 from storage.failpoints import Failpoint, reach
 from storage.files import disk_error, sync_folder
-from storage.store import KeyMissingError, MemoryUid, StoreNotFoundError
+from storage.store import KeyMissingError, MemoryUid, StoreNotFoundError, TenantRemovedError
 
 _CACHED = 1024
 _TENANT_CONTEXT = b"memsvc tenant key "
@@ -68,6 +68,7 @@ class TenantKeys:
         self._places: dict[MemoryUid, int] = {}
         self._free: list[int] = []
         self._cache: OrderedDict[MemoryUid, MemorySecret] = OrderedDict()
+        self._destroyed = False
         if create and not path.exists():
             self._make()
         self._load()
@@ -113,8 +114,10 @@ class TenantKeys:
             return sorted(self._places)
 
     def create(self, memory: MemoryUid) -> None:
-        """See KeyKeeper."""
+        """See KeyKeeper. Raises TenantRemovedError."""
         with self._lock:
+            if self._destroyed:
+                raise TenantRemovedError(f"the keys at {self._path.name} were destroyed")
             if memory in self._places:
                 return
             place = self._free[-1] if self._free else self._end()
@@ -145,10 +148,8 @@ class TenantKeys:
     def destroy_all(self) -> None:
         """Overwrites and removes the file: no key of the tenant is left."""
         with self._lock:
-            with suppress(FileNotFoundError):
-                overwrite(os.open(self._path, os.O_WRONLY | os.O_CLOEXEC))
-                self._path.unlink()
-                sync_folder(self._path.parent)
+            self._destroyed = True
+            destroy_key_file(self._path)
             self._places.clear()
             self._free.clear()
             self._cache.clear()
@@ -312,6 +313,14 @@ class TenantKeys:
         size = self._path.stat().st_size
         # What a crash cut short of a slot is written over.
         return HEAD_BYTES + (size - HEAD_BYTES) // SLOT_BYTES * SLOT_BYTES
+
+
+def destroy_key_file(path: Path) -> None:
+    """Overwrites and removes a tenant's key file; not there is no error."""
+    with suppress(FileNotFoundError):
+        overwrite(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+        path.unlink()
+        sync_folder(path.parent)
 
 
 def open_keys(path: Path, tenant: str, root: RootKeys) -> KeySource:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from storage.catalog import (
@@ -83,3 +85,16 @@ class TestTenants:
     async def test_delete_unknown(self, catalog: Catalog) -> None:
         with pytest.raises(NotFoundError):
             await catalog.delete_tenant("0" * 32)
+
+
+async def test_a_tenant_that_is_being_deleted_gets_no_further_memory(
+    catalog: Catalog, tenant: TenantRow
+) -> None:
+    memory = await append(catalog, await make_memory(catalog, tenant), [1])
+    await catalog.begin_delete_tenant(tenant.uid)
+    with pytest.raises(NotFoundError):
+        await make_memory(catalog, tenant, "more")
+    child = replace(memory, uid="cd" * 16, memory_id="forked")
+    with pytest.raises(NotFoundError):
+        await catalog.commit_fork(memory, child, None, lambda *_: None)
+    assert [row.memory_id for row in (await catalog.list_memories(tenant.uid, 10))[0]] == ["memory"]

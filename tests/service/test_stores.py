@@ -11,7 +11,7 @@ from memsvc.keys import Keys
 from memsvc.stores import Stores, lmdb_opener
 from storage.documents import TextSource
 from storage.paths import DataFolder
-from storage.store import MemoryUid, StorageError, StoredDocument, TenantStore
+from storage.store import MemoryUid, StorageError, StoredDocument, TenantRemovedError, TenantStore
 from tests.support.keys import ROOT
 
 MEMORY = MemoryUid(bytes(16))
@@ -87,7 +87,7 @@ async def test_removing_a_tenant_deletes_its_files(tmp_path: Path) -> None:
     assert path.exists()
     await stores.remove("a" * 32)
     assert not path.exists()
-    assert await stores.read("a" * 32, numbers) == []
+    assert await stores.read("b" * 32, numbers) == []
     await stores.close()
 
 
@@ -103,4 +103,28 @@ async def test_an_environment_that_cannot_be_opened_fails_and_may_be_tried_again
             await stores.run("a" * 32, put, 1)
     path.unlink()
     await stores.run("a" * 32, put, 1)
+    await stores.close()
+
+
+async def test_what_was_removed_is_not_made_again(tmp_path: Path) -> None:
+    """By a call that was under way when its tenant was deleted."""
+    folder = DataFolder(tmp_path)
+    keys = Keys(folder, ROOT)
+    stores = Stores(folder, 2, 2, lmdb_opener(8 * 1024 * 1024, keys))
+    tenant = "0a" * 16
+    await stores.run(tenant, put, 1)
+    held = keys.tenant(tenant)
+    assert held is not None
+    for _ in range(2):
+        await stores.remove(tenant)
+        keys.destroy_tenant(tenant)
+    for use in (stores.run(tenant, put, 2), stores.read(tenant, numbers)):
+        with pytest.raises(TenantRemovedError):
+            await use
+    with pytest.raises(TenantRemovedError):
+        keys.tenant(tenant)
+    with pytest.raises(TenantRemovedError):
+        held.create(MemoryUid(b"m" * 16))
+    assert not folder.tenant(tenant).exists()
+    assert not folder.keys(tenant).exists()
     await stores.close()

@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
+from memsvc.v1 import admin_service_pb2 as admin
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2 as resources
 from memsvc.writes import memory_uid
+from storage.catalog import NotFoundError
+from tests.service.test_admin import admin_of, new_tenant
 from tests.service.test_deletion import row_of
-from tests.service.test_successors import delete, get
+from tests.service.test_successors import delete, exported, get, import_as
 from tests.support.answers import eventually
 from tests.support.held import Held
-from tests.support.served import Served
+from tests.support.served import Served, refused
 
 
 def rename(served: Served, name: str, display_name: str) -> Any:
@@ -48,3 +53,86 @@ async def test_a_fork_has_the_name_that_its_parent_has_now(served: Served) -> No
     await rename(served, memory.name, "Grey herons")
     await served.fork(memory.name, "forked")
     assert (await get(served, "memories/forked")).display_name == "Grey herons"
+
+
+def delete_tenant(served: Served, tenant_id: str) -> Any:
+    request = admin.DeleteTenantRequest(name=f"tenants/{tenant_id}")
+    return served.as_operator(served.admin.DeleteTenant, request)
+
+
+@pytest.mark.parametrize(
+    "step", ["fields.fingerprint", "fields.sealed", "catalog.create_memory", "fields.opened_reply"]
+)
+async def test_a_memory_made_while_its_tenant_goes_leaves_nothing(
+    served: Served, step: str
+) -> None:
+    application = served.server.application
+    await new_tenant(served, "acme")
+    manager, _ = await admin_of(served, "tenants/acme")
+    tenant = await application.catalog.get_tenant("acme")
+    part, method = step.split(".")
+    making = Held(getattr(application, part), method)
+    memory = resources.Memory(display_name="Herons")
+    request = pb.CreateMemoryRequest(memory_id="herons", memory=memory, request_id="r-1")
+    call = asyncio.ensure_future(refused(manager(served.memories.CreateMemory, request)))
+    await making.reached.wait()
+    await delete_tenant(served, "acme")
+    making.go_on.set()
+    assert (await call).reason == "CREDENTIAL_INVALID"
+    assert not application.data.keys(tenant.uid).exists()
+    assert not application.data.tenant(tenant.uid).exists()
+
+
+async def test_a_tenant_deleted_by_two_at_once_is_deleted_once(served: Served) -> None:
+    application = served.server.application
+    await new_tenant(served, "acme")
+    manager, _ = await admin_of(served, "tenants/acme")
+    await manager(served.memories.CreateMemory, pb.CreateMemoryRequest(memory_id="herons"))
+    purging = Held(application.deletions, "purge_memory")
+    first = asyncio.ensure_future(delete_tenant(served, "acme"))
+    await purging.reached.wait()
+    tenant = await application.catalog.get_tenant("acme")
+    second = asyncio.ensure_future(refused(delete_tenant(served, "acme")))
+
+    async def waits() -> bool:
+        return application.writes.locks._users.get((tenant.uid, "")) == 2
+
+    await eventually(waits)
+    purging.go_on.set()
+    await first
+    assert (await second).reason == "TENANT_NOT_FOUND"
+    receipts = list((application.data.receipts / tenant.uid).iterdir())
+    assert len(receipts) == 2, "of the memory and of the tenant"
+
+
+async def test_a_tenants_deletion_goes_on_when_its_caller_leaves(served: Served) -> None:
+    application = served.server.application
+    await new_tenant(served, "acme")
+    manager, _ = await admin_of(served, "tenants/acme")
+    await manager(served.memories.CreateMemory, pb.CreateMemoryRequest(memory_id="herons"))
+    tenant = await application.catalog.get_tenant("acme")
+    purging = Held(application.deletions, "purge_memory")
+    call = delete_tenant(served, "acme")
+    await purging.reached.wait()
+    call.cancel()
+
+    async def left() -> bool:
+        return not served.server.calls
+
+    await eventually(left)
+    purging.go_on.set()
+    await application.writes.drain()
+    with pytest.raises(NotFoundError):
+        await application.catalog.get_tenant("acme")
+    assert not application.data.keys(tenant.uid).exists()
+
+
+async def test_an_import_under_a_name_that_is_taken_leaves_no_key(served: Served) -> None:
+    await served.append((await served.create("source", display_name="Herons")).name, "one")
+    data = await exported(served, "memories/source")
+    row = await row_of(served, "memories/source")
+    answer = await refused(import_as(served, data, "source"))
+    assert answer.reason == "ALREADY_EXISTS"
+    keys = served.server.application.keys.tenant(row.tenant_uid)
+    assert keys is not None
+    assert keys.memories() == [memory_uid(row)]
