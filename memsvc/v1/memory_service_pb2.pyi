@@ -866,7 +866,8 @@ class GenerationOptions(_message.Message):
     """Most tokens of the answer, up to the model's limit. 0: 128."""
     top_k: _builtins.int
     """Documents chosen per routed layer, 1 to 64; of a model that answers from
-    routed documents' text, also the most that are put in. 0: the model's own.
+    routed documents' text, also the most that are put in. 0: the model's own,
+    which may end earlier when the best have text enough.
     """
     temperature: _builtins.float
     """0: greedy. At most 2."""

@@ -30,6 +30,9 @@ TRAINED_LEXICAL_WEIGHT = 0.4
 UNTRAINED_LEXICAL_WEIGHT = 0.6
 #: Probability from which an adapter, which was trained to decline, does (docs/default-model.md).
 TRAINED_UNKNOWN_SHARE = 0.3
+#: Tokens of documents behind which an adapter of that size is shown no further one: more text is
+#: more to mistake for the answer (docs/default-model.md).
+TRAINED_ENOUGH_TOKENS = 128
 
 
 def parse_tokenizer(content: bytes, name: str) -> Tokenizer:
@@ -98,6 +101,7 @@ def base_template(tokenizer: Tokenizer, *, trained: bool) -> Template:
         system="You answer questions about the given text. Answer with a few words of it.",
         documents_after="\nQuestion: ",
         documents=3,
+        enough_tokens=TRAINED_ENOUGH_TOKENS if trained else 0,
         unknown="I don't know.",
         unknown_share=TRAINED_UNKNOWN_SHARE if trained else 0.0,
         lexical_weight=TRAINED_LEXICAL_WEIGHT if trained else UNTRAINED_LEXICAL_WEIGHT,

@@ -137,14 +137,19 @@ class Session(ABC):
         left = self._model.limits.positions - used - self._answer_limit
         return max(min(self._model.template.document_tokens, left), 0)
 
-    def _fitting(self, numbers: Iterable[int], room: int) -> list[tuple[int, list[int]]]:
+    def _fitting(
+        self, numbers: Iterable[int], room: int, enough: int = 0
+    ) -> list[tuple[int, list[int]]]:
         """(number, tokens) of the documents that fit, in the order given.
 
         One that is too long is passed over, but for the first, which is cut instead:
-        the best document is never lost to its length.
+        the best document is never lost to its length. None is looked at behind the one that
+        makes it `enough` tokens or more (0: no such bound).
         """
         kept: list[tuple[int, list[int]]] = []
         for number in numbers:
+            if enough and sum(len(ids) for _, ids in kept) >= enough:
+                break
             try:
                 text = self._memory.text(number)
             except KeyError:

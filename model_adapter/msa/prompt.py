@@ -39,7 +39,8 @@ class Template:
     published model's. ROUTED_TEXT only: `system` opens the chat (none when empty),
     `documents_before` and `documents_after` surround the routed documents' texts, of
     which at most document_tokens are put in (INTERLEAVE: per round), of the best `documents`
-    unless a request's top_k says otherwise (0: of the model's top k); `unknown` is the answer
+    (0: of the model's top k) and of none behind those that have enough_tokens together (0: no
+    such bound), unless a request's top_k says how many; `unknown` is the answer
     when no document could be put in (empty: the model answers without), and an answer begins
     with its first token when that is given a probability of unknown_share (0: when it is the
     choice anyway). lexical_weight: share of the question's words in a ranking, 0 for routing
@@ -62,6 +63,7 @@ class Template:
     documents_after: str = ""
     document_tokens: int = 1024
     documents: int = 0
+    enough_tokens: int = 0
     unknown: str = ""
     unknown_share: float = 0.0
     lexical_weight: float = 0.0

@@ -76,13 +76,15 @@ class RoutedTextSession(Session):
 
     def _open_chat(self, routing: RowRouting) -> list[Event]:
         chosen = self._take_routing(routing, by_rank=True)
-        prompts = self._model.prompts
+        prompts, template = self._model.prompts, self._model.template
+        asked_for = self._request.top_k
         bare = prompts.chat([[]], self._request.question)
-        count = self._request.top_k or self._model.template.documents or self._k
+        count = asked_for or template.documents or self._k
+        enough = 0 if asked_for else template.enough_tokens
         best_first = (document.number for document in chosen.documents[:count])
-        kept = self._fitting(best_first, self._room(len(bare)))
-        if not kept and self._model.template.unknown:
-            return [chosen, *self._finish(FinishReason.STOP, self._model.template.unknown)]
+        kept = self._fitting(best_first, self._room(len(bare)), enough)
+        if not kept and template.unknown:
+            return [chosen, *self._finish(FinishReason.STOP, template.unknown)]
         turn = prompts.chat([ids for _, ids in kept], self._request.question)
         self._row, self._pending = self._model.chat_row(turn)
         citations = [CitationEvent(number, chosen.round) for number, _ in kept]

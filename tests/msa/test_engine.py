@@ -267,6 +267,26 @@ def test_routed_text_puts_in_what_fits_best_first() -> None:
     assert events[-1] == FinishEvent(FinishReason.LENGTH)
 
 
+def test_no_document_is_put_in_behind_enough_tokens_unless_so_many_are_asked_for() -> None:
+    def cited(enough: int, top_k: int = 0) -> tuple[list[int], int]:
+        model = tiny_model(Answering.ROUTED_TEXT)
+        template = replace(model.template, documents=3, enough_tokens=enough)
+        engine = MsaEngine(replace(model, template=template))
+        generation = engine.start(Generate(QUESTION, 1, top_k=top_k), remember(engine))
+        events = finish(engine, generation)[0]
+        numbers = [event.number for event in events if isinstance(event, CitationEvent)]
+        return numbers, generation.counts.document_tokens
+
+    three, _ = cited(0)
+    assert len(three) == 3
+    one, tokens = cited(1)
+    assert one == three[:1]
+    assert cited(tokens)[0] == three[:1], "the first alone is enough"
+    assert cited(tokens + 1)[0] == three[:2]
+    assert cited(1, top_k=2)[0] == three[:2]
+    assert cited(10_000)[0] == three
+
+
 @pytest.mark.parametrize(("share", "declines"), [(0.0, False), (1e-7, True), (0.999, False)])
 def test_an_answer_declines_when_that_is_likely_enough(share: float, declines: bool) -> None:
     model = tiny_model(Answering.ROUTED_TEXT)
