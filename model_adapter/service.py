@@ -26,6 +26,7 @@ from model_adapter.errors import InterruptedQueryError
 from model_adapter.filtering import document_filter
 from model_adapter.jobs import EncodeJob, Job, QueryJob, RouteJob
 from model_adapter.pager import Budgets, Pager
+from model_adapter.places import Places
 from model_adapter.residency import MemoryKey
 from model_adapter.scheduler import Scheduler
 from model_adapter.sinks import LoopSink
@@ -36,7 +37,7 @@ from storage.layout import KVBlock
 
 #: Encoded blocks that may wait for a slow reader before its job pauses.
 _ENCODED_WINDOW_BYTES = 16 * 1024 * 1024
-#: More than cores: most wait, for the disk or for another page-in of the same memory.
+#: More than cores: most wait for the disk.
 _PAGING_THREADS = 16
 #: Inside memsvc's own patience for an eviction, together.
 _STOP_TIMEOUT_S = 4.0
@@ -56,6 +57,7 @@ class ModelAdapter(ModelAdapterServiceServicer):
         self._pager = pager
         self._budgets = budgets
         self._threads = ThreadPoolExecutor(_PAGING_THREADS, thread_name_prefix="pager")
+        self._places = Places(_PAGING_THREADS)
 
     def close(self) -> None:
         """Waits for page-ins under way."""
@@ -195,6 +197,7 @@ class ModelAdapter(ModelAdapterServiceServicer):
         A caller that is cancelled leaves the thread to itself: it stops at its next slab,
         or what it brings is given back when the scheduler is offered a job that has ended.
         """
+        await self._places.take(job.memory)
         lease: Future[Leased] = self._threads.submit(self._lease, job, ref, beside)
         queued = self._queue_when_leased(lease, job)
         await asyncio.shield(queued)
@@ -220,7 +223,10 @@ class ModelAdapter(ModelAdapterServiceServicer):
         self, lease: Future[Leased], job: QueryJob | RouteJob
     ) -> asyncio.Future[None]:
         async def queue() -> None:
-            held, view = await asyncio.wrap_future(lease)
+            try:
+                held, view = await asyncio.wrap_future(lease)
+            finally:
+                self._places.give_back(job.memory)
             self._scheduler.queue(job, view, held.release)
 
         task = asyncio.ensure_future(queue())
