@@ -6,11 +6,11 @@ server uses, and `backup.json`, which names every file with its hash:
     backup.json  catalog.db  server.key  operator.key  receipts/<tenant>/...
     keys/<tenant>.keys  tenants/<tenant>/data.mdb
 
-It is of one moment. While the catalog's writers are held off, for some milliseconds, a
-read transaction is begun in each tenant's store. All that the catalog then promises is in
-the stores: a write puts texts there before it commits, and a deletion takes them away
-after. What the stores hold besides, the first start of a restored server tidies. Then
-the server's writes go on, and the views are copied.
+It is of one moment. Every tenant's store is opened first. Then, while the catalog's
+writers are held off, for some milliseconds, a read transaction is begun in each. All that
+the catalog then promises is in the stores: a write puts texts there before it commits, and
+a deletion takes them away after. What the stores hold besides, the first start of a
+restored server tidies. Then the server's writes go on, and the views are copied.
 
 The root key is not in it: whoever finds a backup cannot read it.
 """
@@ -22,10 +22,11 @@ import dataclasses
 import hashlib
 import json
 import os
+import resource
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -47,6 +48,8 @@ _PIECE_BYTES = 8 * 2**20
 #: A tenant's keys change only while a first write or a deletion ends, now that no more begin.
 _KEY_TRIES = 500
 _KEY_PAUSE_S = 0.01
+#: Files that are open besides, and for each tenant's store.
+_FILES, _FILES_OF_A_STORE = 128, 2
 
 
 class BackupError(Exception):
@@ -144,35 +147,68 @@ def _copy(config: Config, target: DataFolder) -> None:
         if path.is_file():
             _copy_file(path, target.root / path.relative_to(source.root))
     with ExitStack() as stack:
+        stores = _Stores(stack, source)
+        stores.open()
         copies = copy_catalog(
-            config.catalog_url, target.catalog.absolute(), lambda: _views(stack, source, target)
+            config.catalog_url, target.catalog.absolute(), lambda: _views(stores, target)
         )
         for copy in copies:
             copy()
     _remove_log(target.catalog)
 
 
-def _views(stack: ExitStack, source: DataFolder, target: DataFolder) -> list[Callable[[], None]]:
+class _Stores:
+    """Every tenant's store, open until the stack ends."""
+
+    def __init__(self, stack: ExitStack, source: DataFolder) -> None:
+        self.stack = stack
+        self.source = source
+        self._readers: dict[str, LmdbReader] = {}
+
+    def open(self) -> dict[str, LmdbReader]:
+        """Those that are there now, by tenant. Again opens only what came since.
+
+        Raises BackupError when this process may not have that many files open.
+        """
+        folder = self.source.tenant("any").parent
+        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        _allow_open_files(_FILES + _FILES_OF_A_STORE * len(names))
+        for name in names:
+            if name not in self._readers:
+                with suppress(StoreNotFoundError):
+                    reader = self._readers[name] = LmdbReader(self.source.tenant(name))
+                    self.stack.callback(reader.close)
+        return {name: self._readers[name] for name in names if name in self._readers}
+
+
+def _allow_open_files(wanted: int) -> None:
+    """Raises this process's own limit where it must and may, else BackupError."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise BackupError(
+            f"a backup of so many tenants needs {wanted} open files, and {hard} are allowed: "
+            "raise the limit (ulimit -Hn)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _views(stores: _Stores, target: DataFolder) -> list[Callable[[], None]]:
     """Begins a view of every tenant's store, with its keys; returns what copies them."""
-    tenants = source.tenant("any").parent
-    names = sorted(path.name for path in tenants.iterdir()) if tenants.is_dir() else []
-    return [copy for name in names if (copy := _view(stack, source, target, name)) is not None]
+    return [_view(stores, target, name, reader) for name, reader in stores.open().items()]
 
 
 def _view(
-    stack: ExitStack, source: DataFolder, target: DataFolder, tenant: str
-) -> Callable[[], None] | None:
-    try:
-        reader = LmdbReader(source.tenant(tenant))
-    except StoreNotFoundError:
-        return None
-    stack.callback(reader.close)
+    stores: _Stores, target: DataFolder, tenant: str, reader: LmdbReader
+) -> Callable[[], None]:
+    source = stores.source
     for _ in range(_KEY_TRIES):
         keys = _key_bytes(source, tenant)
         with ExitStack() as attempt:
             copy = attempt.enter_context(reader.snapshot())
             if keys == _key_bytes(source, tenant):
-                stack.push(attempt.pop_all())
+                stores.stack.push(attempt.pop_all())
                 break
         time.sleep(_KEY_PAUSE_S)
     else:

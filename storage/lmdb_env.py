@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -185,10 +185,7 @@ class Environment:
                     with _translated(), self._env.begin(buffers=True) as transaction:
                         return work(transaction)
             except lmdb.MapResizedError:
-                # The writer's process has grown the file past this map.
-                with self._gate.exclusive(), _translated():
-                    self._check_open()
-                    self._env.set_mapsize(0)
+                self._follow_growth()
             except lmdb.ReadersFullError:
                 # A killed reader keeps its slot until someone looks.
                 if attempt or not self.free_stale_readers():
@@ -202,18 +199,36 @@ class Environment:
         Gives a function that writes it, without free pages and durably, as `data.mdb` of that
         new folder. Raises StorageError.
         """
-        with self._gate.shared():
+        with ExitStack() as held:
+            transaction = self._begin_view(held)
+
+            def copy(folder: Path) -> None:
+                folder.mkdir(mode=0o700, parents=True)
+                with _translated():
+                    self._env.copy(str(folder), compact=True, txn=transaction)
+                sync_file(folder / DATA_FILE)
+                sync_folder(folder)
+
+            yield copy
+
+    def _begin_view(self, held: ExitStack) -> lmdb.Transaction:
+        """A read transaction that lasts as long as `held`, and keeps the map as it is."""
+        for _ in range(_MAX_RESIZES):
+            with suppress(lmdb.MapResizedError), ExitStack() as attempt:
+                attempt.enter_context(self._gate.shared())
+                self._check_open()
+                with _translated():
+                    transaction: lmdb.Transaction = attempt.enter_context(self._env.begin())
+                held.push(attempt.pop_all())
+                return transaction
+            self._follow_growth()
+        raise StorageError(f"store {self.path.name} grows faster than it can be opened")
+
+    def _follow_growth(self) -> None:
+        """The writer's process has grown the file past this map."""
+        with self._gate.exclusive(), _translated():
             self._check_open()
-            with _translated(), self._env.begin() as transaction:
-
-                def copy(folder: Path) -> None:
-                    folder.mkdir(mode=0o700, parents=True)
-                    with _translated():
-                        self._env.copy(str(folder), compact=True, txn=transaction)
-                    sync_file(folder / DATA_FILE)
-                    sync_folder(folder)
-
-                yield copy
+            self._env.set_mapsize(0)
 
     def write(
         self,

@@ -208,6 +208,21 @@ class TestOtherProcess:
         assert json.loads(reader.ask())["documents"] == [1]
         store.close()
 
+    def test_a_view_begins_on_a_store_that_has_grown_since_it_was_opened(
+        self, path: Path, tmp_path: Path
+    ) -> None:
+        store = LmdbStore(path, LmdbOptions(MapLimits(start_bytes=64 * 1024)))
+        store.put_documents(MEMORY, [make_document(1)])
+        process = Process("copy", path, str(tmp_path / "copy"))
+        assert process.read() == "ready"
+        store.put_documents(MEMORY, [make_document(n, big(n)) for n in range(2, 201)])
+        assert process.ask() == "copied"
+        process.kill()
+        store.close()
+        copied = LmdbReader(tmp_path / "copy")
+        assert [d.number for d in copied.iter_documents(MEMORY)] == list(range(1, 201))
+        copied.close()
+
     def test_the_slots_of_killed_readers_are_freed(self, path: Path) -> None:
         store = LmdbStore(path)
         store.put_documents(MEMORY, [make_document(1)])

@@ -82,6 +82,16 @@ def serve_reads(path: Path, keys: Path | None) -> None:
         _say(sys.stdout, json.dumps(seen))
 
 
+def copy_once(path: Path, target: Path) -> None:
+    """Opens, waits for a line, and copies what is there by then."""
+    reader = LmdbReader(path)
+    _say(sys.stdout, "ready")
+    sys.stdin.readline()
+    with reader.snapshot() as copy:
+        copy(target)
+    _say(sys.stdout, "copied")
+
+
 def write_without_end(path: Path) -> None:
     """Writes groups of documents and of their blocks; says each group's end once durable."""
     store = LmdbStore(path)
@@ -123,6 +133,8 @@ def main() -> None:
     try:
         if command == "read":
             serve_reads(Path(path), Path(rest[0]) if rest else None)
+        elif command == "copy":
+            copy_once(Path(path), Path(rest[0]))
         elif command == "write":
             write_without_end(Path(path))
         elif command == "fill":
