@@ -26,6 +26,7 @@ from storage.catalog import (
     AlreadyExistsError,
     ConflictError,
     EncodingRow,
+    LimitReachedError,
     MemoryRow,
     NotFoundError,
     RequestIdReusedError,
@@ -42,6 +43,7 @@ ForkReply = Callable[[MemoryRow, Sequence[EncodingRow], int], bytes]
 _REFUSED = (
     AlreadyExistsError,
     ConflictError,
+    LimitReachedError,
     NotFoundError,
     RequestIdReusedError,
     RequestRepeatedError,
@@ -98,6 +100,7 @@ async def _make(
         answer = reply(row, encodings, missing)
         return request.record(answer, parent)
 
+    most = (await application.limiter.quotas(parent.tenant_uid)).max_memories_per_tenant
     # What a deletion has not purged yet may still lie in the store.
     removed = await application.catalog.removed_numbers(parent.uid)
     sealed = await application.fields.sealed(child)
@@ -116,7 +119,8 @@ async def _make(
         await _unmake(application, child)
         raise asyncio.CancelledError
     try:
-        await application.catalog.commit_fork(parent, sealed, request.record(b"", parent), record)
+        first = request.record(b"", parent)
+        await application.catalog.commit_fork(parent, sealed, first, record, most=most)
     except _REFUSED:
         await _unmake(application, child)
         raise

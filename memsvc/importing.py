@@ -16,10 +16,12 @@ from memsvc import errors, validation
 from memsvc.api_error import ApiError
 from memsvc.application import Application
 from memsvc.filling import Imported, fill, forbidden
+from memsvc.limits import memories_exceeded
 from memsvc.packing import DOCUMENT_BYTES, WINDOW_TURNS, policy
 from storage.archive import Archive, Manifest
 from storage.catalog import (
     AlreadyExistsError,
+    LimitReachedError,
     MemoryRow,
     MemoryState,
     NotFoundError,
@@ -99,6 +101,7 @@ async def _import(
 
 
 async def _create(application: Application, new: MemoryRow) -> MemoryRow:
+    quotas = await application.limiter.quotas(new.tenant_uid)
     sealed = await application.fields.sealed(new)
     try:
         return await application.catalog.create_memory(
@@ -111,9 +114,12 @@ async def _create(application: Application, new: MemoryRow) -> MemoryRow:
             None,
             uid=sealed.uid,
             retention_s=sealed.retention_s,
+            most=quotas.max_memories_per_tenant,
         )
-    except (AlreadyExistsError, NotFoundError):
+    except (AlreadyExistsError, LimitReachedError, NotFoundError) as error:
         await application.fields.forget(new)
+        if isinstance(error, LimitReachedError):
+            raise memories_exceeded(error) from error
         raise
 
 

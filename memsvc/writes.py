@@ -31,12 +31,13 @@ from dataclasses import dataclass
 from memsvc import errors
 from memsvc.api_error import ApiError
 from memsvc.deletion import Deletions
-from memsvc.limits import Quotas
+from memsvc.limits import Quotas, memories_exceeded
 from memsvc.locks import MemoryKey, MemoryLocks
 from memsvc.stores import Stores
 from storage.catalog import (
     Catalog,
     DocumentRow,
+    LimitReachedError,
     MemoryRow,
     MemoryState,
     NotFoundError,
@@ -144,6 +145,8 @@ class Writes:
             return repeated.record.reply
         except RequestIdReusedError as error:
             raise errors.request_id_reused() from error
+        except LimitReachedError as error:
+            raise memories_exceeded(error) from error
         except ApiError:
             before = await self.first_reply(request)
             if before is None:

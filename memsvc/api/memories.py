@@ -64,7 +64,6 @@ class MemoriesHandler:
         reply = memory_to_wire(kept, _empty_encodings(row, model)).SerializeToString()
 
         async def attempt() -> bytes:
-            await check_memory_quota(self._app, tenant)
             await self._insert(kept, call.record(reply))
             return reply
 
@@ -102,6 +101,7 @@ class MemoriesHandler:
                 uid=row.uid,
                 created_us=row.created_us,
                 retention_s=row.retention_s,
+                most=(await self._app.limiter.quotas(row.tenant_uid)).max_memories_per_tenant,
             )
         except AlreadyExistsError as error:
             raise errors.already_exists("memory_id") from error
@@ -276,7 +276,9 @@ def _empty_encodings(row: MemoryRow, model: ModelRow | None) -> list[EncodingRow
 
 
 async def check_memory_quota(application: Application, tenant_uid: str) -> None:
-    """Raises QUOTA_EXCEEDED when the tenant may have no further memory."""
+    """Raises QUOTA_EXCEEDED when the tenant may have no further memory now, before much work is
+    done for one. Of calls at once only the catalog says which are too many.
+    """
     quotas = await application.limiter.quotas(tenant_uid)
     if quotas.max_memories_per_tenant:
         quotas.check_memories((await application.catalog.usage(tenant_uid)).memories)

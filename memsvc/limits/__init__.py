@@ -15,8 +15,18 @@ Everything here is used from the event loop's thread alone.
 from memsvc.limits.attempts import Attempts
 from memsvc.limits.limiter import Admission, Limiter
 from memsvc.limits.pool import FairPool
-from memsvc.limits.quotas import QUOTAS, Quotas
+from memsvc.limits.quotas import QUOTAS, Quotas, memories_exceeded
 from memsvc.limits.refusals import Refusals
 from memsvc.limits.turns import Turns
 
-__all__ = ["QUOTAS", "Admission", "Attempts", "FairPool", "Limiter", "Quotas", "Refusals", "Turns"]
+__all__ = [
+    "QUOTAS",
+    "Admission",
+    "Attempts",
+    "FairPool",
+    "Limiter",
+    "Quotas",
+    "Refusals",
+    "Turns",
+    "memories_exceeded",
+]

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Self
 
 from memsvc import errors
+from memsvc.api_error import ApiError
 from memsvc.config import Config
+from storage.catalog import LimitReachedError
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ class Quotas:
         """What a memory would hold after a write. Raises QUOTA_EXCEEDED."""
         _check("max_documents_per_memory", self.max_documents_per_memory, documents)
         _check("max_text_bytes_per_memory", self.max_text_bytes_per_memory, text_bytes)
+
+
+def memories_exceeded(error: LimitReachedError) -> ApiError:
+    """As `Quotas.check_memories`, where the catalog counted: of calls at once some are too many."""
+    return errors.quota_exceeded("max_memories_per_tenant", error.limit)
 
 
 def _check(name: str, limit: int, wanted: int) -> None:

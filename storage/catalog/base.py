@@ -10,16 +10,17 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import ColumnElement, select, text, true
+from sqlalchemy import ColumnElement, func, select, text, true
 
 from storage.catalog.connections import Database, Statements
 from storage.catalog.errors import (
     LeaseLostError,
+    LimitReachedError,
     NotFoundError,
     RequestIdReusedError,
     RequestRepeatedError,
 )
-from storage.catalog.rows import RequestRecord
+from storage.catalog.rows import MemoryState, RequestRecord
 from storage.catalog.tables import leases, memories, requests, tenants
 
 #: Most rows one page may hold; a caller's limit above it is cut.
@@ -150,14 +151,30 @@ class CatalogPart:
         if not self._database.is_sqlite:
             await connection.execute(text("LOCK TABLE memories IN ROW EXCLUSIVE MODE"))
 
-    async def _keep_tenant(self, connection: Statements, tenant_uid: str) -> None:
+    async def _keep_tenant(
+        self, connection: Statements, tenant_uid: str, *, alone: bool = False
+    ) -> None:
         """For who adds a memory: keeps the tenant from being deleted until this commits. Raises
         NotFoundError, also for one whose deletion has begun: it gets nothing more.
+
+        alone: others who add one, alone too, wait until this commits.
         """
         living = (tenants.c.uid == tenant_uid, tenants.c.deleting_us.is_(None))
-        query = select(tenants.c.uid).where(*living).with_for_update(read=True)
+        query = select(tenants.c.uid).where(*living)
+        query = query.with_for_update(read=not alone, key_share=alone)
         if (await connection.execute(query)).first() is None:
             raise NotFoundError(f"no tenant {tenant_uid}")
+
+    async def _refuse_more(self, connection: Statements, tenant_uid: str, limit: int) -> None:
+        """Raises LimitReachedError if the tenant has that many memories; 0 is no limit. For who
+        keeps it alone.
+        """
+        if not limit:
+            return
+        living = memories.c.state != MemoryState.DELETING.value
+        held = select(func.count()).where(memories.c.tenant_uid == tenant_uid, living)
+        if (await connection.execute(held)).scalar_one() >= limit:
+            raise LimitReachedError(limit)
 
     async def _find_request(
         self, connection: Statements, tenant_uid: str, request_id: str

@@ -6,6 +6,7 @@
     ├── AlreadyExistsError         the name is taken
     ├── ConflictError              revision, etag or state moved on
     │   └── RequestRepeatedError   the same call has already committed; carries its reply
+    ├── LimitReachedError          the tenant holds as much as it may
     ├── LeaseLostError             another server leads the tenant: nothing was written
     ├── RequestIdReusedError       the same request id with another method or payload
     ├── SchemaError                the database's schema is not the one this code needs
@@ -47,6 +48,14 @@ class AlreadyExistsError(CatalogError):
 
 class ConflictError(CatalogError):
     """The row is not in the state the caller expected; read it again."""
+
+
+class LimitReachedError(CatalogError):
+    """The tenant holds as many as the caller lets it; nothing was added. limit: that many."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the limit of {limit} is reached")
+        self.limit = limit
 
 
 class RequestRepeatedError(ConflictError):

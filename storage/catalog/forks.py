@@ -46,20 +46,28 @@ class Forks(CatalogPart):
 
     @writes
     async def commit_fork(
-        self, parent: MemoryRow, child: MemoryRow, request: RequestRecord | None, record: Record
+        self,
+        parent: MemoryRow,
+        child: MemoryRow,
+        request: RequestRecord | None,
+        record: Record,
+        *,
+        most: int = 0,
     ) -> MemoryRow:
         """Makes `child` visible: the parent's live documents up to child.last_number, as of
         child.revision, with encodings as far as the parent's are.
 
         parent: as the caller holds it, whose write lock it has. child: its uid, names,
         display name, labels, revision and last_number count. request: to find a first
-        reply by. record: makes what is recorded, inside the transaction.
+        reply by. record: makes what is recorded, inside the transaction. most: how many
+        memories the tenant may have with it; 0 is no limit.
         Raises ConflictError (the parent has moved on), NotFoundError (parent, tenant),
-        AlreadyExistsError, RequestRepeatedError, RequestIdReusedError.
+        AlreadyExistsError, LimitReachedError, RequestRepeatedError, RequestIdReusedError.
         """
         async with self._leading(tenant_uid=parent.tenant_uid) as connection:
-            parent = await self._lock_parent(connection, parent)
+            parent = await self._lock_parent(connection, parent, alone=bool(most))
             await self._refuse_repeated(connection, parent.tenant_uid, request)
+            await self._refuse_more(connection, parent.tenant_uid, most)
             child = await self._add_memory(connection, parent, child)
             await _copy_documents(connection, parent, child)
             for encoding in await _encodings_of(connection, parent):
@@ -76,9 +84,11 @@ class Forks(CatalogPart):
             await self._record_request(connection, parent.tenant_uid, made)
         return child
 
-    async def _lock_parent(self, connection: Statements, parent: MemoryRow) -> MemoryRow:
+    async def _lock_parent(
+        self, connection: Statements, parent: MemoryRow, *, alone: bool
+    ) -> MemoryRow:
         await self._keep_default_still(connection)
-        await self._keep_tenant(connection, parent.tenant_uid)
+        await self._keep_tenant(connection, parent.tenant_uid, alone=alone)
         query = select(memories).where(memories.c.uid == parent.uid, NOT_DELETING)
         row = (await connection.execute(query.with_for_update())).one_or_none()
         if row is None:

@@ -117,12 +117,14 @@ class Memories(CatalogPart):
         uid: str | None = None,
         created_us: int | None = None,
         retention_s: int | None = None,
+        most: int = 0,
     ) -> MemoryRow:
         """Makes an empty memory, attached to its tenant's or the server's default model.
 
-        uid and created_us may be given by a caller whose recorded reply holds them.
-        Raises AlreadyExistsError if the name is taken by a memory that is not being
-        deleted, NotFoundError (tenant), RequestRepeatedError, RequestIdReusedError.
+        uid and created_us may be given by a caller whose recorded reply holds them. most: how
+        many the tenant may have with it; 0 is no limit. Raises AlreadyExistsError if the name
+        is taken by a memory that is not being deleted, NotFoundError (tenant),
+        LimitReachedError, RequestRepeatedError, RequestIdReusedError.
         """
         now = created_us if created_us is not None else self._clock_us()
         values = {
@@ -149,11 +151,12 @@ class Memories(CatalogPart):
         }
         async with self._leading(tenant_uid=tenant_uid) as connection:
             await self._keep_default_still(connection)
-            await self._keep_tenant(connection, tenant_uid)
+            await self._keep_tenant(connection, tenant_uid, alone=bool(most))
             default = (await connection.execute(default_model_query(tenant_uid))).first()
             values["default_model_id"] = default.model_id if default is not None else ""
             # First, so that a repeated call finds its reply and not its own memory.
             await self._record_request(connection, tenant_uid, request)
+            await self._refuse_more(connection, tenant_uid, most)
             try:
                 made = await connection.execute(insert(memories).values(values).returning(memories))
             except IntegrityError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from sqlalchemy import insert
 
@@ -13,6 +13,7 @@ from storage.catalog import (
     AlreadyExistsError,
     Catalog,
     ConflictError,
+    LimitReachedError,
     MemoryRow,
     RequestIdReusedError,
     RequestRepeatedError,
@@ -111,6 +112,30 @@ class TestConcurrentWriters:
             )
         assert len(rows) == 1
         assert {type(error) for error in errors} == {AlreadyExistsError}
+
+    async def test_no_more_memories_than_the_tenant_may_have(
+        self, catalog_url: str, catalog: Catalog, tenant: TenantRow
+    ) -> None:
+        await catalog.upsert_model(model_row())
+        source = await append(catalog, await make_memory(catalog, tenant, "source"))
+        await make_memory(catalog, await catalog.create_tenant("other", ""))
+
+        async def add(one: Catalog, number: int) -> MemoryRow:
+            name = f"memory{number}"
+            if number % 4 == 0:
+                await one.update_tenant(tenant.tenant_id, default_model_id="fake")
+            if number % 2:
+                child = replace(source, uid=f"{number:032x}", memory_id=name)
+                return await one.commit_fork(source, child, None, lambda *_: None, most=4)
+            return await make_memory(one, tenant, name, most=4)
+
+        async with open_catalog(catalog_url) as second:
+            rows, errors = await outcomes([catalog, second], add)
+        assert len(rows) == 3
+        assert {type(error) for error in errors} == {LimitReachedError}
+        assert (await catalog.usage(tenant.uid)).memories == 4
+        await catalog.begin_delete_memory(tenant.uid, "source", None)
+        await make_memory(catalog, tenant, "again", most=4)
 
     async def test_appends_to_many_memories_all_land(
         self, catalog_url: str, catalog: Catalog, tenant: TenantRow

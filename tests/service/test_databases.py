@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from grpc import aio
 
 from memsvc.config import Config, load_config
 from memsvc.server import initialise
 from memsvc.v1 import memory_service_pb2 as pb
 from storage.catalog import CatalogUnavailableError, MemoryRow, documents
 from storage.catalog.revisions import record_revision
+from tests.service.test_successors import exported, import_as
 from tests.support.postgres import PostgresForTests, run_postgres
-from tests.support.served import NO_WORKER, Folder, Served, refused, serve, turns
+from tests.support.served import NO_WORKER, Folder, Served, refusal, refused, serve, turns
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +87,39 @@ async def test_one_name_and_one_request_id_under_contention(running: Served) -> 
     )
     made = [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
     assert len({memory.uid for memory in made}) == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "calls", "room"), [("create", 8, 3), ("import", 2, 1), ("fork", 8, 3)]
+)
+async def test_memories_made_at_once_stay_within_the_quota(
+    prepared: tuple[Config, str], call: str, calls: int, room: int
+) -> None:
+    config, credential = prepared
+    most = room + 1
+    async with serve(replace(config, max_memories_per_tenant=most), credential) as served:
+        await served.append((await served.create("source")).name, "one")
+        data = await exported(served, "memories/source")
+
+        def make(number: int) -> Any:
+            if call == "fork":
+                return served.fork("memories/source", f"memory-{number}")
+            if call == "import":
+                return import_as(served, data, f"memory-{number}")
+            return served.create(f"memory-{number}")
+
+        outcomes = await asyncio.gather(*map(make, range(calls)), return_exceptions=True)
+        refusals = [refusal(one) for one in outcomes if isinstance(one, aio.AioRpcError)]
+        assert len(refusals) == calls - room
+        expected = {"quota": "max_memories_per_tenant", "limit": str(most)}
+        assert all(one.metadata == expected for one in refusals)
+        listed = await served.as_operator(served.memories.ListMemories, pb.ListMemoriesRequest())
+        assert len(listed.memories) == most
+        catalog, keys = served.server.application.catalog, served.server.application.keys
+        of_tenant = keys.tenant((await catalog.get_tenant("default")).uid)
+        assert of_tenant is not None
+        known = {bytes.fromhex(memory.uid) for memory in listed.memories}
+        assert set(of_tenant.memories()) <= known, "no key of one that was refused"
 
 
 async def test_deleting_and_restarting(prepared: tuple[Config, str]) -> None:

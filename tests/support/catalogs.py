@@ -110,10 +110,11 @@ async def make_memory(
     state: MemoryState = MemoryState.ACTIVE,
     labels: Mapping[str, str] | None = None,
     request: RequestRecord | None = None,
+    most: int = 0,
 ) -> MemoryRow:
     """A memory of the tenant, with the test packing."""
     return await catalog.create_memory(
-        tenant.uid, memory_id, "", labels or {}, PACKING, state, request
+        tenant.uid, memory_id, "", labels or {}, PACKING, state, request, most=most
     )
 
 
