@@ -9,6 +9,7 @@ identity, and for documents that came along.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -42,6 +43,9 @@ _BATCH_DOCUMENTS = 500
 _BATCH_BYTES = 4 * MIB
 _BATCH_BLOCKS = 1000
 _BATCH_REVISIONS = 1000
+#: How far the clock of the server that wrote an archive may be ahead: what is of the future
+#: would outlive a memory's retention.
+_AHEAD_US = 86_400 * 1_000_000
 
 
 @dataclass
@@ -79,6 +83,7 @@ async def fill(application: Application, archive: Archive, row: MemoryRow) -> Im
             past.take(batch)
     told = archive.revisions() if archive.manifest.revisions else iter(past.revisions())
     while revisions := await asyncio.to_thread(_take, told, _BATCH_REVISIONS):
+        _check_times(revisions)
         await application.catalog.commit_import_revisions(
             [_revision_row(row, revision) for revision in revisions]
         )
@@ -143,6 +148,7 @@ def _next_documents(documents: Iterator[StoredDocument]) -> list[StoredDocument]
     size = 0
     for document in documents:
         _check_source(document.source)
+        _check_times([document])
         if document.revision < (batch[-1].revision if batch else 1):
             raise forbidden("its documents do not lie in the order of their revisions")
         batch.append(document)
@@ -260,6 +266,13 @@ def _write_blocks(store: TenantStore, target: Target, blocks: list[KVBlock]) -> 
 
 def _take(items: Iterator[_T], count: int) -> list[_T]:
     return list(islice(items, count))
+
+
+def _check_times(made: Sequence[StoredDocument | ArchivedRevision]) -> None:
+    """Raises ARCHIVE_FORBIDDEN for what was made at a time that lies ahead."""
+    latest_us = time.time_ns() // 1000 + _AHEAD_US
+    if any(one.created_at_us > latest_us for one in made):
+        raise forbidden("it holds times that lie ahead of this server's clock")
 
 
 def _check_source(source: Source) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from storage.archive.bounds import MAX_TIME_US, MIN_TIME_US
 from storage.archive.errors import ArchiveCorruptError
 from storage.document_json import DocumentFormatError, Fields, dump_json, load_json
 from storage.keys import MAX_NUMBER
@@ -30,7 +31,7 @@ def decode_revision(line: bytes) -> ArchivedRevision:
     fields = Fields(load_json(line), "revision")
     found = ArchivedRevision(
         revision=fields.integer("revision", 1, MAX_NUMBER),
-        created_at_us=fields.integer("created_at_us", -MAX_NUMBER, MAX_NUMBER),
+        created_at_us=fields.integer("created_at_us", MIN_TIME_US, MAX_TIME_US),
         documents_added=fields.integer("documents_added", 0, MAX_NUMBER),
         documents_removed=fields.integer("documents_removed", 0, MAX_NUMBER),
         last_number=fields.integer("last_number", 0, MAX_NUMBER),
@@ -53,6 +54,7 @@ class HistoryCheck:
         self._next = 0
         self._newest = 0
         self._highest = 0
+        self._added = self._removed = 0
         self.revisions = 0
 
     def take_revision(self, row: ArchivedRevision) -> None:
@@ -61,6 +63,11 @@ class HistoryCheck:
             raise ArchiveCorruptError(f"revision {row.revision} is out of order")
         if row.revision > self._limits[0] or row.last_number > self._limits[1]:
             raise ArchiveCorruptError(f"revision {row.revision} is newer than its memory")
+        # A document takes a number once and is removed once.
+        self._added += row.documents_added
+        self._removed += row.documents_removed
+        if max(self._added, self._removed) > row.last_number:
+            raise ArchiveCorruptError(f"revision {row.revision} counts documents without numbers")
         if row.last_number > self._highest:
             self._spans.append((row.revision, row.last_number))
         self._newest, self._highest = row.revision, row.last_number

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from storage.archive.bounds import MAX_COUNT, MAX_TIME_US
 from storage.archive.errors import ArchiveCorruptError, ArchiveForbiddenError, ArchiveVersionError
 from storage.document_json import DocumentFormatError, Fields, dump_json, load_json
 from storage.keys import MAX_NUMBER
@@ -117,7 +118,7 @@ def _parse(fields: Fields) -> Manifest:
     memory = fields.child("memory")
     packing = memory.child("packing")
     manifest = Manifest(
-        created_at_us=fields.integer("created_at_us", 0, MAX_NUMBER),
+        created_at_us=fields.integer("created_at_us", 0, MAX_TIME_US),
         display_name=memory.text("display_name"),
         labels=memory.strings("labels"),
         packing=ArchivedPacking(
@@ -125,8 +126,8 @@ def _parse(fields: Fields) -> Manifest:
             window_turns=packing.integer("window_turns", 0, 2**31 - 1),
             max_document_bytes=packing.integer("max_document_bytes", 0, MAX_NUMBER),
         ),
-        revision=fields.integer("revision", 0, MAX_NUMBER),
-        last_number=fields.integer("last_number", 0, MAX_NUMBER),
+        revision=fields.integer("revision", 0, MAX_COUNT),
+        last_number=fields.integer("last_number", 0, MAX_COUNT),
         documents=fields.integer("documents", 0, MAX_NUMBER),
         encodings=fields.items("encodings", _parse_encoding),
         revisions=fields.integer("revisions", 0, MAX_NUMBER) if fields.has("revisions") else None,

@@ -16,6 +16,7 @@ from typing import Self
 
 import numpy as np
 
+from storage.archive.bounds import MAX_TIME_US, MIN_TIME_US
 from storage.archive.errors import (
     ArchiveCorruptError,
     ArchiveForbiddenError,
@@ -102,6 +103,8 @@ class Archive:
                 raise ArchiveCorruptError(f"{name}: {error}") from error
             if document.number <= last:
                 raise ArchiveCorruptError(f"document {document.number} is out of order")
+            if not MIN_TIME_US <= document.created_at_us <= MAX_TIME_US:
+                raise ArchiveCorruptError(f"document {document.number} is of no time")
             last = document.number
             yield document
 

@@ -25,6 +25,7 @@ from storage.archive import (
     write,
     write_archive,
 )
+from storage.archive.bounds import MAX_COUNT
 from storage.layout import KVBlock, KVLayout
 from storage.memory_store import MemoryStore
 from storage.store import StoredDocument
@@ -48,7 +49,7 @@ def save(path: Path, data: bytes) -> Path:
 
 
 @given(
-    held=st.lists(documents(st.integers(1, 2**62)), max_size=6, unique_by=lambda d: d.number),
+    held=st.lists(documents(st.integers(1, MAX_COUNT)), max_size=6, unique_by=lambda d: d.number),
     layouts=st.lists(st.sampled_from(LAYOUTS), max_size=3),
     labels=st.dictionaries(st.text("abcä"), st.text("abcä"), max_size=3),
     tokens=st.integers(1, 200),
@@ -67,7 +68,7 @@ def test_round_trip(
     encodings = [
         (layout, [make_block(layout, d.number, tokens) for d in held[::2]]) for layout in layouts
     ]
-    manifest = Manifest(7, "näme", EMPTY.packing, 2**62, 2**62, labels=labels)
+    manifest = Manifest(7, "näme", EMPTY.packing, MAX_COUNT, MAX_COUNT, labels=labels)
     path = save(tmp_path / "a.msamem", pack(held, encodings, manifest))
     with open_archive(path) as archive:
         assert list(archive.documents()) == held

@@ -61,9 +61,10 @@ def signed(
     key: SigningKey | None = None,
     history: Sequence[ArchivedRevision] = HISTORY,
     documents: Sequence[tuple[int, int]] = LEFT,
+    manifest: Manifest = EMPTY,
 ) -> bytes:
     made = [replace(make_document(number), revision=revision) for number, revision in documents]
-    manifest = replace(EMPTY, documents=len(made), revisions=len(history))
+    manifest = replace(manifest, documents=len(made), revisions=len(history))
     return b"".join(write_archive(manifest, made, {}, revisions=history, signer=key))
 
 
