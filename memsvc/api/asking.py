@@ -254,7 +254,9 @@ async def _learn(
         and error.metadata.get("record", "block") == "block"
     )
     if damaged_block and number.isdecimal():
-        await application.encoding.rebuild(asked.memory, snapshot.model, [int(number)])
+        # Deleted, or detached from the model, meanwhile: nothing is to be made again.
+        with suppress(NotFoundError):
+            await application.encoding.rebuild(asked.memory, snapshot.model, [int(number)])
 
 
 async def documents(

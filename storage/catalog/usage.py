@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
 
 from storage.catalog.base import CatalogPart, reads, writes
 from storage.catalog.memories import NOT_DELETING
@@ -22,7 +25,7 @@ class Usage(CatalogPart):
         answer_tokens: int = 0,
         encoded_tokens: int = 0,
     ) -> None:
-        """Adds to a tenant's counters. The tenant must exist."""
+        """Adds to a tenant's counters, which go with the tenant: gone is no error."""
         added = {
             "queries": queries,
             "question_tokens": question_tokens,
@@ -31,10 +34,12 @@ class Usage(CatalogPart):
         }
         insert_ = self._database.insert(usage).values(tenant_uid=tenant_uid, **added)
         sums = {name: usage.c[name] + insert_.excluded[name] for name in added}
-        async with self._database.writing() as connection:
-            await connection.execute(
-                insert_.on_conflict_do_update(index_elements=["tenant_uid"], set_=sums)
-            )
+        # No other reference can be broken: the tenant was deleted.
+        with suppress(IntegrityError):
+            async with self._database.writing() as connection:
+                await connection.execute(
+                    insert_.on_conflict_do_update(index_elements=["tenant_uid"], set_=sums)
+                )
 
     @reads
     async def usage(self, tenant_uid: str) -> UsageRow:

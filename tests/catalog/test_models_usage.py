@@ -52,6 +52,15 @@ class TestUsage:
         await catalog.add_usage(tenant.uid, encoded_tokens=5)
         assert await catalog.usage(tenant.uid) == UsageRow(0, 0, 0, 0, 20, 40, 60, 5)
 
+    async def test_a_tenant_that_is_gone_is_not_counted(
+        self, catalog: Catalog, tenant: TenantRow
+    ) -> None:
+        """An answer, or a batch, that ends after its tenant was deleted."""
+        await catalog.add_usage(tenant.uid, 1, 2)
+        await catalog.delete_tenant(tenant.uid)
+        await catalog.add_usage(tenant.uid, 1, 2)
+        assert await catalog.usage(tenant.uid) == UsageRow(0, 0, 0, 0, 0, 0, 0, 0)
+
     async def test_counts_what_is_held_now(self, catalog: Catalog, tenant: TenantRow) -> None:
         other = await catalog.create_tenant("other", "")
         await catalog.upsert_model(model_row())

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.workers import WorkerClient, WorkerFaultError
 from storage.catalog import Catalog
 from storage.keys import Kind
@@ -17,6 +18,7 @@ from storage.lmdb_store import LmdbStore
 from storage.store import EncodingId, MemoryUid
 from tests.service_worker.conftest import Serve
 from tests.support.answers import Asking, asking, eventually
+from tests.support.held import Held
 from tests.support.keys import open_store
 from tests.support.served import Folder, refused
 
@@ -177,6 +179,25 @@ async def test_a_damaged_block_is_made_again_from_its_text(shared: Asking) -> No
     answer = await shared.ask(memory.name, "Who repaired the boiler?")
     assert answer.cited == [1]
     assert await shared.problems(row) == []
+
+
+async def test_a_memory_deleted_while_its_block_is_made_again_is_no_memory(
+    start: Serve,
+) -> None:
+    async with start() as served:
+        memory = await served.create()
+        await served.append(memory.name, "Olga repaired the boiler")
+        await served.ready(memory.name)
+        row = await served.row(memory.name)
+        await served.app.stores.run(row.tenant_uid, _damage_blocks, bytes.fromhex(row.uid))
+        rebuilding = Held(served.app.encoding, "rebuild")
+        question = pb.RetrieveRequest(memory=memory.name, question="Who repaired the boiler?")
+        call = served.as_operator(served.memories.Retrieve, question)
+        asking = asyncio.ensure_future(refused(call))
+        await rebuilding.reached.wait()
+        await served.delete(memory.name)
+        rebuilding.go_on.set()
+        assert (await asking).reason == "MEMORY_NOT_FOUND"
 
 
 def _damage_blocks(store: object, memory: bytes) -> None:
