@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -34,13 +35,19 @@ class Audit(CatalogPart):
     async def add_audit(
         self, key: bytes, tenant_uid: str, actor: str, action: str, *, resource: str, outcome: str
     ) -> AuditRow:
-        """Adds an entry; user text has no place in it. key: of the chain's digests."""
-        for _ in range(_TRIES):
-            row = AuditRow(0, self._clock_us(), tenant_uid, actor, action, resource, outcome, b"")
-            try:
-                return await self._append(key, row)
-            except ConflictError:
-                continue
+        """Adds an entry; user text has no place in it. key: of the chain's digests.
+
+        Entries of this server wait for each other; it is tried again where another server was
+        faster.
+        """
+        async with self._trails.setdefault(tenant_uid, asyncio.Lock()):
+            for _ in range(_TRIES):
+                now_us = self._clock_us()
+                row = AuditRow(0, now_us, tenant_uid, actor, action, resource, outcome, b"")
+                try:
+                    return await self._append(key, row)
+                except ConflictError:
+                    continue
         raise ConflictError(f"the trail of tenant {tenant_uid} is being written by others")
 
     @writes

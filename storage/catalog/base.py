@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, Concatenate, ParamSpec, TypeVar
+from weakref import WeakValueDictionary
 
 from sqlalchemy import ColumnElement, func, select, text, true
 
@@ -102,6 +103,8 @@ class CatalogPart:
         self._place = ""
         #: The fence under which this server leads each of its tenants.
         self._fences: dict[str, int] = {}
+        #: Who adds to a tenant's audit trail, one after the other.
+        self._trails: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def _led(self, tenant_uid: ColumnElement[str]) -> ColumnElement[bool]:
         """Tenants whose work is this server's: all, where it alone uses the catalog."""

@@ -56,6 +56,14 @@ class TestTrail:
         last = follow(KEY, None, rows)
         assert last == rows[-1]
 
+    async def test_those_of_one_server_do_not_get_in_each_others_way(
+        self, catalog: Catalog, tenant: TenantRow, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Tries are for entries of other servers, of which there are few at once."""
+        monkeypatch.setattr("storage.catalog.audit._TRIES", 1)
+        await asyncio.gather(*(act(catalog, tenant.uid, number) for number in range(12)))
+        assert len(await chain(catalog, tenant)) == 12
+
     async def test_pieces_of_a_chain_follow_each_other(
         self, catalog: Catalog, tenant: TenantRow
     ) -> None:
