@@ -235,9 +235,14 @@ async def _add_blocks(
                 tokens += sum(block.tokens for block in contiguous)
                 stored += size * len(contiguous) // len(batch)
     if up_to:
-        await application.catalog.commit_encoded(
-            row.uid, model.model_id, model.identity, up_to, documents, tokens, stored, {}
-        )
+        try:
+            await application.catalog.commit_encoded(
+                row.uid, model.model_id, model.identity, up_to, documents, tokens, stored, {}
+            )
+        except ConflictError:
+            # The model has other weights since: all is encoded afresh, as in any memory.
+            imported.reused.pop(model.model_id, None)
+            return
         reach(Failpoint.IMPORT_ENCODED)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sqlalchemy import case, insert, select, update
+from sqlalchemy.exc import IntegrityError
 
 from storage.catalog.base import MAX_BOUND, CatalogPart, writes
 from storage.catalog.documents import insert_documents
@@ -68,12 +69,18 @@ class Imports(CatalogPart):
 
     @writes
     async def commit_import_revisions(self, rows: Sequence[RevisionRow]) -> None:
-        """Writes down what earlier writes made, elsewhere. Numbers must be new."""
+        """Writes down what earlier writes made, elsewhere. Numbers must be new.
+
+        Raises NotFoundError when the memory is gone.
+        """
         async with self._leading(memory_uid=rows[0].memory_uid if rows else "") as connection:
             most = MAX_BOUND // _ROW_VALUES
             for start in range(0, len(rows), most):
                 values = [dict(vars(row)) for row in rows[start : start + most]]
-                await connection.execute(insert(_revisions).values(values))
+                try:
+                    await connection.execute(insert(_revisions).values(values))
+                except IntegrityError as error:
+                    raise NotFoundError(f"no memory {rows[0].memory_uid}") from error
 
     @writes
     async def activate_memory(

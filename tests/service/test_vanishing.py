@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,11 +12,14 @@ from memsvc.v1 import admin_service_pb2 as admin
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2 as resources
 from memsvc.writes import memory_uid
-from storage.catalog import NotFoundError
+from storage.archive import ArchivedEncoding, write_archive
+from storage.catalog import ModelRow, NotFoundError
 from tests.service.test_admin import admin_of, new_tenant
 from tests.service.test_deletion import row_of
 from tests.service.test_successors import delete, exported, get, import_as
 from tests.support.answers import eventually
+from tests.support.archives import EMPTY
+from tests.support.blocks import LAYOUTS, make_block, make_document
 from tests.support.held import Held
 from tests.support.served import Served, refused
 
@@ -136,3 +140,41 @@ async def test_an_import_under_a_name_that_is_taken_leaves_no_key(served: Served
     keys = served.server.application.keys.tenant(row.tenant_uid)
     assert keys is not None
     assert keys.memories() == [memory_uid(row)]
+
+
+@pytest.mark.parametrize("step", ["commit_import_revisions", "ensure_encoding", "commit_encoded"])
+async def test_an_import_whose_memory_is_deleted_says_so(served: Served, step: str) -> None:
+    catalog = served.server.application.catalog
+    model = ModelRow("m", "", "5f" * 32, LAYOUTS[0], 2048, 512, 256, True, 1)
+    await catalog.upsert_model(model)
+    filling = Held(catalog, step)
+    importing = asyncio.ensure_future(refused(import_as(served, of_model(model), "target")))
+    await filling.reached.wait()
+    await delete(served, "memories/target")
+    filling.go_on.set()
+    assert (await importing).reason == "MEMORY_NOT_FOUND"
+
+
+async def test_an_import_whose_model_is_replaced_has_its_texts(served: Served) -> None:
+    catalog = served.server.application.catalog
+    model = ModelRow("m", "", "5f" * 32, LAYOUTS[0], 2048, 512, 256, True, 1)
+    await catalog.upsert_model(model)
+    encoded = Held(catalog, "commit_encoded")
+    importing = asyncio.ensure_future(import_as(served, of_model(model), "target"))
+    await encoded.reached.wait()
+    await catalog.upsert_model(replace(model, identity="6f" * 32))
+    encoded.go_on.set()
+    reply = await importing
+    assert (reply.reused_blocks, reply.documents_to_encode) == (0, 2)
+    assert await served.texts(reply.memory.name) == ["tea, please"] * 2
+    (encoding,) = reply.memory.encodings
+    assert (encoding.encoded_documents, encoding.pending_documents) == (0, 2)
+
+
+def of_model(model: ModelRow) -> bytes:
+    """An archive of two documents with a model's blocks."""
+    blocks = [make_block(model.layout, number) for number in (1, 2)]
+    encoding = ArchivedEncoding(model.model_id, model.identity, model.layout, len(blocks))
+    manifest = replace(EMPTY, labels={}, documents=2, encodings=(encoding,))
+    made = [make_document(number) for number in (1, 2)]
+    return b"".join(write_archive(manifest, made, {encoding.encoding_id: blocks}))
