@@ -9,6 +9,7 @@ What it is filled with, and what of an archive is believed, is in `memsvc.fillin
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -63,14 +64,7 @@ async def drop_abandoned(application: Application) -> None:
 async def _import(
     application: Application, archive: Archive, new: MemoryRow, record: Record
 ) -> Imported:
-    try:
-        row = await _create(application, new)
-    except AlreadyExistsError:
-        await drop_abandoned(application)
-        try:
-            row = await _create(application, new)
-        except AlreadyExistsError as error:
-            raise errors.already_exists("memory_id") from error
+    row = await _begin(application, new)
     reach(Failpoint.IMPORT_CREATED)
     try:
         imported = await fill(application, archive, row)
@@ -98,6 +92,28 @@ async def _import(
         application.progress.publish(row.uid)
         application.encoding.wake()
     return imported
+
+
+async def _begin(application: Application, new: MemoryRow) -> MemoryRow:
+    """Makes the memory, empty. Where the caller leaves meanwhile it is taken back."""
+    locks = application.writes.locks
+
+    async def create() -> MemoryRow:
+        return await locks.run_whole(new.tenant_uid, new.uid, lambda: _create(application, new))
+
+    try:
+        try:
+            return await create()
+        except AlreadyExistsError:
+            await drop_abandoned(application)
+            return await create()
+    except AlreadyExistsError as error:
+        raise errors.already_exists("memory_id") from error
+    except asyncio.CancelledError:
+        async with locks.exclusive(new.tenant_uid, new.uid):
+            pass  # What was begun has ended.
+        await _undo(application, new)
+        raise
 
 
 async def _create(application: Application, new: MemoryRow) -> MemoryRow:

@@ -59,7 +59,23 @@ class MemoriesHandler:
         row = self._new_row(tenant, names.check_id("memory_id", memory_id), request.memory)
         model = await self._catalog.default_model_of(tenant)
         row = replace(row, default_model_id=model.model_id if model is not None else "")
-        # What is recorded is the reply with its text sealed: it must not outlive the memory.
+        # To its end also when the caller leaves: no key is to be left without its memory.
+        # The lock is that of its own uid: nobody waits for it.
+        memory = await self._app.writes.locks.run_whole(
+            tenant, row.uid, lambda: self._make(call, row, model)
+        )
+        self._app.encoding.wake()
+        if memory.uid != row.uid:
+            await check_still_there(self._app, memory.uid, "memory")
+        return await self._opened(tenant, memory)
+
+    async def _make(
+        self, call: Request, row: MemoryRow, model: ModelRow | None
+    ) -> resources_pb2.Memory:
+        """The new memory, or the one that this call made before, as it was recorded: with its
+        text sealed, which must not outlive the memory.
+        """
+        fields = self._app.fields
         kept = await fields.sealed(row)
         reply = memory_to_wire(kept, _empty_encodings(row, model)).SerializeToString()
 
@@ -70,16 +86,14 @@ class MemoriesHandler:
         try:
             answer = await self._app.writes.once(call, attempt)
         except ApiError:
-            # Only what says that there is no such row: one whose caller left, or whose
-            # database went away at its commit, may be there, and `reconcile` knows.
+            # Only what says that there is no such row: one whose database went away at its
+            # commit may be there, and `reconcile` knows.
             await fields.forget(row)
             raise
-        self._app.encoding.wake()
         memory = resources_pb2.Memory.FromString(answer)
         if memory.uid != row.uid:
             await fields.forget(row)
-            await check_still_there(self._app, memory.uid, "memory")
-        return await self._opened(tenant, memory)
+        return memory
 
     async def _opened(self, tenant: str, memory: resources_pb2.Memory) -> resources_pb2.Memory:
         """A recorded reply as it was sent."""

@@ -13,7 +13,7 @@ from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2 as resources
 from memsvc.writes import memory_uid
 from storage.archive import ArchivedEncoding, write_archive
-from storage.catalog import ModelRow, NotFoundError
+from storage.catalog import MemoryState, ModelRow, NotFoundError
 from tests.service.test_admin import admin_of, new_tenant
 from tests.service.test_deletion import row_of
 from tests.service.test_successors import delete, exported, get, import_as
@@ -178,3 +178,56 @@ def of_model(model: ModelRow) -> bytes:
     manifest = replace(EMPTY, labels={}, documents=2, encodings=(encoding,))
     made = [make_document(number) for number in (1, 2)]
     return b"".join(write_archive(manifest, made, {encoding.encoding_id: blocks}))
+
+
+async def leave(served: Served, call: Any) -> None:
+    """Cancels a call and waits until its handler has been left."""
+    call.cancel()
+
+    async def left() -> bool:
+        return not served.server.calls
+
+    await eventually(left)
+
+
+async def held_keys(served: Served) -> set[str]:
+    """Uids of the memories that have a key, in hex."""
+    application = served.server.application
+    keys = application.keys.tenant((await application.catalog.get_tenant("default")).uid)
+    assert keys is not None
+    return {uid.hex() for uid in keys.memories()}
+
+
+@pytest.mark.parametrize("after", [False, True])
+async def test_a_caller_who_leaves_while_a_memory_is_made_leaves_no_key_alone(
+    served: Served, after: bool
+) -> None:
+    application = served.server.application
+    making = Held(application.catalog, "create_memory", after=after)
+    memory = resources.Memory(display_name="Herons")
+    request = pb.CreateMemoryRequest(memory_id="herons", memory=memory)
+    call = served.as_operator(served.memories.CreateMemory, request)
+    await making.reached.wait()
+    await leave(served, call)
+    making.go_on.set()
+    await application.writes.drain()
+    listed = await served.as_operator(served.memories.ListMemories, pb.ListMemoriesRequest())
+    assert await held_keys(served) == {memory.uid for memory in listed.memories}
+
+
+@pytest.mark.parametrize("after", [False, True])
+async def test_a_caller_who_leaves_while_an_import_begins_leaves_nothing(
+    served: Served, after: bool
+) -> None:
+    application = served.server.application
+    source = await served.create("source", display_name="Herons")
+    data = await exported(served, source.name)
+    making = Held(application.catalog, "create_memory", after=after)
+    call = import_as(served, data, "target")
+    await making.reached.wait()
+    call.cancel()
+    making.go_on.set()
+    await leave(served, call)
+    await application.writes.drain()
+    assert await application.catalog.memories_in_state(MemoryState.IMPORTING) == []
+    assert await held_keys(served) == {source.uid}
