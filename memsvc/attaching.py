@@ -19,15 +19,10 @@ async def attach_model(
 ) -> MemoryRow:
     """Raises NotFoundError (memory), ModelNotFoundError."""
 
-    async def work() -> MemoryRow:
-        return await application.catalog.attach_model(
-            memory.uid, model_id, make_default=make_default
-        )
+    async def work(now: MemoryRow) -> MemoryRow:
+        return await application.catalog.attach_model(now.uid, model_id, make_default=make_default)
 
-    row = await application.writes.locks.run_whole(memory.tenant_uid, memory.memory_id, work)
-    application.encoding.wake()
-    application.progress.publish(row.uid)
-    return row
+    return await application.writes.change(memory, work)
 
 
 async def detach_model(application: Application, memory: MemoryRow, model_id: str) -> MemoryRow:

@@ -79,9 +79,7 @@ async def fork_memory(
         except AlreadyExistsError as error:
             raise errors.already_exists("memory_id") from error
 
-    answer = await application.writes.run(request, parent_id, work)
-    application.encoding.wake()
-    return answer
+    return await application.writes.run(request, parent_id, work)
 
 
 async def _make(
@@ -124,6 +122,8 @@ async def _make(
     except _REFUSED:
         await _unmake(application, child)
         raise
+    # Here, as its caller may leave before it is told.
+    application.encoding.wake()
     reach(Failpoint.FORK_COMMITTED)
     return answer
 

@@ -73,7 +73,8 @@ class AdminHandler:
             raise errors.model_not_found("tenant.default_model") from error
         except NotFoundError as error:
             raise errors.tenant_not_found("tenant.name") from error
-        self._app.encoding.wake()
+        finally:  # Also where the caller left at the commit.
+            self._app.encoding.wake()
         return tenant_to_wire(row)
 
     async def list_tenants(self, request: pb.ListTenantsRequest) -> pb.ListTenantsResponse:

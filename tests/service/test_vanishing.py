@@ -23,6 +23,8 @@ from tests.support.blocks import LAYOUTS, make_block, make_document
 from tests.support.held import Held
 from tests.support.served import Served, refused
 
+MODEL = ModelRow("m", "", "5f" * 32, LAYOUTS[0], 2048, 512, 256, True, 1)
+
 
 def rename(served: Served, name: str, display_name: str) -> Any:
     memory = resources.Memory(name=name, display_name=display_name)
@@ -145,10 +147,9 @@ async def test_an_import_under_a_name_that_is_taken_leaves_no_key(served: Served
 @pytest.mark.parametrize("step", ["commit_import_revisions", "ensure_encoding", "commit_encoded"])
 async def test_an_import_whose_memory_is_deleted_says_so(served: Served, step: str) -> None:
     catalog = served.server.application.catalog
-    model = ModelRow("m", "", "5f" * 32, LAYOUTS[0], 2048, 512, 256, True, 1)
-    await catalog.upsert_model(model)
+    await catalog.upsert_model(MODEL)
     filling = Held(catalog, step)
-    importing = asyncio.ensure_future(refused(import_as(served, of_model(model), "target")))
+    importing = asyncio.ensure_future(refused(import_as(served, of_model(MODEL), "target")))
     await filling.reached.wait()
     await delete(served, "memories/target")
     filling.go_on.set()
@@ -157,12 +158,11 @@ async def test_an_import_whose_memory_is_deleted_says_so(served: Served, step: s
 
 async def test_an_import_whose_model_is_replaced_has_its_texts(served: Served) -> None:
     catalog = served.server.application.catalog
-    model = ModelRow("m", "", "5f" * 32, LAYOUTS[0], 2048, 512, 256, True, 1)
-    await catalog.upsert_model(model)
+    await catalog.upsert_model(MODEL)
     encoded = Held(catalog, "commit_encoded")
-    importing = asyncio.ensure_future(import_as(served, of_model(model), "target"))
+    importing = asyncio.ensure_future(import_as(served, of_model(MODEL), "target"))
     await encoded.reached.wait()
-    await catalog.upsert_model(replace(model, identity="6f" * 32))
+    await catalog.upsert_model(replace(MODEL, identity="6f" * 32))
     encoded.go_on.set()
     reply = await importing
     assert (reply.reused_blocks, reply.documents_to_encode) == (0, 2)
@@ -231,3 +231,44 @@ async def test_a_caller_who_leaves_while_an_import_begins_leaves_nothing(
     await application.writes.drain()
     assert await application.catalog.memories_in_state(MemoryState.IMPORTING) == []
     assert await held_keys(served) == {source.uid}
+
+
+@pytest.mark.parametrize("method", ["attach_model", "commit_fork", "update_tenant"])
+async def test_what_is_to_be_encoded_is_looked_at_when_its_caller_left(
+    served: Served, method: str
+) -> None:
+    """Nobody else would have the queue look at it before something else is written."""
+    application = served.server.application
+    await application.catalog.upsert_model(MODEL)
+    memory = await served.create("herons")
+    await served.append(memory.name, "one")
+    calls = {
+        "attach_model": lambda: served.as_operator(
+            served.memories.AttachModel,
+            pb.AttachModelRequest(memory=memory.name, model="models/m"),
+        ),
+        "commit_fork": lambda: served.as_operator(
+            served.memories.ForkMemory, pb.ForkMemoryRequest(name=memory.name)
+        ),
+        "update_tenant": lambda: served.as_operator(
+            served.admin.UpdateTenant,
+            admin.UpdateTenantRequest(
+                tenant=admin.Tenant(name="tenants/default", default_model="models/m")
+            ),
+        ),
+    }
+    woken: list[bool] = []
+    real = application.encoding.wake
+
+    def wake() -> None:
+        woken.append(True)
+        real()
+
+    committed = Held(application.catalog, method, after=True)
+    application.encoding.wake = wake  # type: ignore[method-assign]  # counts, and does it
+    call = calls[method]()
+    await committed.reached.wait()
+    await leave(served, call)
+    committed.go_on.set()
+    await application.writes.drain()
+    assert woken
