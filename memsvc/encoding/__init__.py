@@ -6,6 +6,7 @@
     share.py      how much of the time the second line gets
     plan.py       which memory's documents are next
     batch.py      a batch and what is known of it
+    looks.py      one look at a watermark for all who wait for it
     pipeline.py   batches on their way through a worker into the store
     queue.py      EncodingQueue: one pipeline per served model, and waiting for them
 

@@ -12,6 +12,7 @@ from memsvc import errors
 from memsvc.api_error import ApiError
 from memsvc.config import Config
 from memsvc.encoding.batch import ModelState
+from memsvc.encoding.looks import Looks
 from memsvc.encoding.pipeline import Pipeline
 from memsvc.encoding.pressure import Bounds
 from memsvc.encoding.texts import Target
@@ -64,6 +65,8 @@ class EncodingQueue:
         self._bounding: set[str] = set()
         self._pipelines: dict[ServedModel, tuple[Pipeline, asyncio.Task[None]]] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        # Every write to a memory wakes all questions that wait for it.
+        self._looks = Looks(self._look)
 
     async def start(self) -> None:
         """Begins to encode whatever waits."""
@@ -170,7 +173,7 @@ class EncodingQueue:
         self.wake()
 
     async def _encoding(self, memory: MemoryRow, model: ModelRow) -> EncodingRow:
-        row = await self._catalog.get_encoding(memory.uid, model.model_id)
+        row = await self._looks.fresh((memory.uid, model.model_id))
         if row is not None:
             return row
         try:
@@ -178,6 +181,9 @@ class EncodingQueue:
         except NotFoundError as error:
             raise errors.memory_not_found("memory") from error
         raise errors.model_not_attached(model.model_id)
+
+    async def _look(self, key: tuple[str, str]) -> EncodingRow | None:
+        return await self._catalog.get_encoding(*key)
 
     def _late(self, row: EncodingRow, model: ModelRow, revision: int) -> ApiError:
         if self._workers.find(model.model_id) is None:
