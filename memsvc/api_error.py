@@ -69,6 +69,7 @@ CODES: Mapping[ErrorReason.ValueType, grpc.StatusCode] = {
     ErrorReason.CATALOG_UNAVAILABLE: Code.UNAVAILABLE,
     ErrorReason.STORE_UNAVAILABLE: Code.UNAVAILABLE,
     ErrorReason.SERVED_ELSEWHERE: Code.UNAVAILABLE,
+    ErrorReason.DELETION_UNFINISHED: Code.UNAVAILABLE,
     ErrorReason.RECORD_CORRUPT: Code.DATA_LOSS,
     ErrorReason.MODEL_MISMATCH: Code.FAILED_PRECONDITION,
     ErrorReason.INTERNAL_FAULT: Code.INTERNAL,

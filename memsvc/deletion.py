@@ -3,7 +3,8 @@
 The order is that of what matters. SQL has made it invisible already. Then the keys are
 destroyed, with which nothing that is left anywhere can be read; the records go; the workers
 overwrite what they hold; a receipt is signed; the rows go last, so that a crash on the way
-leaves what reconcile finishes.
+leaves what reconcile finishes. What fails on the way is owed (`memsvc.owed`): the call says so,
+and its repetition, or housekeeping, goes on with it.
 """
 
 from __future__ import annotations
@@ -15,10 +16,21 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 
 from memsvc.keys import Keys
+from memsvc.owed import Owed
 from memsvc.receipts import Destroyed, Receipts
 from memsvc.stores import Stores
 from memsvc.workers import Evicted
-from storage.catalog import Catalog, CatalogError, MemoryRow
+from storage.catalog import (
+    Catalog,
+    CatalogError,
+    CatalogFullError,
+    ConflictError,
+    LeaseLostError,
+    MemoryRow,
+    NotFoundError,
+    RequestIdReusedError,
+    RequestRepeatedError,
+)
 from storage.failpoints import Failpoint, reach
 from storage.store import KeyMissingError, LetGo, MemoryUid, StorageError
 
@@ -29,6 +41,19 @@ _KEY_PERSON = b"memsvc receipt"
 
 #: Receipts of the call being served, for its reply.
 issued: ContextVar[list[bytes]] = ContextVar("issued")
+
+#: The catalog says that nothing was deleted. After another failure something may be.
+_REFUSED = (
+    CatalogFullError,
+    ConflictError,
+    LeaseLostError,
+    NotFoundError,
+    RequestIdReusedError,
+)
+
+
+class DeletionUnfinishedError(StorageError):
+    """What was to be deleted is invisible, and may still lie on the disk."""
 
 
 class Deletions:
@@ -50,6 +75,7 @@ class Deletions:
         self._keys = keys
         self._receipts = receipts
         self._evict = evict
+        self.owed = Owed(catalog)
 
     async def purge_memory(self, memory: MemoryRow) -> None:
         """Everything of a memory whose deletion is committed. Raises StorageError, CatalogError."""
@@ -62,26 +88,84 @@ class Deletions:
         reach(Failpoint.DROP_EVICTED)
         await self._certify(_destroyed(memory, None, gone, key, evicted))
         await self._catalog.finish_delete_memory(memory.uid)
+        self.owed.settle(memory.uid)
         reach(Failpoint.DROP_FINISHED)
 
-    async def purge_documents(self, memory: MemoryRow, numbers: Sequence[int]) -> None:
-        """The deletion is committed: what fails here, reconcile finishes."""
-        key = await self._fingerprint(memory)
-        gone = await self._purge(memory, numbers)
+    async def remove_documents(
+        self,
+        memory: MemoryRow,
+        numbers: Sequence[int],
+        commit: Callable[[], Awaitable[MemoryRow]],
+    ) -> None:
+        """Has `commit` make documents invisible, then destroys them; under the memory's lock.
+
+        Raises what commit does, after what is left of the first try was destroyed where it says
+        that the request is repeated. DeletionUnfinishedError, CatalogError: some of it is left.
+        """
+        was_owed = memory.uid in self.owed
+        self.owed.note(memory)
+        try:
+            memory = await commit()
+        except RequestRepeatedError:
+            await self.finish(memory)
+            raise
+        except _REFUSED:
+            if not was_owed:
+                self.owed.settle(memory.uid)
+            raise
+        self.owed.committed(memory.uid)
+        if was_owed:
+            await self.finish(memory)
+        elif numbers:
+            await self._destroy(memory, numbers)
+        else:
+            self.owed.settle(memory.uid)
+
+    async def finish(self, memory: MemoryRow) -> None:
+        """Destroys what is owed of a memory's deleted documents; under the memory's lock.
+
+        Raises DeletionUnfinishedError, CatalogError.
+        """
+        if memory.uid not in self.owed:
+            return
+        numbers = await self._catalog.removed_numbers(memory.uid)
+        if numbers:
+            await self._destroy(memory, numbers)
+        else:
+            self.owed.settle(memory.uid)
+
+    async def _destroy(self, memory: MemoryRow, numbers: Sequence[int]) -> None:
+        """All that is owed of a memory."""
+        try:
+            key = await self._fingerprint(memory)
+            gone = await self._stores.run(
+                memory.tenant_uid, lambda store: store.delete_documents(_uid(memory), numbers)
+            )
+        except StorageError as error:
+            # Who asks from now on says what is deleted; who asked before is to end.
+            await self._evict(memory.tenant_uid, memory.uid)
+            raise DeletionUnfinishedError(f"memory {memory.uid}: {error}") from error
         reach(Failpoint.DELETE_PURGED)
         evicted = await self._evict(memory.tenant_uid, memory.uid)
         reach(Failpoint.DELETE_EVICTED)
-        if gone is not None:
-            await self._certify(_destroyed(memory, numbers, gone, key, evicted))
-            try:
-                await self._catalog.forget_removed(memory.uid, numbers)
-            except CatalogError as error:
-                _left_behind(memory, error)
+        await self._certify(_destroyed(memory, numbers, gone, key, evicted))
+        try:
+            await self._catalog.forget_removed(memory.uid, numbers)
+        except CatalogError as error:
+            # They are destroyed, which is what the caller asked for; their rows are still owed.
+            _left_behind(memory, error)
+        else:
+            self.owed.settle(memory.uid)
         reach(Failpoint.DELETE_FORGOTTEN)
 
     async def purge_texts(self, memory: MemoryRow, numbers: Sequence[int]) -> None:
         """Removes documents that nobody was told of from the store, or leaves them to reconcile."""
-        await self._purge(memory, numbers)
+        try:
+            await self._stores.run(
+                memory.tenant_uid, lambda store: store.delete_documents(_uid(memory), numbers)
+            )
+        except StorageError as error:
+            _left_behind(memory, error)
 
     async def purge_tenant(self, tenant_uid: str) -> None:
         """A tenant whose memories are gone: its keys, workers and files. Its rows are left."""
@@ -89,16 +173,6 @@ class Deletions:
         await self._stores.remove(tenant_uid)
         await asyncio.to_thread(self._keys.destroy_tenant, tenant_uid)
         await self._certify(Destroyed(tenant_uid, wiped=evicted.wiped, owed=evicted.owed))
-
-    async def _purge(self, memory: MemoryRow, numbers: Sequence[int]) -> LetGo | None:
-        """What went; None when it is left to reconcile."""
-        try:
-            return await self._stores.run(
-                memory.tenant_uid, lambda store: store.delete_documents(_uid(memory), numbers)
-            )
-        except StorageError as error:
-            _left_behind(memory, error)
-            return None
 
     async def _fingerprint(self, memory: MemoryRow) -> str:
         """Of the key that is about to be destroyed: shows later that a found key was this one."""

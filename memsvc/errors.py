@@ -265,6 +265,15 @@ def served_elsewhere(retry_after_s: float = 0.2) -> ApiError:
     )
 
 
+def deletion_unfinished(retry_after_s: float = 1.0) -> ApiError:
+    """Deleted for everybody who asks; not yet destroyed on the disk."""
+    return ApiError(
+        ErrorReason.DELETION_UNFINISHED,
+        "what was to be deleted is shown no more, and could not be removed from the disk yet",
+        retry_after_s=retry_after_s,
+    )
+
+
 def draining(retry_after_s: float = 5.0) -> ApiError:
     """The server is shutting down."""
     return ApiError(

@@ -127,11 +127,15 @@ async def stage_export(
     signer = application.receipts if signed else None
     try:
         for _ in range(_TRIES):
+            seen = time.monotonic()
             view = await take_view(application, memory, with_blocks=with_blocks)
             try:
-                return await application.stores.read(
+                size = await application.stores.read(
                     memory.tenant_uid, _stage, view, path, key, slices, signer
                 )
+                # What was deleted meanwhile may have been there to be read.
+                if not application.deletions.owed.deleted_since(memory.uid, seen):
+                    return size
             except ArchiveSourceError:
                 continue
             except CorruptRecordError:

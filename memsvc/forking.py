@@ -145,7 +145,7 @@ async def restore_memory(
 
     reply: made from the new revision, how many documents were deleted, and how many of those
     of then had been deleted before. Raises MEMORY_NOT_FOUND, MEMORY_NOT_ACTIVE,
-    REVISION_NOT_REACHED, FIELD_INVALID, REQUEST_ID_REUSED.
+    REVISION_NOT_REACHED, FIELD_INVALID, REQUEST_ID_REUSED, DeletionUnfinishedError.
     """
     catalog = application.catalog
 
@@ -156,13 +156,16 @@ async def restore_memory(
         held = await catalog.documents_at(memory.uid, revision)
         missing = max(0, held - (memory.document_count - len(numbers)))
         answer = reply(memory.revision + 1, len(numbers), missing)
-        memory = await catalog.commit_restore(
-            memory.uid, memory.revision, numbers, request.record(answer, memory)
-        )
-        application.writes.committed(memory)
-        reach(Failpoint.ROLLBACK_COMMITTED)
-        if numbers:
-            await application.deletions.purge_documents(memory, numbers)
+
+        async def commit() -> MemoryRow:
+            row = await catalog.commit_restore(
+                memory.uid, memory.revision, numbers, request.record(answer, memory)
+            )
+            application.writes.committed(row)
+            reach(Failpoint.ROLLBACK_COMMITTED)
+            return row
+
+        await application.deletions.remove_documents(memory, numbers, commit)
         return answer
 
     return await application.writes.run(request, memory_id, work)

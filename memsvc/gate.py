@@ -25,6 +25,7 @@ from memsvc import errors
 from memsvc.api_error import ApiError
 from memsvc.audit import AUDITED, AuditTrail
 from memsvc.auth import OPEN_SERVICES, SCOPES, WHOLE_TENANT, Authenticator
+from memsvc.deletion import DeletionUnfinishedError
 from memsvc.leases import Leading
 from memsvc.limits import Admission, Limiter, Refusals
 from memsvc.limits.attempts import address
@@ -290,6 +291,7 @@ async def _abort(context: Context, refusal: ApiError) -> None:
 #: What a handler may raise, what the log says of it (empty: nothing) and how loudly, and what
 #: the caller is told. The first that fits.
 _TOLD: tuple[tuple[type[Exception], int, str, Callable[[], ApiError]], ...] = (
+    (DeletionUnfinishedError, logging.ERROR, "deletion unfinished", errors.deletion_unfinished),
     (CatalogFullError, 0, "", errors.storage_full),
     (StorageFullError, 0, "", errors.storage_full),
     (LeaseLostError, logging.WARNING, "tenant lost to another server", errors.served_elsewhere),

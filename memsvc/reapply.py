@@ -124,8 +124,11 @@ async def _delete_documents(
         if run.start <= last:
             live += await catalog.live_numbers(memory.uid, run.start, last)
     if live:
-        memory = await catalog.commit_delete_documents(memory.uid, memory.revision, live, None)
-        await application.deletions.purge_documents(memory, live)
+        await application.deletions.remove_documents(
+            memory,
+            live,
+            lambda: catalog.commit_delete_documents(memory.uid, memory.revision, live, None),
+        )
     return len(live)
 
 

@@ -116,6 +116,10 @@ async def _try_reconcile(application: Application, tenant: TenantRow, report: Re
         # Its calls are refused with DATA_LOSS; the other tenants' are served.
         log.error("%s", error)
         report.damaged_stores.append(tenant.uid)
+        # A worker may find more sound in it than was found here.
+        async for memory in _memories(application, tenant):
+            if await application.catalog.removed_numbers(memory.uid):
+                application.deletions.owed.note(memory)
 
 
 async def _finish_deletions(application: Application, report: Report, tenant_uid: str = "") -> None:
@@ -168,7 +172,6 @@ async def _purge(application: Application, memory: MemoryRow) -> bool:
 
 
 async def iterate_tenants(application: Application) -> AsyncIterator[TenantRow]:
-    """Every tenant of the catalog."""
     """Every tenant of the catalog."""
     after = None
     while True:

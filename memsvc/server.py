@@ -202,9 +202,12 @@ async def _lead(application: Application, stack: AsyncExitStack) -> None:
     async def take_over(tenant: TenantRow) -> None:
         application.limiter.forget(tenant.uid)
         await reconcile_tenant(application, tenant)
+        # A worker that both servers use may hold what the other one did not live to purge.
+        await application.workers.evict(tenant.uid, "")
         application.encoding.wake()
 
     async def lost(tenant_uid: str) -> None:
+        application.deletions.owed.forget(tenant_uid)
         await application.workers.evict(tenant_uid, "")
 
     stack.push_async_callback(leases.stop)
@@ -360,6 +363,8 @@ async def keep_house_once(application: Application, clock: SteadyClock) -> None:
     await application.catalog.purge_requests(round(older_than_s * 1e6))
     for memory in await application.catalog.memories_in_state(MemoryState.DELETING):
         await application.deletions.purge_memory(memory)
+    for memory in application.deletions.owed.memories():
+        await application.writes.finish_deletions(memory)
     await drop_abandoned(application)
     await expire(application, round(clock.now_s() * 1e6))
 

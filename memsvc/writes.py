@@ -187,23 +187,28 @@ class Writes:
         """Removes documents, all or none; invisible as soon as SQL has committed.
 
         reply: made from the new revision. Raises DOCUMENT_NOT_FOUND naming the
-        first missing one, MEMORY_NOT_FOUND, MEMORY_NOT_ACTIVE, REQUEST_ID_REUSED.
+        first missing one, MEMORY_NOT_FOUND, MEMORY_NOT_ACTIVE, REQUEST_ID_REUSED;
+        DeletionUnfinishedError, when they are removed and not destroyed yet: a retry goes on.
         """
 
         async def work(memory: MemoryRow) -> bytes:
             answer = reply(memory.revision + 1)
-            try:
-                memory = await self._catalog.commit_delete_documents(
+
+            async def commit() -> MemoryRow:
+                row = await self._catalog.commit_delete_documents(
                     memory.uid, memory.revision, numbers, request.record(answer, memory)
                 )
+                self.committed(row)
+                reach(Failpoint.DELETE_COMMITTED)
+                return row
+
+            try:
+                await self._deletions.remove_documents(memory, numbers, commit)
             except NotFoundError as error:
                 if not error.numbers:
                     raise
                 missing = numbers.index(error.numbers[0])
                 raise errors.document_not_found(f"names[{missing}]") from error
-            self.committed(memory)
-            reach(Failpoint.DELETE_COMMITTED)
-            await self._deletions.purge_documents(memory, numbers)
             return answer
 
         return await self.run(request, memory_id, work)
@@ -257,6 +262,14 @@ class Writes:
             await self._deletions.purge_memory(memory)
 
         await self.locks.run_whole(row.tenant_uid, row.memory_id, work)
+
+    async def finish_deletions(self, memory: MemoryRow) -> None:
+        """Destroys what is owed of a memory's deleted documents. Raises DeletionUnfinishedError,
+        CatalogError.
+        """
+        await self.locks.run_whole(
+            memory.tenant_uid, memory.memory_id, lambda: self._deletions.finish(memory)
+        )
 
     async def drain(self) -> None:
         """Returns when every write that began has ended."""

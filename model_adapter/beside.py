@@ -1,4 +1,4 @@
-"""What a question asks of its memory before the engine sees it: a filter's mask, and its words."""
+"""What a question asks of its memory before the engine sees it: a mask, and its words."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
+
 from model_adapter.engine import Arrange, LexicalPrior
 from model_adapter.lease import Lease
 from model_adapter.masking import MaskedView
+from model_adapter.removals import Removals
 from model_adapter.superseding import LatestFirst
 from storage.filters import DocumentFilter
 
@@ -22,7 +25,8 @@ class Beside:
     """What is asked of a memory beside routing. Seconds: that it took, indexing included.
 
     limit: documents by words. weight: share of the words. wanted: None for all documents.
-    latest: later statements come before those that they may supersede.
+    latest: later statements come before those that they may supersede. removed: documents that
+    are there no more, whatever the store holds.
     """
 
     question: str
@@ -30,17 +34,22 @@ class Beside:
     weight: float
     wanted: DocumentFilter | None
     latest: bool = False
+    removed: Removals | None = None
     words_s: float = 0.0
     filter_s: float = 0.0
 
     def view(self, lease: Lease, unwanted: Callable[[], bool]) -> Lease | MaskedView:
-        """The memory as the filter leaves it."""
-        if self.wanted is None:
+        """The memory without what is deleted, as the filter leaves it."""
+        if self.wanted is None and self.removed is None:
             return lease
-        began = time.monotonic()
-        view = MaskedView(lease, lease.matching(self.wanted, unwanted))
-        self.filter_s = time.monotonic() - began
-        return view
+        keep_N = np.ones(len(lease.numbers_N), np.bool_)
+        if self.removed is not None:
+            keep_N &= self.removed.spare(lease.numbers_N)
+        if self.wanted is not None:
+            began = time.monotonic()
+            keep_N &= lease.matching(self.wanted, unwanted)
+            self.filter_s = time.monotonic() - began
+        return MaskedView(lease, keep_N)
 
     def prior(
         self, lease: Lease, view: Lease | MaskedView, unwanted: Callable[[], bool]

@@ -1,4 +1,5 @@
-"""A memory as if it held some of its documents and no others: a filter's mask.
+"""A memory as if it held some of its documents and no others: those that a filter chooses, and
+that are not deleted.
 
 The mask lies in front of routing, not behind it. Routing, the top k of every layer, the
 standardising of scores and what the model may name see the documents that match alone,

@@ -27,6 +27,7 @@ from model_adapter.filtering import document_filter
 from model_adapter.jobs import EncodeJob, Job, QueryJob, RouteJob
 from model_adapter.pager import Budgets, Pager
 from model_adapter.places import Places
+from model_adapter.removals import removals
 from model_adapter.residency import MemoryKey
 from model_adapter.scheduler import Scheduler
 from model_adapter.sinks import LoopSink
@@ -93,6 +94,7 @@ class ModelAdapter(ModelAdapterServiceServicer):
             lexical_weight=own.lexical_weight,
             placement=own.placement,
             filters=True,
+            removals=True,
         )
 
     async def Encode(
@@ -189,7 +191,8 @@ class ModelAdapter(ModelAdapterServiceServicer):
     ) -> Beside:
         weight = wire.lexical_weight(request, self._description.lexical_weight)
         wanted, latest = document_filter(request), request.prefer_latest
-        return Beside(question, max(limit, DEPTH), weight, wanted, latest)
+        removed = removals(request.memory)
+        return Beside(question, max(limit, DEPTH), weight, wanted, latest, removed)
 
     async def _page_in(self, job: QueryJob | RouteJob, ref: pb.MemoryRef, beside: Beside) -> None:
         """Leases the memory and queues the job with it. Raises what the pager raises.

@@ -91,10 +91,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What the worker is asked to look at."""
+    """What the worker is asked to look at, and the time.monotonic() as of which it is deleted."""
 
     served: ServedModel
     reference: worker_pb.MemoryRef
+    seen: float
 
     @property
     def model(self) -> ModelRow:
@@ -141,6 +142,11 @@ async def prepare(
     if time.monotonic() - asked.arrived > _FRESH_S:
         current = await still_there(application, memory)
     secret = await application.keys.secret(memory.tenant_uid, memory_uid(memory))
+    # Last: nothing is waited for between this and the call.
+    seen = time.monotonic()
+    removed = await application.deletions.owed.removed(memory)
+    if removed and not served.endpoint.knows_removals:
+        raise errors.worker_unavailable(model.model_id)
     return Snapshot(
         served,
         worker_pb.MemoryRef(
@@ -153,8 +159,21 @@ async def prepare(
             identity=model.identity,
             memory_key=bytes(secret.key) if secret else b"",
             key_generation=secret.generation if secret else 0,
+            removed=_ranges(removed),
         ),
+        seen,
     )
+
+
+def _ranges(numbers: Iterable[int]) -> list[worker_pb.NumberRange]:
+    """Of ascending numbers."""
+    ranges: list[worker_pb.NumberRange] = []
+    for number in numbers:
+        if ranges and ranges[-1].last == number - 1:
+            ranges[-1].last = number
+        else:
+            ranges.append(worker_pb.NumberRange(first=number, last=number))
+    return ranges
 
 
 async def _model(application: Application, asked: Asked) -> ModelRow:
@@ -216,7 +235,8 @@ async def streamed(
     """The worker's answers, each with the snapshot it belongs to.
 
     Until the first one came, a lost worker, one that serves another model now, or
-    a damaged block (which is made again) leads to another try.
+    a damaged block (which is made again) leads to another try. An answer that may come from
+    documents which were deleted under it ends as by their eviction.
     """
     failed: set[Endpoint] = set()
     for left in reversed(range(_TRIES)):
@@ -226,6 +246,8 @@ async def streamed(
             snapshot = await prepare(application, asked, failed)
             async with aclosing(call(snapshot)) as answers:
                 async for answer in answers:
+                    if application.deletions.owed.deleted_since(asked.memory.uid, snapshot.seen):
+                        raise errors.worker_unavailable(snapshot.model.model_id)
                     began = True
                     yield snapshot, answer
             return

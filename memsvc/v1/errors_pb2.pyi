@@ -139,6 +139,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: the store's disk cannot be read or written right now; nothing was written; retry after RetryInfo."""
     SERVED_ELSEWHERE: _ErrorReason.ValueType  # 75
     """UNAVAILABLE: another server has the tenant's data now; nothing was done; retry, at once at another server."""
+    DELETION_UNFINISHED: _ErrorReason.ValueType  # 76
+    """UNAVAILABLE: what was to be deleted is deleted and no call shows it, but it could not be removed from
+    the disk yet; retry after RetryInfo with the same request_id, for a memory with allow_missing. The server
+    goes on trying too.
+    """
     RECORD_CORRUPT: _ErrorReason.ValueType  # 80
     """DATA_LOSS: a stored record failed its checksum and cannot be rebuilt, or the tenant's store is damaged as a whole."""
     MODEL_MISMATCH: _ErrorReason.ValueType  # 81
@@ -254,6 +259,11 @@ STORE_UNAVAILABLE: ErrorReason.ValueType  # 74
 """UNAVAILABLE: the store's disk cannot be read or written right now; nothing was written; retry after RetryInfo."""
 SERVED_ELSEWHERE: ErrorReason.ValueType  # 75
 """UNAVAILABLE: another server has the tenant's data now; nothing was done; retry, at once at another server."""
+DELETION_UNFINISHED: ErrorReason.ValueType  # 76
+"""UNAVAILABLE: what was to be deleted is deleted and no call shows it, but it could not be removed from
+the disk yet; retry after RetryInfo with the same request_id, for a memory with allow_missing. The server
+goes on trying too.
+"""
 RECORD_CORRUPT: ErrorReason.ValueType  # 80
 """DATA_LOSS: a stored record failed its checksum and cannot be rebuilt, or the tenant's store is damaged as a whole."""
 MODEL_MISMATCH: ErrorReason.ValueType  # 81

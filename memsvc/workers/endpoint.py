@@ -79,6 +79,11 @@ class Endpoint(ABC):
         """Whether the worker heeds a request's filter."""
         return self.info is not None and self.info.filters
 
+    @property
+    def knows_removals(self) -> bool:
+        """Whether the worker heeds what a request says is deleted."""
+        return self.info is not None and self.info.removals
+
     @abstractmethod
     def _connect(self) -> AbstractAsyncContextManager[WorkerClient]:
         """A connected client; leaving ends what was started."""

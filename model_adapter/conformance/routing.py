@@ -119,6 +119,23 @@ async def deletion(h: Harness) -> None:
         h.store(memory.tenant).delete_documents(uid, [epoch + 1])
 
 
+async def removed(h: Harness) -> None:
+    """Reads a memory as if it did not hold what is said to be deleted, though it is stored."""
+    if not h.info.removals:
+        raise SkippedError("GetInfo says that the worker does not heed what is removed")
+    memory = await h.memory()
+    reference = h.reference(memory, epoch=1)
+    reference.removed.add(first=1, last=1)
+    reference.removed.add(first=4, last=6)
+    for text in TEXTS:
+        found = {document.number for document in await h.route(reference, text, len(TEXTS))}
+        gone = sorted(found & {1, 4, 5, 6})
+        require(not gone, f"documents {gone} are found, which are said to be removed")
+    request = pb.QueryRequest(memory=reference, question=TEXTS[4], max_answer_tokens=4)
+    cited = {event.citation.number for event in await h.answer(request)} - {0}
+    require(cited <= {2, 3, 7, 8}, f"documents {sorted(cited)} are cited, some removed")
+
+
 async def eviction(h: Harness) -> None:
     """Evict returns when nothing is held, and what was evicted can be read again."""
     memory = await h.memory(TEXTS[:2])

@@ -27,6 +27,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("route: snapshot", routing.snapshot),
     ("route: filters", routing.filters),
     ("route: deletion", routing.deletion),
+    ("route: removed", routing.removed),
     ("evict", routing.eviction),
     ("tenants", routing.tenants),
     ("query: events", answers.events),

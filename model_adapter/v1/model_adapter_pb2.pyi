@@ -59,6 +59,7 @@ class GetInfoResponse(_message.Message):
     LEXICAL_WEIGHT_FIELD_NUMBER: _builtins.int
     FILTERS_FIELD_NUMBER: _builtins.int
     PLACEMENT_FIELD_NUMBER: _builtins.int
+    REMOVALS_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """Last part of the model's resource name."""
     display_name: _builtins.str
@@ -89,6 +90,10 @@ class GetInfoResponse(_message.Message):
     """What it runs on and how it routes, and why, for people. Empty: it does not
     say.
     """
+    removals: _builtins.bool
+    """True: it heeds `removed` of a MemoryRef. While there is any, a request is
+    not sent to a worker that does not.
+    """
     @_builtins.property
     def layout(self) -> Global___KVLayout:
         """Shape of the blocks it makes."""
@@ -114,10 +119,11 @@ class GetInfoResponse(_message.Message):
         lexical_weight: _builtins.float = ...,
         filters: _builtins.bool = ...,
         placement: _builtins.str = ...,
+        removals: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout", "residency", b"residency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_dtype", b"compute_dtype", "device", b"device", "display_name", b"display_name", "draining", b"draining", "filters", b"filters", "identity", b"identity", "layout", b"layout", "lexical_weight", b"lexical_weight", "max_answer_tokens", b"max_answer_tokens", "max_document_tokens", b"max_document_tokens", "max_question_tokens", b"max_question_tokens", "model_id", b"model_id", "placement", b"placement", "residency", b"residency"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_dtype", b"compute_dtype", "device", b"device", "display_name", b"display_name", "draining", b"draining", "filters", b"filters", "identity", b"identity", "layout", b"layout", "lexical_weight", b"lexical_weight", "max_answer_tokens", b"max_answer_tokens", "max_document_tokens", b"max_document_tokens", "max_question_tokens", b"max_question_tokens", "model_id", b"model_id", "placement", b"placement", "removals", b"removals", "residency", b"residency"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -406,6 +412,32 @@ class DocumentFailure(_message.Message):
 Global___DocumentFailure: _TypeAlias = DocumentFailure  # noqa: Y015
 
 @_typing.final
+class NumberRange(_message.Message):
+    """Documents from `first` to `last`, both included."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    first: _builtins.int
+    """From 1."""
+    last: _builtins.int
+    """At least `first`."""
+    def __init__(
+        self,
+        *,
+        first: _builtins.int = ...,
+        last: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "last", b"last"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NumberRange: _TypeAlias = NumberRange  # noqa: Y015
+
+@_typing.final
 class MemoryRef(_message.Message):
     """A memory as of one revision, for the worker to page in."""
 
@@ -418,6 +450,7 @@ class MemoryRef(_message.Message):
     IDENTITY_FIELD_NUMBER: _builtins.int
     MEMORY_KEY_FIELD_NUMBER: _builtins.int
     KEY_GENERATION_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """Tenant uid, 32 hex digits."""
     memory_uid: _builtins.str
@@ -441,6 +474,13 @@ class MemoryRef(_message.Message):
     """How often the key was replaced; at most 2^32 - 1. A worker keeps the key
     of the highest generation that it was sent.
     """
+    @_builtins.property
+    def removed(self) -> _containers.RepeatedCompositeFieldContainer[Global___NumberRange]:
+        """Documents that are deleted and whose records may still be in the store,
+        ascending and apart: the memory is read as if it did not hold them. Empty:
+        there are none.
+        """
+
     def __init__(
         self,
         *,
@@ -451,10 +491,11 @@ class MemoryRef(_message.Message):
         identity: _builtins.str = ...,
         memory_key: _builtins.bytes = ...,
         key_generation: _builtins.int = ...,
+        removed: _abc.Iterable[Global___NumberRange] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deletion_epoch", b"deletion_epoch", "identity", b"identity", "key_generation", b"key_generation", "last_number", b"last_number", "memory_key", b"memory_key", "memory_uid", b"memory_uid", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deletion_epoch", b"deletion_epoch", "identity", b"identity", "key_generation", b"key_generation", "last_number", b"last_number", "memory_key", b"memory_key", "memory_uid", b"memory_uid", "removed", b"removed", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

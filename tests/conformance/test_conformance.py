@@ -65,6 +65,7 @@ async def test_a_sound_worker_passes_and_nothing_is_left(
         (broken.Prophetic, "route: snapshot", "lie above last_number 4"),
         (broken.Indiscriminate, "route: filters", "do not match a filter: speakers"),
         (broken.Clinging, "route: deletion", "are found after they were deleted"),
+        (broken.Heedless, "route: removed", "are found, which are said to be removed"),
         (broken.Mixing, "tenants", "another tenant's documents"),
         (broken.Abrupt, "query: events", "Finished came 0 times"),
         (broken.Moody, "query: repeatable", "the same question has two greedy answers"),

@@ -192,6 +192,23 @@ class Unaware(Front):
         return reply
 
 
+class Heedless(Front):
+    """Says that it heeds what was deleted, and ranks it as ever."""
+
+    async def Route(self, request: Any, context: Any) -> Any:
+        request.memory.ClearField("removed")
+        return await super().Route(request, context)
+
+
+class Unheeding(Front):
+    """Of an earlier version: does not know that documents may be deleted and still there."""
+
+    async def GetInfo(self, request: Any, context: Any) -> Any:
+        reply = await super().GetInfo(request, context)
+        reply.ClearField("removals")
+        return reply
+
+
 class Mixing(Front):
     """Finds a memory by its uid alone, whoever's it is."""
 
