@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 
 from memsvc.keys import Keys
@@ -78,11 +79,19 @@ class Deletions:
         self.owed = Owed(catalog)
 
     async def purge_memory(self, memory: MemoryRow) -> None:
-        """Everything of a memory whose deletion is committed. Raises StorageError, CatalogError."""
-        key = await self._fingerprint(memory)
-        gone = await self._stores.run(
-            memory.tenant_uid, lambda store: store.delete_memory(_uid(memory))
-        )
+        """Everything of a memory whose deletion is committed, or what an earlier try left of it;
+        under its lock. Raises DeletionUnfinishedError, CatalogError.
+        """
+        try:
+            key = await self._fingerprint(memory)
+            # By itself: a store that cannot be opened must not keep it.
+            await asyncio.to_thread(self._keys.destroy, memory.tenant_uid, _uid(memory))
+            gone = await self._stores.run(
+                memory.tenant_uid, lambda store: store.delete_memory(_uid(memory))
+            )
+        except StorageError as error:
+            await self._evict(memory.tenant_uid, memory.uid)
+            raise DeletionUnfinishedError(f"memory {memory.uid}: {error}") from error
         reach(Failpoint.DROP_PURGED)
         evicted = await self._evict(memory.tenant_uid, memory.uid)
         reach(Failpoint.DROP_EVICTED)
@@ -217,6 +226,15 @@ def _destroyed(
         evicted.wiped,
         evicted.owed,
     )
+
+
+@contextmanager
+def apart(memory: MemoryRow) -> Iterator[None]:
+    """What fails for one memory is left for the next time, and keeps no other from its turn."""
+    try:
+        yield
+    except Exception as error:
+        log.error("left for the next time", extra={"memory_uid": memory.uid}, exc_info=error)
 
 
 def _left_behind(memory: MemoryRow, error: Exception) -> None:

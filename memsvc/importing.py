@@ -16,6 +16,7 @@ from dataclasses import replace
 from memsvc import errors, validation
 from memsvc.api_error import ApiError
 from memsvc.application import Application
+from memsvc.deletion import apart
 from memsvc.filling import Imported, fill, forbidden
 from memsvc.limits import memories_exceeded
 from memsvc.packing import DOCUMENT_BYTES, WINDOW_TURNS, policy
@@ -58,7 +59,8 @@ async def drop_abandoned(application: Application) -> None:
     """Deletes imported memories that no running call fills: one failed and could not undo it."""
     for row in await application.catalog.memories_in_state(MemoryState.IMPORTING):
         if row.uid not in application.importing:
-            await _undo(application, row)
+            with apart(row):
+                await _undo(application, row)
 
 
 async def _import(

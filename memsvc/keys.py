@@ -85,6 +85,12 @@ class Keys:
                 self._open[tenant_uid] = keys
             return keys
 
+    def destroy(self, tenant_uid: str, memory: MemoryUid) -> None:
+        """Destroys a memory's key; done twice is no error. Raises as `tenant` does."""
+        keys = self.tenant(tenant_uid)
+        if keys is not None:
+            keys.destroy(memory)
+
     def destroy_tenant(self, tenant_uid: str) -> None:
         """Destroys every key of a tenant, which gets no others; done twice is no error."""
         with self._lock:

@@ -27,6 +27,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from memsvc.application import Application
+from memsvc.deletion import DeletionUnfinishedError
 from memsvc.writes import memory_uid
 from storage.catalog import EncodingRow, MemoryRow, MemoryState, TenantRow
 from storage.failpoints import Failpoint, reach
@@ -158,15 +159,16 @@ async def _finish_tenant(application: Application, tenant: TenantRow, report: Re
 
 
 async def _leaving(application: Application, tenant: TenantRow) -> bool:
-    """Whether a memory of the tenant is still marked: its store is damaged."""
+    """Whether a memory of the tenant is still marked: something of it is left."""
     return bool(await application.catalog.memories_in_state(MemoryState.DELETING, tenant.uid))
 
 
 async def _purge(application: Application, memory: MemoryRow) -> bool:
-    """False when its store is damaged: it stays marked, and nobody sees it."""
+    """False when something of it is left: it stays marked, and nobody sees it."""
     try:
         await application.deletions.purge_memory(memory)
-    except StoreDamagedError:
+    except DeletionUnfinishedError as error:
+        log.error("%s", error)
         return False
     return True
 

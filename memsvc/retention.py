@@ -6,6 +6,7 @@ import logging
 
 from memsvc.api_error import ApiError
 from memsvc.application import Application
+from memsvc.deletion import apart
 from memsvc.writes import Request
 from storage.catalog import MemoryRow
 
@@ -18,11 +19,12 @@ _BATCH = 1000
 async def expire(application: Application, now_us: int) -> int:
     """Deletes every document that is older than its memory's retention; returns how many.
 
-    now_us: UTC microseconds. Raises CatalogError, StorageError.
+    now_us: UTC microseconds. Raises CatalogError.
     """
     count = 0
     for memory in await application.catalog.memories_with_retention():
-        count += await _expire(application, memory, now_us)
+        with apart(memory):
+            count += await _expire(application, memory, now_us)
     return count
 
 

@@ -23,13 +23,12 @@ from memsvc.api.service import AdminService, MemoryService, RegistryService
 from memsvc.application import Application
 from memsvc.audit import AuditTrail
 from memsvc.auth import Authenticator, load_server_key
-from memsvc.clock import SteadyClock
 from memsvc.config import Config
 from memsvc.deletion import Deletions
 from memsvc.encoding import EncodingQueue
 from memsvc.fields import Fields
 from memsvc.gate import Gate
-from memsvc.importing import drop_abandoned
+from memsvc.housekeeping import keep_house
 from memsvc.keys import Keys, load_root_keys
 from memsvc.leases import Leading, Leases, SoleServer
 from memsvc.limits import Attempts, Limiter
@@ -39,7 +38,6 @@ from memsvc.places import Place, take_place
 from memsvc.progress import Progress
 from memsvc.receipts import SEED_PURPOSE, Receipts
 from memsvc.reconcile import reconcile, reconcile_tenant
-from memsvc.retention import expire
 from memsvc.setup import Initialised, hold, initialise, make_folders
 from memsvc.staging import Staging
 from memsvc.stores import Stores, lmdb_opener
@@ -57,11 +55,9 @@ from storage.catalog import (
     Catalog,
     CatalogError,
     MemoryRow,
-    MemoryState,
     TenantRow,
     is_shared,
 )
-from storage.store import StorageError
 
 __all__ = ["Initialised", "Server", "ServerStartError", "initialise", "open_server", "run"]
 
@@ -73,7 +69,6 @@ SERVICES = tuple(
     for service in module.DESCRIPTOR.services_by_name.values()
 )
 
-_HOUSEKEEPING_S = 600.0
 #: Calls that are still inside when the grace has passed are cancelled; this is
 #: how long they get to notice.
 _CANCEL_S = 2.0
@@ -161,7 +156,7 @@ async def open_server(config: Config) -> AsyncIterator[Server]:
         stack.push_async_callback(application.workers.close)
         await application.encoding.start()
         stack.push_async_callback(application.encoding.drain)
-        housekeeping = asyncio.create_task(_keep_house(application))
+        housekeeping = asyncio.create_task(keep_house(application))
         stack.callback(housekeeping.cancel)
         metrics = Metrics(by_tenant=config.metrics_tenants) if config.metrics_listen else None
         server = _make_server(application, metrics)
@@ -343,30 +338,6 @@ def _bind(server: aio.Server, config: Config) -> str:
         raise ServerStartError(f"cannot serve on {config.listen}: {error}") from error
     host, separator, given = config.listen.rpartition(":")
     return f"{host}:{port}" if separator and given == "0" else config.listen
-
-
-async def _keep_house(application: Application) -> None:
-    clock = SteadyClock()
-    while True:
-        await asyncio.sleep(_HOUSEKEEPING_S)
-        try:
-            await keep_house_once(application, clock)
-        except (CatalogError, StorageError) as error:
-            log.warning("housekeeping failed", extra={"fault": type(error).__name__})
-
-
-async def keep_house_once(application: Application, clock: SteadyClock) -> None:
-    """Drops request ids past their time; finishes deletions and imports that failed half way;
-    deletes documents past their memory's retention.
-    """
-    older_than_s = clock.now_s() - application.config.request_memory_s
-    await application.catalog.purge_requests(round(older_than_s * 1e6))
-    for memory in await application.catalog.memories_in_state(MemoryState.DELETING):
-        await application.deletions.purge_memory(memory)
-    for memory in application.deletions.owed.memories():
-        await application.writes.finish_deletions(memory)
-    await drop_abandoned(application)
-    await expire(application, round(clock.now_s() * 1e6))
 
 
 async def run(config: Config, on_serving: Callable[[str], None]) -> None:

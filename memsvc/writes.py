@@ -249,7 +249,8 @@ class Writes:
     ) -> None:
         """Deletes a memory with all that is in it, and no other that took its name meanwhile.
 
-        state: the only one in which it is deleted. Raises NotFoundError, ConflictError.
+        state: the only one in which it is deleted. Raises NotFoundError, ConflictError;
+        DeletionUnfinishedError, when it is deleted and something of it is left.
         """
 
         async def work() -> None:
@@ -263,7 +264,19 @@ class Writes:
 
         await self.locks.run_whole(row.tenant_uid, row.memory_id, work)
 
-    async def finish_deletions(self, memory: MemoryRow) -> None:
+    async def finish_deletion(self, row: MemoryRow) -> None:
+        """Returns when nothing is left of a memory whose deletion is committed; a purge under way
+        is waited for. Raises DeletionUnfinishedError, CatalogError.
+        """
+
+        async def work() -> None:
+            with suppress(NotFoundError):
+                memory = await self._catalog.get_memory_by_uid(row.uid)
+                await self._deletions.purge_memory(memory)
+
+        await self.locks.run_whole(row.tenant_uid, row.memory_id, work)
+
+    async def finish_removal(self, memory: MemoryRow) -> None:
         """Destroys what is owed of a memory's deleted documents. Raises DeletionUnfinishedError,
         CatalogError.
         """

@@ -133,7 +133,7 @@ class AdminHandler:
     async def _delete_memories(self, tenant: TenantRow) -> None:
         """Also those whose deletion a crash cut short."""
         for row in await self._catalog.memories_in_state(MemoryState.DELETING, tenant.uid):
-            await self._app.deletions.purge_memory(row)
+            await self._app.writes.finish_deletion(row)
         while True:
             rows, _ = await self._catalog.list_memories(tenant.uid, validation.MAX_PAGE, None)
             if not rows:

@@ -200,12 +200,15 @@ class MemoriesHandler:
         return await self._app.writes.change(row, work)
 
     async def delete_memory(self, request: pb.DeleteMemoryRequest) -> None:
-        """When it returns, no worker, file or row holds any of the memory."""
+        """When it returns, no worker, file or row holds any of the memory; with allow_missing,
+        nor of one of its name whose deletion was under way.
+        """
         names.parse_memory("name", request.name)
         validation.check_string("etag", request.etag, validation.MAX_ETAG)
         try:
             row = await self._find("name", request.name)
             await self._app.writes.delete_memory(row, expected_version(row, request.etag, "etag"))
+            return
         except NotFoundError as error:
             if not request.allow_missing:
                 raise errors.memory_not_found() from error
@@ -214,6 +217,15 @@ class MemoriesHandler:
                 raise
         except ConflictError as error:
             raise errors.etag_mismatch("etag") from error
+        await self._finish_deletions(request.name)
+
+    async def _finish_deletions(self, name: str) -> None:
+        """Returns when nothing is left of what had the name and is being deleted."""
+        memory_id, caller = names.parse_memory("name", name), current_principal()
+        for row in await self._catalog.memories_in_state(MemoryState.DELETING, caller.tenant_uid):
+            reached = caller.memories is None or row.uid in caller.memories
+            if row.memory_id == memory_id and reached:
+                await self._app.writes.finish_deletion(row)
 
     async def _find(self, field: str, name: str) -> MemoryRow:
         return await find_memory(self._app, field, name)

@@ -176,7 +176,9 @@ class DeleteMemoryRequest(_message.Message):
     etag: _builtins.str
     """Empty: delete whatever its etag is."""
     allow_missing: _builtins.bool
-    """True: succeed when there is no such memory."""
+    """True: succeed when there is no such memory, once nothing is left of one of
+    that name whose deletion is under way or could not be finished.
+    """
     def __init__(
         self,
         *,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from memsvc.clock import SteadyClock
-from memsvc.server import keep_house_once
+from memsvc.housekeeping import keep_house_once
 from tests.service_worker.conftest import Serve
 from tests.support.served import refused
 

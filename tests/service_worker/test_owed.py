@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +9,17 @@ import pytest
 
 from memsvc.api.asking import _ranges
 from memsvc.clock import SteadyClock
-from memsvc.server import keep_house_once
+from memsvc.housekeeping import keep_house_once
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2 as resources
 from memsvc.writes import memory_uid
 from model_adapter.v1 import model_adapter_pb2 as worker_pb
 from storage.catalog import CatalogUnavailableError
 from storage.failpoints import Failpoint, armed
-from storage.store import StorageFullError
 from tests.service.test_deletion import receipt_of, statement
 from tests.service_worker.conftest import Serve
 from tests.support.answers import Asking, asking, worker_apart
+from tests.support.bad_disk import Held, full_disk
 from tests.support.broken_workers import Unheeding, worker_behind
 from tests.support.served import Folder, refused
 
@@ -32,47 +28,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 TEXTS = ("Anna saw a heron", "the heron code is 7731", "Bob has a heron", "the heron of Lisbon")
 #: Asks for document 2, which is the one that is deleted.
 QUESTION = "heron code 7731"
-
-
-@contextmanager
-def full_disk(point: Failpoint = Failpoint.STORE_UNCOMMITTED) -> Iterator[None]:
-    """Every write of a store fails before it is committed."""
-
-    def fail(reached: Failpoint) -> None:
-        if reached is point:
-            raise StorageFullError("disk is full")
-
-    with armed(fail):
-        yield
-
-
-class Held:
-    """A write of the store that hangs before it is committed, as on a slow disk."""
-
-    def __init__(self) -> None:
-        self.reached = threading.Event()
-        self._go_on = threading.Event()
-
-    def __call__(self, point: Failpoint) -> None:
-        if point is Failpoint.STORE_UNCOMMITTED:
-            self.reached.set()
-            assert self._go_on.wait(60)
-
-    @asynccontextmanager
-    async def during(self, call: Any) -> AsyncIterator[asyncio.Task[Any]]:
-        """Inside, the call hangs; behind, it is done."""
-
-        async def ended() -> Any:
-            return await call
-
-        with armed(self):
-            task = asyncio.create_task(ended())
-            try:
-                assert await asyncio.to_thread(self.reached.wait, 60)
-                yield task
-            finally:
-                self._go_on.set()
-            await task
 
 
 def deletion(served: Asking, memory: str, *numbers: int, request_id: str = "") -> Any:

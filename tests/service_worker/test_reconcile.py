@@ -16,6 +16,7 @@ from storage.catalog import Catalog, DocumentRow, MemoryRow, MemoryState, ModelR
 from storage.documents import TextSource
 from storage.layout import KVLayout
 from storage.store import EncodingId, MemoryUid, StoreDamagedError, StoredDocument
+from tests.support.bad_disk import damage
 from tests.support.blocks import make_block
 from tests.support.keys import open_store
 from tests.support.served import Folder, serve
@@ -256,18 +257,17 @@ async def test_a_damaged_store_stops_its_tenant_and_no_other(
 ) -> None:
     async with bench.crashed() as crashed:
         row = await crashed.memory("damaged", 3)
+        await crashed.catalog.commit_delete_documents(row.uid, row.revision, [2], None)
         leaving = await crashed.memory("leaving", 2)
         await crashed.catalog.begin_delete_memory(leaving.tenant_uid, "leaving", None)
         other = await crashed.catalog.create_tenant("other", "")
     data = bench.config.folder.tenant(row.tenant_uid) / "data.mdb"
-    content = bytearray(data.read_bytes())
-    for page in range(2 * 4096, len(content), 4096):
-        content[page + 10 : page + 16] = b"\xff" * 6
-    data.write_bytes(content)
+    content = damage(data.parent)
     async with bench.restarted() as (app, again):
         assert reports[0].damaged_stores == again.damaged_stores == [row.tenant_uid]
         with pytest.raises(StoreDamagedError):
             await _texts(app, row)
+        assert row.uid in app.deletions.owed, "who asks is told what not to look at"
         assert await app.stores.run(other.uid, lambda store: store.memories()) == []
     assert data.read_bytes() == content
     findings = [finding async for finding in check_data(bench.config)]
