@@ -177,10 +177,16 @@ class Deletions:
             _left_behind(memory, error)
 
     async def purge_tenant(self, tenant_uid: str) -> None:
-        """A tenant whose memories are gone: its keys, workers and files. Its rows are left."""
+        """A tenant whose memories are gone: its keys, workers and files. Its rows are left.
+
+        Raises DeletionUnfinishedError.
+        """
         evicted = await self._evict(tenant_uid, "")
-        await self._stores.remove(tenant_uid)
-        await asyncio.to_thread(self._keys.destroy_tenant, tenant_uid)
+        try:
+            await asyncio.to_thread(self._keys.destroy_tenant, tenant_uid)
+            await self._stores.remove(tenant_uid)
+        except StorageError as error:
+            raise DeletionUnfinishedError(f"tenant {tenant_uid}: {error}") from error
         await self._certify(Destroyed(tenant_uid, wiped=evicted.wiped, owed=evicted.owed))
 
     async def _fingerprint(self, memory: MemoryRow) -> str:

@@ -152,10 +152,15 @@ async def _finish_tenant(application: Application, tenant: TenantRow, report: Re
         async for memory in _memories(application, tenant)
     ]
     report.memories_deleted += sum(purged)
-    if all(purged) and not await _leaving(application, tenant):
+    if not all(purged) or await _leaving(application, tenant):
+        return
+    try:
         await application.deletions.purge_tenant(tenant.uid)
-        await catalog.delete_tenant(tenant.uid)
-        report.tenants_deleted += 1
+    except DeletionUnfinishedError as error:
+        log.error("%s", error)
+        return
+    await catalog.delete_tenant(tenant.uid)
+    report.tenants_deleted += 1
 
 
 async def _leaving(application: Application, tenant: TenantRow) -> bool:

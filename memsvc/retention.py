@@ -29,20 +29,35 @@ async def expire(application: Application, now_us: int) -> int:
 
 
 async def _expire(application: Application, memory: MemoryRow, now_us: int) -> int:
-    assert memory.retention_s is not None
-    before_us = now_us - memory.retention_s * 1_000_000
-    count = 0
     request = Request(memory.tenant_uid, "Expire", "", b"", "memory", frozenset({memory.uid}))
-    while True:
-        numbers = await application.catalog.numbers_added_before(memory.uid, before_us, _BATCH)
+    numbers: list[int] = []
+    count = 0
+
+    async def work(row: MemoryRow) -> bytes:
+        nonlocal numbers
+        numbers = await _expired(application, row, now_us)
         if not numbers:
-            return count
+            return b""
+        return await application.writes.delete_from(row, request, numbers, lambda _: b"")
+
+    while True:
         try:
-            await application.writes.delete_documents(
-                request, memory.memory_id, numbers, lambda _: b""
-            )
+            await application.writes.run(request, memory.memory_id, work)
         except ApiError as error:
             # Deleted meanwhile, by a caller or with its memory: seen again next time.
             log.info("expiry put off", extra={"memory_uid": memory.uid, "fault": error.message})
             return count
+        if not numbers:
+            return count
         count += len(numbers)
+
+
+async def _expired(application: Application, memory: MemoryRow, now_us: int) -> list[int]:
+    """The first documents past their time, by the retention as it is now, under the memory's lock:
+    one that was prolonged or ended since the pass began holds.
+    """
+    catalog = application.catalog
+    retention_s = (await catalog.get_memory_by_uid(memory.uid)).retention_s
+    if retention_s is None:
+        return []
+    return await catalog.numbers_added_before(memory.uid, now_us - retention_s * 1_000_000, _BATCH)

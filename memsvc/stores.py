@@ -17,6 +17,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from memsvc.keys import Keys
 from storage.check import require_sound_structure
+from storage.files import disk_error
 from storage.lmdb_env import MapLimits
 from storage.lmdb_store import LmdbOptions, LmdbStore
 from storage.paths import DataFolder
@@ -115,15 +116,15 @@ class Stores:
 
     async def remove(self, tenant_uid: str) -> None:
         """Closes and deletes a tenant's environment. Calls of the tenant that are under way
-        make no new one: they raise TenantRemovedError.
+        make no new one: they raise TenantRemovedError. Raises StorageError when something of
+        it is left.
         """
         self._removed.add(tenant_uid)
         handle = self._handles.pop(tenant_uid, None)
         if handle is not None:
             self._start_closing(tenant_uid, handle)
         await self._wait_closed(tenant_uid)
-        path = self._folder.tenant(tenant_uid)
-        await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+        await asyncio.to_thread(_remove, self._folder.tenant(tenant_uid))
 
     async def close(self) -> None:
         """Closes every environment; calls under way end first."""
@@ -221,3 +222,12 @@ class Stores:
         """An environment must be closed before it can be opened again."""
         while (closing := self._closing.get(tenant_uid)) is not None:
             await asyncio.wait({closing})
+
+
+def _remove(path: Path) -> None:
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise disk_error(error, "a tenant's store could not be removed") from error

@@ -192,26 +192,36 @@ class Writes:
         """
 
         async def work(memory: MemoryRow) -> bytes:
-            answer = reply(memory.revision + 1)
-
-            async def commit() -> MemoryRow:
-                row = await self._catalog.commit_delete_documents(
-                    memory.uid, memory.revision, numbers, request.record(answer, memory)
-                )
-                self.committed(row)
-                reach(Failpoint.DELETE_COMMITTED)
-                return row
-
-            try:
-                await self._deletions.remove_documents(memory, numbers, commit)
-            except NotFoundError as error:
-                if not error.numbers:
-                    raise
-                missing = numbers.index(error.numbers[0])
-                raise errors.document_not_found(f"names[{missing}]") from error
-            return answer
+            return await self.delete_from(memory, request, numbers, reply)
 
         return await self.run(request, memory_id, work)
+
+    async def delete_from(
+        self,
+        memory: MemoryRow,
+        request: Request,
+        numbers: Sequence[int],
+        reply: Callable[[int], bytes],
+    ) -> bytes:
+        """As delete_documents, inside of `run`."""
+        answer = reply(memory.revision + 1)
+
+        async def commit() -> MemoryRow:
+            row = await self._catalog.commit_delete_documents(
+                memory.uid, memory.revision, numbers, request.record(answer, memory)
+            )
+            self.committed(row)
+            reach(Failpoint.DELETE_COMMITTED)
+            return row
+
+        try:
+            await self._deletions.remove_documents(memory, numbers, commit)
+        except NotFoundError as error:
+            if not error.numbers:
+                raise
+            missing = numbers.index(error.numbers[0])
+            raise errors.document_not_found(f"names[{missing}]") from error
+        return answer
 
     async def run(
         self, request: Request, memory_id: str, work: Callable[[MemoryRow], Awaitable[bytes]]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
+from memsvc.application import Application
 from memsvc.retention import expire
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2 as resources
+from storage.catalog import MemoryRow
 from tests.service.test_deletion import row_of
+from tests.support.answers import eventually
 from tests.support.served import Serve, Served, refused
 
 DAY_S = 86_400
@@ -77,3 +81,34 @@ async def test_what_is_no_retention_is_refused(start: Serve) -> None:
             call = served.as_operator(served.memories.CreateMemory, request)
             found = await refused(call)
             assert (found.reason, found.field) == ("FIELD_INVALID", "memory.retention")
+
+
+async def test_a_retention_that_was_prolonged_while_others_expired_holds(start: Serve) -> None:
+    """The pass began with the shorter one, and waits for the memory while it is prolonged."""
+    async with start() as served:
+        application = served.server.application
+        memory = await served.create("herons", retention=Duration(seconds=DAY_S))
+        await served.append(memory.name, "one", "two")
+        row = await row_of(served, memory.name)
+        async with application.writes.locks.exclusive(row.tenant_uid, row.memory_id):
+            prolonging = asyncio.ensure_future(
+                update(served, memory.name, retention=Duration(seconds=9 * DAY_S))
+            )
+            await waiting(application, row, 1)
+            expiring = asyncio.ensure_future(expire(application, in_days(2)))
+            await waiting(application, row, 2)
+            assert not prolonging.done(), "its turn has not come"
+        assert (await prolonging).retention.seconds == 9 * DAY_S
+        assert await expiring == 0
+        assert await served.texts(memory.name) == ["one", "two"]
+        ended = await update(served, memory.name, "retention")
+        assert not ended.HasField("retention")
+
+
+async def waiting(application: Application, row: MemoryRow, count: int) -> None:
+    """Returns when so many wait for a memory's lock beside the one that has it."""
+
+    async def look() -> bool:
+        return application.writes.locks._users[row.tenant_uid, row.memory_id] > count
+
+    await eventually(look)

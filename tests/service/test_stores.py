@@ -128,3 +128,19 @@ async def test_what_was_removed_is_not_made_again(tmp_path: Path) -> None:
     assert not folder.tenant(tenant).exists()
     assert not folder.keys(tenant).exists()
     await stores.close()
+
+
+async def test_what_cannot_be_removed_is_told_of(tmp_path: Path) -> None:
+    stores, tenant = make(tmp_path, 2), "a" * 32
+    await stores.run(tenant, put, 1)
+    path, moved = DataFolder(tmp_path).tenant(tenant), tmp_path / "elsewhere"
+    path.rename(moved)
+    path.symlink_to(moved)
+    with pytest.raises(StorageError):
+        await stores.remove(tenant)
+    path.unlink()
+    moved.rename(path)
+    await stores.remove(tenant)
+    assert not path.exists()
+    await stores.remove(tenant)
+    await stores.close()

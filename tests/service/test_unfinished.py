@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -56,21 +57,12 @@ async def test_a_tenant_whose_store_is_damaged_keeps_no_other_waiting(
 ) -> None:
     config = folder.copy(tmp_path / "data")
     async with serve(config, folder.credential) as served:
-        request = admin.CreateTenantRequest(tenant_id="acme")
-        await served.as_operator(served.admin.CreateTenant, request)
-        key = await served.as_operator(
-            served.admin.CreateApiKey,
-            admin.CreateApiKeyRequest(
-                parent="tenants/acme", api_key=admin.ApiKey(scope=admin.READ_WRITE)
-            ),
-        )
-        theirs = Served(served.server, served.channel, Caller(key.secret))
-        memory = await theirs.create("damaged")
-        await theirs.append(memory.name, "one")
-        tenant = await served.server.application.catalog.get_tenant("acme")
-    damage(config.folder.tenant(tenant.uid))
+        theirs, uid = await acme(served)
+        await theirs.create("damaged")
+        await theirs.append("memories/damaged", "one")
+    damage(config.folder.tenant(uid))
     async with serve(config, folder.credential) as served:
-        theirs = Served(served.server, served.channel, Caller(key.secret))
+        theirs = Served(served.server, served.channel, theirs.as_operator)
         assert (await refused(drop(theirs, "memories/damaged"))).reason == "DELETION_UNFINISHED"
         await served.create("herons")
         await served.append("memories/herons", "one")
@@ -150,3 +142,40 @@ async def ended(call: Any) -> None:
 
 def get(name: str) -> pb.GetMemoryRequest:
     return pb.GetMemoryRequest(name=name)
+
+
+async def test_a_tenants_files_that_cannot_be_removed_are_told_of(
+    folder: Folder, tmp_path: Path
+) -> None:
+    """Its store was moved to another volume, and a link put in its place."""
+    config = folder.copy(tmp_path / "data")
+    async with serve(config, folder.credential) as served:
+        theirs, uid = await acme(served)
+        await theirs.create("herons")
+        await theirs.append("memories/herons", "one")
+        store, moved = config.folder.tenant(uid), tmp_path / "elsewhere"
+        shutil.move(store, moved)
+        store.symlink_to(moved)
+        gone = admin.DeleteTenantRequest(name="tenants/acme")
+        for _ in range(2):
+            found = await refused(served.as_operator(served.admin.DeleteTenant, gone))
+            assert (found.code, found.reason) == ("UNAVAILABLE", "DELETION_UNFINISHED")
+            assert not config.folder.keys(uid).exists(), "its keys go first"
+        store.unlink()
+        shutil.move(moved, store)
+        await served.as_operator(served.admin.DeleteTenant, gone)
+        assert not store.exists()
+
+
+async def acme(served: Served) -> tuple[Served, str]:
+    """Another tenant, as one who may write in it sees the server, and its uid."""
+    request = admin.CreateTenantRequest(tenant_id="acme")
+    await served.as_operator(served.admin.CreateTenant, request)
+    key = await served.as_operator(
+        served.admin.CreateApiKey,
+        admin.CreateApiKeyRequest(
+            parent="tenants/acme", api_key=admin.ApiKey(scope=admin.READ_WRITE)
+        ),
+    )
+    tenant = await served.server.application.catalog.get_tenant("acme")
+    return Served(served.server, served.channel, Caller(key.secret)), tenant.uid
