@@ -11,9 +11,7 @@ from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from storage.codecs import Codec, CodecError, decode_arrays, encode_arrays, raw_bytes
-from storage.codecs import compress as _compress
-from storage.codecs import decompress as _decompress
+from storage.codecs import Codec, CodecError, Zstd, decode_arrays, encode_arrays, raw_bytes
 from storage.crypto.key_tree import KeyTree
 from storage.document_json import (
     DocumentFormatError,
@@ -52,18 +50,26 @@ def _cipher(keys: KeyTree | None, number: int) -> AESGCM | None:
 
 
 def document_record(
-    memory: MemoryUid, document: StoredDocument, keys: KeyTree | None = None
+    memory: MemoryUid,
+    document: StoredDocument,
+    keys: KeyTree | None = None,
+    zstd: Zstd | None = None,
 ) -> Record:
-    """Raises ValueError for a document that cannot be written, KeyMissingError."""
+    """zstd: kept for the next one.
+
+    Raises ValueError for a document that cannot be written, KeyMissingError.
+    """
     key = document_key(memory, document.number)
     raw = encode_document(document)
     header = Header(Kind.DOCUMENT, Codec.ZSTD, len(raw), revision=document.revision)
-    return key, seal(key, header, _compress(raw), _cipher(keys, document.number))
+    return key, seal(key, header, (zstd or Zstd()).compress(raw), _cipher(keys, document.number))
 
 
-def read_document(key: bytes, value: Buffer, keys: KeyTree | None = None) -> StoredDocument:
-    """Raises CorruptRecordError, ForeignRecordError."""
-    header, raw = _document_json(key, value, keys)
+def read_document(
+    key: bytes, value: Buffer, keys: KeyTree | None = None, zstd: Zstd | None = None
+) -> StoredDocument:
+    """zstd: kept for the next one. Raises CorruptRecordError, ForeignRecordError."""
+    header, raw = _document_json(key, value, keys, zstd)
     try:
         document = decode_document(raw)
     except DocumentFormatError as error:
@@ -75,21 +81,25 @@ def read_document(key: bytes, value: Buffer, keys: KeyTree | None = None) -> Sto
     return document
 
 
-def read_document_json(key: bytes, value: Buffer, keys: KeyTree | None = None) -> tuple[int, bytes]:
+def read_document_json(
+    key: bytes, value: Buffer, keys: KeyTree | None = None, zstd: Zstd | None = None
+) -> tuple[int, bytes]:
     """Its number and its JSON as it was written, verified but not parsed.
 
-    Raises CorruptRecordError, ForeignRecordError.
+    zstd: kept for the next one. Raises CorruptRecordError, ForeignRecordError.
     """
-    return number_of(key), _document_json(key, value, keys)[1]
+    return number_of(key), _document_json(key, value, keys, zstd)[1]
 
 
-def _document_json(key: bytes, value: Buffer, keys: KeyTree | None) -> tuple[Header, bytes]:
+def _document_json(
+    key: bytes, value: Buffer, keys: KeyTree | None, zstd: Zstd | None
+) -> tuple[Header, bytes]:
     sealed = unseal(key, value, Kind.DOCUMENT, encrypted=keys is not None)
     payload = sealed.payload(_cipher(keys, number_of(key)))
     try:
         if sealed.header.codec != Codec.ZSTD:
             raise CodecError(f"document under codec {sealed.header.codec}")
-        return sealed.header, _decompress(payload, sealed.header.raw_bytes)
+        return sealed.header, (zstd or Zstd()).decompress(payload, sealed.header.raw_bytes)
     except CodecError as error:
         raise CorruptRecordError(f"{key.hex()}: {error}") from error
 

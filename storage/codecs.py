@@ -50,10 +50,37 @@ class CodecError(ValueError):
     """A payload that its codec did not make, or not of the expected size."""
 
 
+class Zstd:
+    """Makes and reads zstd frames, one after another: not in two threads at once.
+
+    Making its contexts takes fifteen times as long as a conversation's turn does, so many texts
+    share one. They hold parts of the last text: let it go with the last of them.
+    """
+
+    def __init__(self) -> None:
+        self._compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
+        self._decompressor = zstandard.ZstdDecompressor()
+
+    def compress(self, data: Buffer) -> bytes:
+        """One zstd frame that states its content size and carries a checksum."""
+        return self._compressor.compress(data)
+
+    def decompress(self, data: Buffer, raw_bytes: int) -> bytes:
+        """Content of one frame of exactly `raw_bytes`; allocates no more. Raises CodecError."""
+        if (stated := frame_bytes(data)) != raw_bytes:
+            raise CodecError(f"the zstd frame holds {stated} bytes, expected {raw_bytes}")
+        try:
+            content = self._decompressor.decompress(data, allow_extra_data=False)
+        except zstandard.ZstdError as error:
+            raise CodecError(f"zstd: {error}") from None
+        if len(content) != raw_bytes:
+            raise CodecError(f"the zstd frame gave {len(content)} bytes, expected {raw_bytes}")
+        return content
+
+
 def compress(data: Buffer) -> bytes:
-    """One zstd frame that states its content size and carries a checksum."""
-    # A context is not safe to share between threads, and cheap beside the data.
-    return zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress(data)
+    """See Zstd.compress."""
+    return Zstd().compress(data)
 
 
 def frame_bytes(data: Buffer) -> int:
@@ -68,16 +95,8 @@ def frame_bytes(data: Buffer) -> int:
 
 
 def decompress(data: Buffer, raw_bytes: int) -> bytes:
-    """Content of one zstd frame of exactly `raw_bytes`; allocates no more. Raises CodecError."""
-    if frame_bytes(data) != raw_bytes:
-        raise CodecError(f"the zstd frame holds {frame_bytes(data)} bytes, expected {raw_bytes}")
-    try:
-        content = zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise CodecError(f"zstd: {error}") from None
-    if len(content) != raw_bytes:
-        raise CodecError(f"the zstd frame gave {len(content)} bytes, expected {raw_bytes}")
-    return content
+    """See Zstd.decompress."""
+    return Zstd().decompress(data, raw_bytes)
 
 
 def encode_arrays(codec: Codec, arrays: list[Bits], layout: KVLayout) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +19,7 @@ from storage.block_records import (
     read_keys,
     read_routing,
 )
+from storage.codecs import Zstd
 from storage.crypto.key_tree import KeyTree
 from storage.crypto.memory_secret import KeySource, MemorySecret
 from storage.keys import (
@@ -90,17 +92,15 @@ class LmdbRecords:
         self, memory: MemoryUid, first: int = 0, last: int | None = None
     ) -> Iterator[StoredDocument]:
         """See BlockReader. Read in batches: what is written meanwhile may show."""
-        return self._scan_memory(
-            memory, self._view(memory, Kind.DOCUMENT, None, first, last), read_document
-        )
+        view = self._view(memory, Kind.DOCUMENT, None, first, last)
+        return self._scan_memory(memory, view, partial(read_document, zstd=Zstd()))
 
     def iter_document_json(
         self, memory: MemoryUid, first: int = 0, last: int | None = None
     ) -> Iterator[tuple[int, bytes]]:
         """See BlockReader."""
-        return self._scan_memory(
-            memory, self._view(memory, Kind.DOCUMENT, None, first, last), read_document_json
-        )
+        view = self._view(memory, Kind.DOCUMENT, None, first, last)
+        return self._scan_memory(memory, view, partial(read_document_json, zstd=Zstd()))
 
     def document_numbers(self, memory: MemoryUid) -> list[int]:
         """See TenantStore."""

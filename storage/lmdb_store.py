@@ -25,6 +25,7 @@ from storage.block_records import (
     keys_record,
     read_encoding,
 )
+from storage.codecs import Zstd
 from storage.crypto.key_tree import SECRET_BYTES, KeyTree
 from storage.crypto.memory_secret import KeyKeeper
 from storage.failpoints import Failpoint, reach
@@ -89,10 +90,11 @@ class LmdbStore(LmdbReader):
         numbers = [document.number for document in documents]
         if any(owner != memory for owner in self._owners(memory, numbers)):
             raise ValueError("a document that was inherited is never written again")
+        zstd = Zstd()
         return self._put(
             memory,
             numbers,
-            lambda tree: [document_record(memory, one, tree) for one in documents],
+            lambda tree: [document_record(memory, one, tree, zstd) for one in documents],
         )
 
     def _put(

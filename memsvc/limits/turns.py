@@ -1,9 +1,10 @@
 """Whose call is worked on next: few at once, tenants in turn, one that floods last.
 
 A call that was let in is not worked on at once. It takes a place first, and there are
-few: what runs at the same time in one process only delays each other. A tenant that does
-more than its share waits while a lighter one is about, with its own calls and in no one
-else's way; a tenant that is alone is held back by nothing but the places.
+few: what runs at the same time in one process only delays each other. While a lighter one is
+about, a tenant that comes near its share has its calls worked on one by one, and one that
+does more than its share waits, with its own calls and in no one else's way; a tenant that is
+alone is held back by nothing but the places.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ _MEMORY_S = 0.25
 #: A tenant is lighter than one that uses so many times as much. Under a flood everything takes
 #: longer: who only seems to use as much must not be held back with the one that floods.
 _LIGHTER = 2
+#: From this part of its share on a tenant's calls are worked on one by one: several at once delay
+#: a lighter one's by as much, however little they are over a second.
+_NEAR = 0.5
 #: Weight of the newest call in what a tenant's next one is expected to take.
 _NEWEST = 0.2
 _FIRST_GUESS_S = 0.005
@@ -170,7 +174,7 @@ class Turns:
         ready: list[tuple[str, _Tenant]] = []
         waits_s: list[float] = []
         for uid, tenant in self._in_line.items():
-            if not self._pool.has_room(uid):
+            if not self._pool.has_room(uid) or self._one_by_one(tenant, now):
                 continue
             wait_s = self._wait_s(tenant, now)
             if wait_s:
@@ -187,9 +191,18 @@ class Turns:
     def _wait_s(self, tenant: _Tenant, now: float) -> float:
         """Seconds for which the tenant is held back."""
         use = tenant.use(now)
-        if not self._share or use <= self._share:
-            return 0.0
-        others = (one for one in self._tenants.values() if one is not tenant)
-        if not any(one.about(now) and one.use(now) * _LIGHTER < use for one in others):
+        if not self._share or use <= self._share or not self._outweighs(tenant, use, now):
             return 0.0
         return max(_MEMORY_S * math.log(use / self._share), 0.001)
+
+    def _one_by_one(self, tenant: _Tenant, now: float) -> bool:
+        """Whether its next call waits for the end of the one that is worked on."""
+        if not tenant.inside or not self._share:
+            return False
+        use = tenant.use(now)
+        return use > _NEAR * self._share and self._outweighs(tenant, use, now)
+
+    def _outweighs(self, tenant: _Tenant, use: float, now: float) -> bool:
+        """Whether a lighter tenant is about."""
+        others = (one for one in self._tenants.values() if one is not tenant)
+        return any(one.about(now) and one.use(now) * _LIGHTER < use for one in others)

@@ -131,6 +131,28 @@ async def test_a_flood_waits_while_a_lighter_tenant_is_about() -> None:
     await work.over()
 
 
+async def test_near_its_share_a_flood_has_one_call_worked_on_beside_a_lighter_tenant() -> None:
+    work = Work(share=0.5)
+    for _ in range(4):
+        work.call("a")
+    await settle()
+    # Nobody else is about.
+    assert work.inside("a") == 4
+    work.call("b")
+    await settle()
+    for _ in range(4):
+        await work.end("a", seconds=0.01)
+    assert work.inside("b") == 1
+    # It is above half of its share by now, and below the whole of it.
+    for _ in range(4):
+        work.call("a")
+    await settle()
+    assert work.inside("a") == 1
+    await work.end("a")
+    assert work.inside("a") == 1
+    await work.over()
+
+
 async def test_its_share_is_what_a_flood_gets() -> None:
     work = Work(share=0.5)
     for _ in range(1000):
