@@ -15,6 +15,9 @@ EngineError                  engine.py; `reason` is a memsvc.v1.ErrorReason name
   MemoryInUseError             an eviction's readers did not stop in time
   CorruptRecordError           a stored record fails its checks
   InternalFaultError           anything else; logged under its incident id
+
+What did not fail by its own doing says so in its metadata: `cause`, "evicted", "draining" or
+"full". A caller that looks for what harms a worker need not look there.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ class Scheduler:
             here = tenants_of((*self._waiting, *self._paging))
             mine = here[job.memory.tenant]
             if not has_room(self._limits.waiting_queries, here.total(), mine):
-                raise OverloadedError("too many queries wait")
+                raise OverloadedError("too many queries wait", cause="full")
             self._paging.add(job)
 
     def queue(
@@ -137,7 +137,7 @@ class Scheduler:
             # One job alone is always taken: a request's size is bounded by the wire.
             too_much = held and held + size > self._limits.encode_bytes
             if too_much or len(self._encoding) >= self._limits.encode_jobs:
-                raise OverloadedError("too many documents wait to be encoded")
+                raise OverloadedError("too many documents wait to be encoded", cause="full")
             self._encoding.append(job)
             self._wake.notify_all()
 
@@ -158,7 +158,7 @@ class Scheduler:
         is waited for no longer than timeout_s: it reads no memory, and what comes of it later is
         dropped. Raises MemoryInUseError when a query is still busy then; it ends later.
         """
-        error = InterruptedQueryError("the memory was evicted from the worker")
+        error = InterruptedQueryError("the memory was evicted from the worker", cause="evicted")
         deadline = time.monotonic() + timeout_s
         with self._wake:
             while left := self._end_on(tenant, memory, error):
@@ -176,7 +176,7 @@ class Scheduler:
 
         Encoding is dropped because it is asked for again. Blocks until the thread ended.
         """
-        error = DrainingError("the worker is going down")
+        error = DrainingError("the worker is going down", cause="draining")
         deadline = time.monotonic() + grace_s
         with self._wake:
             self._draining = True
@@ -197,7 +197,7 @@ class Scheduler:
 
     def _refuse_if_draining(self) -> None:
         if self._draining:
-            raise DrainingError("the worker is going down")
+            raise DrainingError("the worker is going down", cause="draining")
 
     def _jobs(self) -> list[Job[Any]]:
         batch_of = [self._batch_of] if self._batch_of is not None else []

@@ -33,7 +33,13 @@ from memsvc.encoding.texts import (
 from memsvc.progress import Progress
 from memsvc.stores import Stores
 from memsvc.v1.errors_pb2 import ErrorReason
-from memsvc.workers import EncodeFailure, ServedModel, WorkerFaultError, Workers
+from memsvc.workers import (
+    EncodeFailure,
+    ServedModel,
+    WorkerFaultError,
+    Workers,
+    cause_elsewhere,
+)
 from storage.catalog import Catalog, CatalogError, EncodingState, NotFoundError
 from storage.failpoints import Failpoint, reach
 from storage.layout import KVBlock
@@ -247,9 +253,7 @@ class Pipeline:
         except (CatalogError, StorageError) as error:
             self._failed(f"cannot write: {type(error).__name__}")
         except ApiError as error:
-            self._served.endpoint.suspect()
-            self._failed(error.message)
-            await self._blame(batch)
+            await self._interrupted(batch, error)
         except WorkerFaultError as error:
             self._failed(str(error))
             await self._blame(batch)
@@ -338,6 +342,17 @@ class Pipeline:
         await self._stores.run(
             job.tenant_uid, drop_encodings, target.memory, frozenset(t.encoding for t in keep)
         )
+
+    async def _interrupted(self, batch: Batch, error: ApiError) -> None:
+        """The worker is gone, or did not take the batch, or was told to let go of its memory."""
+        cause = cause_elsewhere(error)
+        if cause == "evicted":
+            log.info("encoding under %s goes on after an eviction", self._model.model_id)
+            return
+        self._served.endpoint.suspect()
+        self._failed(error.message)
+        if not cause:
+            await self._blame(batch)
 
     async def _blame(self, batch: Batch) -> None:
         """The worker failed with this batch in it, by its fault or not."""

@@ -2,7 +2,7 @@
 
 from memsvc.workers.client import DocumentText, EncodeFailure, WorkerClient
 from memsvc.workers.endpoint import Endpoint
-from memsvc.workers.failures import WorkerFaultError
+from memsvc.workers.failures import WorkerFaultError, cause_elsewhere
 from memsvc.workers.registry import Evicted, ServedModel, Workers
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "WorkerClient",
     "WorkerFaultError",
     "Workers",
+    "cause_elsewhere",
 ]

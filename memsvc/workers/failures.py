@@ -54,6 +54,13 @@ def from_call_failure(
     return WorkerFaultError(f"the worker failed with {code.name}")
 
 
+def cause_elsewhere(error: ApiError) -> str:
+    """Why a worker's call failed by no doing of its own, in the worker's word; "" for any other."""
+    call = error.__cause__
+    info = _error_info(call) if isinstance(call, aio.AioRpcError) else None
+    return info.metadata.get("cause", "") if info is not None else ""
+
+
 def _error_info(error: aio.AioRpcError) -> error_details_pb2.ErrorInfo | None:
     for key, value in error.trailing_metadata() or ():
         if key != STATUS_DETAILS_KEY or not isinstance(value, bytes):

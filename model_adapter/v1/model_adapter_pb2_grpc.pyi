@@ -7,7 +7,8 @@ A worker is disposable. It keeps nothing that cannot be made again: blocks
 go back to memsvc, which alone writes the store; the worker reads it.
 Every message that touches data names the tenant and the memory's uid.
 Errors: google.rpc.Status with ErrorInfo, domain "model_adapter", reasons
-named as in memsvc.v1.ErrorReason.
+named as in memsvc.v1.ErrorReason. Where a call failed by no doing of its own,
+the metadata holds `cause`: "evicted", "draining" or "full".
 """
 
 from collections import abc as _abc
