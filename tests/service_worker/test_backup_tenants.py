@@ -19,7 +19,7 @@ from storage.catalog.snapshot import copy_catalog
 from storage.lmdb_store import LmdbStore
 from tests.support.blocks import make_document, memory_uid
 
-TENANTS = 80
+TENANTS = 40
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_more_files_are_opened_than_a_process_may_at_first(config: Config, tmp_p
 def test_too_low_a_limit_is_told_and_leaves_nothing(config: Config, tmp_path: Path) -> None:
     done = _run(config, tmp_path / "backup", (100, 150))
     assert done.returncode not in (0, 13)
-    assert "needs 288 open files, and 150 are allowed" in done.stderr
+    assert "needs 208 open files, and 150 are allowed" in done.stderr
     assert not (tmp_path / "backup").exists()
 
 
