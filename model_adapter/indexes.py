@@ -87,8 +87,8 @@ class Indexes(Generic[Kind]):
         """What the question finds in the memory's index; None when that has no room.
 
         The index is brought up to the last of the documents first. check_wanted: called
-        between batches; what it raises ends the work, and what was added stays. The memory
-        must be pinned.
+        between batches; what it raises ends the work, and what was added stays. An index that
+        fails at a batch is made afresh for the next question. The memory must be pinned.
         """
         entry = self._take(memory)
         try:
@@ -98,7 +98,12 @@ class Indexes(Generic[Kind]):
                 entry.index = self._make()
             for batch in batches(documents(entry.index.last_number + 1)):
                 check_wanted()
-                entry.index.add(batch)
+                try:
+                    entry.index.add(batch)
+                except BaseException:
+                    with self._lock:  # Who knows how much of the batch is in it.
+                        self._start_over(entry)
+                    raise
                 if not self._account(entry):
                     return None
             return question(entry.index)
@@ -151,9 +156,14 @@ class Indexes(Generic[Kind]):
                     other.busy.release()
             if self._bytes <= self._budget:
                 return True
-            self._wipe(entry)
-            entry.gone, entry.needed = False, size
+            self._start_over(entry)
+            entry.needed = size
             return False
+
+    def _start_over(self, entry: _Entry[Kind]) -> None:
+        """Under the lock: the entry, which the caller holds, is as it was without an index."""
+        self._wipe(entry)
+        entry.gone = False
 
     def _wipe(self, entry: _Entry[Kind]) -> None:
         """Under the lock, and with the entry in nobody else's hands."""

@@ -228,6 +228,27 @@ def test_a_caller_that_left_stops_the_work_and_loses_nothing() -> None:
     assert corpus.asked[0] == 1 and corpus.asked[1] > 1, "the first batch was kept"
 
 
+class Garbled(Corpus):
+    """Its last document's text is no text."""
+
+    def __call__(self, first: int) -> Iterable[tuple[int, str]]:
+        yield from super().__call__(first)
+        yield self.count + 1, "\ud800"
+
+
+def test_an_index_that_failed_at_a_batch_is_made_afresh() -> None:
+    """Half of the batch may be in it, and its transaction is open."""
+    lexicons, held = Indexes(LexicalIndex, 1 << 24), memory(1)
+    assert search(lexicons, held, Corpus("cat", 1), "cat") == [1]
+    with pytest.raises(UnicodeEncodeError):
+        search(lexicons, held, Garbled("cat", 2), "cat")
+    lexicons.check_integrity()
+    assert lexicons.bytes == 0
+    sound = Corpus("cat", 3)
+    assert search(lexicons, held, sound, "cat") == [1, 2, 3]
+    assert sound.asked == [1]
+
+
 def test_many_threads_and_little_room() -> None:
     lexicons = Indexes(LexicalIndex, 2 * size_of(200))
     held = [memory(n) for n in range(5)]
