@@ -130,17 +130,13 @@ async def prepare(
 
     failed: workers that have just failed this call.
     """
-    memory, deadline = asked.memory, asked.deadline
+    memory = asked.memory
     model = await _model(application, asked)
-    await application.encoding.wait_encoded(memory, model, asked.revision, deadline.answer_by)
-    served = await application.workers.require(model.model_id, memory.uid, deadline.wait_s, failed)
+    served, current = await _ready(application, asked, model, failed)
     if served.row.identity != model.identity:
         raise ApiError(ErrorReason.MODEL_MISMATCH, "the model was changed meanwhile")
     if asked.wanted is not None and not served.endpoint.knows_filters:
         raise errors.filter_unsupported(model.model_id)
-    current = memory
-    if time.monotonic() - asked.arrived > _FRESH_S:
-        current = await still_there(application, memory)
     secret = await application.keys.secret(memory.tenant_uid, memory_uid(memory))
     # Last: nothing is waited for between this and the call.
     seen = time.monotonic()
@@ -174,6 +170,25 @@ def _ranges(numbers: Iterable[int]) -> list[worker_pb.NumberRange]:
         else:
             ranges.append(worker_pb.NumberRange(first=number, last=number))
     return ranges
+
+
+async def _ready(
+    application: Application, asked: Asked, model: ModelRow, failed: Collection[Endpoint]
+) -> tuple[ServedModel, MemoryRow]:
+    """A worker, and the memory's row as of a moment after which all that is asked about was
+    encoded: blocks that are made again under a later deletion epoch are waited for, too.
+    """
+    current, deadline = asked.memory, asked.deadline
+    while True:
+        known = current
+        await application.encoding.wait_encoded(known, model, asked.revision, deadline.answer_by)
+        served = await application.workers.require(
+            model.model_id, known.uid, deadline.wait_s, failed
+        )
+        if time.monotonic() - asked.arrived > _FRESH_S:
+            current = await still_there(application, known)
+        if current.deletion_epoch == known.deletion_epoch:
+            return served, current
 
 
 async def _model(application: Application, asked: Asked) -> ModelRow:
