@@ -84,9 +84,11 @@ class Registered:
 
     async def expire(self) -> None:
         """Drops those whose lease has run out and that cannot be reached."""
-        now = self._clock()
-        gone = [a for a, x in self._leases.items() if x.until <= now and not x.endpoint.attached]
-        for address in gone:
+        for address in list(self._leases):
+            # Looked at now: a heartbeat may have come while another one was dropped.
+            lease = self._leases.get(address)
+            if lease is None or lease.until > self._clock() or lease.endpoint.attached:
+                continue
             log.info("worker at %s is gone", address)
             await self._drop(address)
 

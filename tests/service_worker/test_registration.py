@@ -183,6 +183,27 @@ async def test_a_lease_ends_and_registrations_are_bounded(monkeypatch: pytest.Mo
     assert leases.endpoints == []
 
 
+async def test_a_heartbeat_counts_while_another_worker_is_dropped() -> None:
+    now = 100.0
+
+    async def announce(*_: Any) -> None:
+        raise AssertionError("nothing answers there")
+
+    leases = Registered(announce, lambda _: None, lambda: now)
+    try:
+        for name in ("a", "b"):
+            await leases.renew(f"unix:/nowhere/{name}")
+        now += 40
+        expiring = asyncio.create_task(leases.expire())
+        await asyncio.sleep(0)
+        assert len(leases.endpoints) == 1 and not expiring.done()
+        await leases.renew("unix:/nowhere/b")
+        await expiring
+        assert [e.address for e in leases.endpoints] == ["unix:/nowhere/b"]
+    finally:
+        await leases.close()
+
+
 async def test_a_worker_that_is_not_wanted_serves_on(start: Serve, tmp_path: Path) -> None:
     async with (
         start(worker_address="none") as served,
