@@ -59,6 +59,7 @@ _MIN_BATCH_BYTES = 8 * KIB
 #: Without any news the catalog is looked at this often.
 _IDLE_S = 5.0
 _BACKOFF_FIRST_S, _BACKOFF_LAST_S = 0.2, 5.0
+_INFO_TIMEOUT_S = 10.0
 
 #: Reason under which a document that the worker cannot survive is set aside.
 ENCODE_FAILED = "INTERNAL_FAULT"
@@ -141,6 +142,8 @@ class Pipeline:
             return False
         if self._backoff_s:
             await asyncio.sleep(self._backoff_s)
+            if not await self._answers():
+                return False
         try:
             batch = await self._next()
         except (CatalogError, StorageError) as error:
@@ -155,6 +158,16 @@ class Pipeline:
         task = asyncio.create_task(self._carry(batch))
         self._batches[task] = batch
         task.add_done_callback(self._ended)
+        return True
+
+    async def _answers(self) -> bool:
+        """Whether the worker is there, after something failed: else the next batch would be
+        blamed for a worker that is still down."""
+        try:
+            await self._served.client.info(_INFO_TIMEOUT_S, wait_for_ready=False)
+        except (ApiError, WorkerFaultError):
+            self._served.endpoint.suspect()
+            return False
         return True
 
     def _ended(self, task: asyncio.Task[bool]) -> None:

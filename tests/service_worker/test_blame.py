@@ -69,6 +69,30 @@ async def test_a_worker_that_is_full_or_goes_down_is_not(start: Serve, tmp_path:
         await _sound(served, memory.name)
 
 
+async def test_a_worker_that_dies_with_a_document_is_held_against_it_once(
+    start: Serve, tmp_path: Path
+) -> None:
+    """However often it is tried until the worker is known to be gone."""
+    async with (
+        worker_apart(tmp_path / "data", tmp_path / "apart", "fake:encode_ms=60000") as worker,
+        start(worker_address=worker.address) as served,
+    ):
+        memory = await served.create()
+        await served.append(memory.name, "a boiler")
+        row = await served.row(memory.name)
+        await eventually(lambda: _on_its_way(served, row.uid))
+        await asyncio.sleep(0.1)
+        worker.kill()
+
+        async def gone() -> bool:
+            served.app.encoding.wake()
+            return served.app.workers.find("fake") is None
+
+        await eventually(gone)
+        troubles = served.app.encoding._states["fake"].troubles._troubles
+        assert troubles[row.uid].strikes == 1
+
+
 async def _sound(served: Asking, memory: str) -> None:
     """Waits until the memory's one document has its block, and was not set aside."""
     encoding = await served.ready(memory)
