@@ -6,8 +6,9 @@ Shape suffixes used in names here and in `model_adapter`:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,20 @@ class LayoutError(ValueError):
     """An array or a record does not have the shape its layout says."""
 
 
+class LayoutFields(Protocol):
+    """A layout as a message has it; see KVLayout."""
+
+    @property
+    def routed_layers(self) -> Iterable[int]:
+        """Layer indices, ascending."""
+
+    kv_heads: int
+    head_dim: int
+    pool_tokens: int
+    dtype: str
+    separate_routing_keys: bool
+
+
 @dataclass(frozen=True)
 class KVLayout:
     """Shape of the stored KV of one model.
@@ -45,6 +60,21 @@ class KVLayout:
     pool_tokens: int
     dtype: Dtype
     separate_routing_keys: bool
+
+    @classmethod
+    def of(cls, fields: LayoutFields) -> KVLayout:
+        """Raises LayoutError for a dtype that is not known here."""
+        for dtype in NUMPY_DTYPE:
+            if fields.dtype == dtype:
+                return cls(
+                    routed_layers=tuple(fields.routed_layers),
+                    kv_heads=fields.kv_heads,
+                    head_dim=fields.head_dim,
+                    pool_tokens=fields.pool_tokens,
+                    dtype=dtype,
+                    separate_routing_keys=fields.separate_routing_keys,
+                )
+        raise LayoutError(f"unknown dtype {fields.dtype!r}; known are {', '.join(NUMPY_DTYPE)}")
 
     @property
     def width(self) -> int:

@@ -25,7 +25,7 @@ from memsvc.workers.failures import (
 )
 from model_adapter.v1 import model_adapter_pb2 as pb
 from model_adapter.v1.model_adapter_pb2_grpc import ModelAdapterServiceStub
-from storage.layout import NUMPY_DTYPE, Bits, KVBlock, KVLayout, LayoutError
+from storage.layout import Bits, KVBlock, KVLayout
 
 if TYPE_CHECKING:
     # In the stub file alone.
@@ -180,21 +180,6 @@ def _cancelled_in_the_end(
         yield call
     finally:
         call.cancel()
-
-
-def layout_of(wire: pb.KVLayout) -> KVLayout:
-    """Raises LayoutError for a dtype that storage does not know."""
-    for dtype in NUMPY_DTYPE:
-        if wire.dtype == dtype:
-            return KVLayout(
-                routed_layers=tuple(wire.routed_layers),
-                kv_heads=wire.kv_heads,
-                head_dim=wire.head_dim,
-                pool_tokens=wire.pool_tokens,
-                dtype=dtype,
-                separate_routing_keys=wire.separate_routing_keys,
-            )
-    raise LayoutError(f"unknown dtype {wire.dtype!r}")
 
 
 def _block(number: int, wire: pb.Block, layout: KVLayout) -> KVBlock:

@@ -13,7 +13,7 @@ import grpc
 
 from memsvc import errors
 from memsvc.config import Config
-from memsvc.workers.client import WorkerClient, layout_of
+from memsvc.workers.client import WorkerClient
 from memsvc.workers.endpoint import Endpoint, RemoteEndpoint, SupervisedEndpoint
 from memsvc.workers.failures import RETRY_AFTER_S, WorkerFaultError
 from memsvc.workers.placement import place
@@ -21,7 +21,7 @@ from memsvc.workers.registered import Registered
 from memsvc.workers.supervisor import SocketPlace, WorkerCommand
 from model_adapter.v1 import model_adapter_pb2 as pb
 from storage.catalog import Catalog, ModelRow, NotFoundError
-from storage.layout import LayoutError
+from storage.layout import KVLayout, LayoutError
 from storage.paths import DataFolder
 
 log = logging.getLogger(__name__)
@@ -274,7 +274,7 @@ class Workers:
 
     def _row(self, info: pb.GetInfoResponse, *, default: bool) -> ModelRow:
         try:
-            layout = layout_of(info.layout)
+            layout = KVLayout.of(info.layout)
         except LayoutError as error:
             raise WorkerFaultError(str(error)) from error
         return ModelRow(

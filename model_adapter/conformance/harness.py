@@ -249,22 +249,12 @@ async def connected(
         info: pb.GetInfoResponse = await stub.GetInfo(
             pb.GetInfoRequest(), timeout=CALL_S, wait_for_ready=True
         )
-        harness = Harness(stub, info, _layout(info.layout), data, tolerance)
+        try:
+            layout = KVLayout.of(info.layout)
+        except LayoutError as error:
+            raise ContractError(f"GetInfo: layout: {error}") from error
+        harness = Harness(stub, info, layout, data, tolerance)
         try:
             yield harness
         finally:
             await harness.close()
-
-
-def _layout(wire: pb.KVLayout) -> KVLayout:
-    for dtype in NUMPY_DTYPE:
-        if wire.dtype == dtype:
-            return KVLayout(
-                routed_layers=tuple(wire.routed_layers),
-                kv_heads=wire.kv_heads,
-                head_dim=wire.head_dim,
-                pool_tokens=wire.pool_tokens,
-                dtype=dtype,
-                separate_routing_keys=wire.separate_routing_keys,
-            )
-    raise ContractError(f"GetInfo: layout.dtype is {wire.dtype!r}, not one of bf16, fp32")

@@ -206,16 +206,7 @@ async def connected(worker: WorkerProcess) -> AsyncIterator[Client]:
     async with aio.insecure_channel(worker.address, options=MESSAGE_OPTIONS) as channel:
         stub: ModelAdapterServiceAsyncStub = ModelAdapterServiceStub(channel)
         info = await stub.GetInfo(pb.GetInfoRequest(), timeout=10, wait_for_ready=True)
-        wire = info.layout
-        assert wire.dtype in ("bf16", "fp32")
-        layout = KVLayout(
-            tuple(wire.routed_layers),
-            wire.kv_heads,
-            wire.head_dim,
-            wire.pool_tokens,
-            "bf16" if wire.dtype == "bf16" else "fp32",
-            wire.separate_routing_keys,
-        )
+        layout = KVLayout.of(info.layout)
         client = Client(stub, info, layout, worker.data)
         try:
             yield client
