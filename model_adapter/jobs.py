@@ -68,6 +68,10 @@ class Job(Generic[Item]):
             self.release()
             self.sink.end(error)
 
+    def unwanted(self) -> bool:
+        """Nobody waits for what comes of it any more."""
+        return self.ended or self.stopping is not None
+
     def verdict(self, now: float) -> EngineError | None:
         """Why it must end now, if it must."""
         if self.stopping is None and self.deadline is not None and now >= self.deadline:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from model_adapter.engine import EngineError
-from model_adapter.errors import CorruptRecordError, MemoryChangedError
+from model_adapter.errors import CorruptRecordError, MemoryChangedError, UnwantedError
 from model_adapter.msa.kernels import ResidentKeys
 from model_adapter.msa.kernels.fetch import fetch
 from model_adapter.residency import HeldMemory
@@ -26,11 +26,19 @@ if TYPE_CHECKING:  # The pager makes leases.
 class Lease:
     """A pinned memory: the engine's MemoryView. Must be released, once, by its owner.
 
-    Used by one thread at a time.
+    Used by one thread at a time. unwanted: asked before every slab that is read from the store;
+    when it says True, UnwantedError is raised.
     """
 
-    def __init__(self, pager: Pager, memory: HeldMemory, last_number: int) -> None:
+    def __init__(
+        self,
+        pager: Pager,
+        memory: HeldMemory,
+        last_number: int,
+        unwanted: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._pager = pager
+        self._unwanted = unwanted
         self._memory = memory
         self._last_number = last_number
         self._index = memory.full.until(last_number)
@@ -145,6 +153,8 @@ class Lease:
         source = self._pager.source(self._memory.key)
         try:
             for slab in source.slabs(int(index.numbers_N[position]), index.last_number):
+                if self._unwanted():
+                    raise UnwantedError("the caller went away while the memory was read through")
                 end = position + len(slab.numbers)
                 chunks = np.diff(index.offsets_N1[position : end + 1])
                 source.check_same(index.numbers_N[position:end], slab.numbers)
@@ -153,6 +163,8 @@ class Lease:
                 yield int(index.offsets_N1[position]), keys_CE
                 position = end
             source.check_same(index.numbers_N[position:], [])
+        except UnwantedError:
+            raise
         except EngineError:
             self._pager.discard(self._memory)
             raise

@@ -123,9 +123,10 @@ class Pager:
     ) -> Lease:
         """Pins the memory as of `last_number` and brings in what is new of it.
 
-        unwanted: asked first and between slabs; when it says True the rest is left for another time
-        and InterruptedQueryError is raised. secret: of an encrypted memory; held as long as
-        anything of the memory is. Also raises CorruptRecordError, ModelMismatchError.
+        unwanted: asked first and between slabs, those that the lease reads too; when it says
+        True the rest is left for another time and InterruptedQueryError is raised. secret: of an
+        encrypted memory; held as long as anything of the memory is. Also raises
+        CorruptRecordError, ModelMismatchError.
         """
         with self._changed:
             # Asked here too: an eviction ends the jobs that read a memory and then lets it
@@ -147,7 +148,7 @@ class Pager:
         try:
             with memory.loading:
                 self._page_in(memory, last_number, unwanted)
-                return Lease(self, memory, last_number)
+                return Lease(self, memory, last_number, unwanted)
         except BaseException as error:
             with self._changed:
                 if isinstance(error, EngineError) and not isinstance(error, UnwantedError):

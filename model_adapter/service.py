@@ -207,10 +207,7 @@ class ModelAdapter(ModelAdapterServiceServicer):
 
     def _lease(self, job: QueryJob | RouteJob, ref: pb.MemoryRef, beside: Beside) -> Leased:
         """Brings the memory in, and asks of it what is asked beside routing; in a thread."""
-
-        def unwanted() -> bool:
-            return job.ended
-
+        unwanted = job.unwanted
         lease = self._pager.lease(
             job.memory, ref.last_number, ref.deletion_epoch, unwanted, wire.memory_secret(ref)
         )
