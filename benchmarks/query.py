@@ -31,7 +31,7 @@ from benchmarks.machine import machine
 from benchmarks.peak import peak_mib
 from benchmarks.service import MODEL_CACHE, Service, running
 from benchmarks.workload import conversation
-from memsvc.client import Client, Generation, TextDelta, Turn, Usage
+from memsvc.client import Client, Done, DoneReason, Generation, TextDelta, Turn, Usage
 from storage import documents
 from storage.paths import DataFolder
 
@@ -85,13 +85,17 @@ def ask(client: Client, name: str, question: str) -> dict[str, float]:
     started = time.perf_counter()
     first: float | None = None
     usage: Usage | None = None
+    ended: Done | None = None
     for event in client.memory(name).query(question, options=Generation(ANSWER_TOKENS)):
         if isinstance(event, TextDelta) and first is None:
             first = (time.perf_counter() - started) * 1000
         if isinstance(event, Usage):
             usage = event
-    assert usage is not None
-    later = max(usage.answer_tokens - 1, 1)
+        if isinstance(event, Done):
+            ended = event
+    assert usage is not None and ended is not None
+    # A model that ends its answer takes one more step, to say so.
+    later = max(usage.answer_tokens - (ended.reason is not DoneReason.STOP), 1)
     return {
         "first_token_ms": usage.time_to_first_token_ms,
         "per_token_ms": (usage.total_ms - usage.time_to_first_token_ms) / later,
