@@ -29,21 +29,14 @@ from storage.catalog.base import CatalogPart, writes
 from storage.catalog.connections import Database, Statements
 from storage.catalog.errors import ConflictError, ModelNotFoundError, NotFoundError
 from storage.catalog.memories import CHANGED, NOT_DELETING, memory_row
-from storage.catalog.progress import LIVE
 from storage.catalog.rows import MemoryRow, TenantRow
+from storage.catalog.shown import first_shown
 from storage.catalog.tables import documents, encodings, memories, models, tenants
 
 
 def _unencoded(model_id: str, identity: str, which: ColumnElement[bool]) -> Select[Any]:
     """Encoding rows, nothing of them encoded, for the memories chosen, not being deleted."""
-    oldest = (
-        select(documents.c.created_us)
-        .where(documents.c.memory_uid == memories.c.uid, LIVE)
-        .order_by(documents.c.number)
-        .limit(1)
-        .correlate(memories)
-        .scalar_subquery()
-    )
+    oldest = first_shown(documents.c.created_us, memories, memories.c.uid)
     zero = literal(0)
     return select(
         memories.c.uid.label("memory_uid"),

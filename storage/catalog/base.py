@@ -6,7 +6,7 @@ import asyncio
 import functools
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
@@ -33,6 +33,7 @@ MAX_BOUND = 10_000
 Part = TypeVar("Part", bound="CatalogPart")
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 Method = Callable[Concatenate[Part, Params], Coroutine[Any, Any, Result]]
 
 
@@ -83,6 +84,12 @@ def wall_clock_us() -> int:
 def new_uid() -> str:
     """A random 16-byte id as 32 hex digits."""
     return secrets.token_hex(16)
+
+
+def slices(items: Sequence[Item], size: int = MAX_BOUND) -> Iterator[Sequence[Item]]:
+    """Runs of at most `size`, to be bound in a statement each."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 def page_size(limit: int) -> int:

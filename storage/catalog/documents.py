@@ -7,7 +7,7 @@ its request id, whichever of the two the database notices first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -15,7 +15,6 @@ from sqlalchemy import (
     BigInteger,
     Row,
     String,
-    and_,
     bindparam,
     delete,
     insert,
@@ -24,17 +23,17 @@ from sqlalchemy import (
     update,
 )
 
-from storage.catalog.base import MAX_BOUND, CatalogPart, page_size, reads, writes
+from storage.catalog.base import CatalogPart, page_size, reads, slices, writes
 from storage.catalog.connections import Database, Statements
 from storage.catalog.errors import ConflictError, NotFoundError
 from storage.catalog.memories import CHANGED, NOT_DELETING, memory_row
 from storage.catalog.progress import Removed, grow_pending, shrink_encodings
 from storage.catalog.revisions import record_revision
 from storage.catalog.rows import DocumentRow, MemoryRow, RequestRecord
+from storage.catalog.shown import MAX_NUMBER, REMOVED, mark_removed, settle, shown
 from storage.catalog.tables import documents as _table
 from storage.catalog.tables import memories, requests
 
-LIVE = _table.c.revision_removed.is_(None)
 _COLUMNS = (
     _table.c.number,
     _table.c.revision_added,
@@ -58,11 +57,6 @@ _INSERT_ARRAYS = text(
 
 def _document(row: Row[*tuple[Any, ...]]) -> DocumentRow:
     return DocumentRow(**row._mapping)
-
-
-def _slices(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
-    for start in range(0, len(numbers), MAX_BOUND):
-        yield numbers[start : start + MAX_BOUND]
 
 
 def _check_new(added: Sequence[DocumentRow], revision: int) -> None:
@@ -245,13 +239,8 @@ class Documents(CatalogPart):
         self, connection: Statements, memory_uid: str, numbers: Sequence[int], revision: int
     ) -> list[Removed]:
         removed: list[Removed] = []
-        for some in _slices(numbers):
-            done = await connection.execute(
-                update(_table)
-                .where(_table.c.memory_uid == memory_uid, _table.c.number.in_(some), LIVE)
-                .values(revision_removed=revision)
-                .returning(_table.c.number, _table.c.text_bytes)
-            )
+        for some in slices(numbers):
+            done = await mark_removed(connection, memory_uid, some, revision)
             removed.extend(Removed(row.number, row.text_bytes) for row in done)
         if len(removed) != len(numbers):
             missing = sorted(set(numbers) - {document.number for document in removed})
@@ -274,14 +263,11 @@ class Documents(CatalogPart):
     @reads
     async def get_document(self, memory_uid: str, number: int) -> DocumentRow:
         """The live document of that number. Raises NotFoundError."""
-        query = select(*_COLUMNS).where(
-            _table.c.memory_uid == memory_uid, _table.c.number == number, LIVE
-        )
         async with self._database.reading() as connection:
-            row = (await connection.execute(query)).one_or_none()
-        if row is None:
+            rows = await shown(connection, memory_uid, _COLUMNS, number, number)
+        if not rows:
             raise NotFoundError(f"no document {number}", (number,))
-        return _document(row)
+        return _document(rows[0])
 
     @reads
     async def get_documents(
@@ -290,12 +276,10 @@ class Documents(CatalogPart):
         """Those of these documents that are live, by number."""
         found: dict[int, DocumentRow] = {}
         async with self._database.reading() as connection:
-            for some in _slices(sorted(set(numbers))):
-                query = select(*_COLUMNS).where(
-                    _table.c.memory_uid == memory_uid, _table.c.number.in_(some), LIVE
-                )
-                for row in await connection.execute(query):
-                    found[row.number] = _document(row)
+            for some in slices(sorted(set(numbers))):
+                chosen = _table.c.number.in_(some)
+                rows = await shown(connection, memory_uid, _COLUMNS, some[0], some[-1], chosen)
+                found.update((row.number, _document(row)) for row in rows)
         return found
 
     @reads
@@ -311,55 +295,43 @@ class Documents(CatalogPart):
         last_number: none above it; None for all.
         """
         limit = page_size(limit)
-        query = (
-            select(*_COLUMNS)
-            .where(_table.c.memory_uid == memory_uid, _table.c.number > (after_number or 0), LIVE)
-            .order_by(_table.c.number)
-            .limit(limit + 1)
-        )
-        if last_number is not None:
-            query = query.where(_table.c.number <= last_number)
+        first = (after_number or 0) + 1
+        last = MAX_NUMBER if last_number is None else last_number
         async with self._database.reading() as connection:
-            rows = [_document(row) for row in await connection.execute(query)]
+            found = await shown(connection, memory_uid, _COLUMNS, first, last, limit=limit + 1)
+        rows = [_document(row) for row in found]
         return rows[:limit], rows[limit - 1].number if len(rows) > limit else None
 
     @reads
     async def live_numbers(self, memory_uid: str, first: int, last: int) -> list[int]:
         """Numbers of the live documents from `first` to `last`, both included, ascending."""
-        return await self._numbers(
-            and_(_table.c.memory_uid == memory_uid, _table.c.number.between(first, last), LIVE)
-        )
+        async with self._database.reading() as connection:
+            rows = await shown(connection, memory_uid, (_table.c.number,), first, last)
+        return [row.number for row in rows]
 
     @reads
     async def numbers_added_before(self, memory_uid: str, moment_us: int, limit: int) -> list[int]:
         """The first live documents that were added before a moment, ascending."""
-        old = and_(_table.c.memory_uid == memory_uid, _table.c.created_us < moment_us, LIVE)
-        query = select(_table.c.number).where(old).order_by(_table.c.number).limit(limit)
+        old, number = _table.c.created_us < moment_us, (_table.c.number,)
         async with self._database.reading() as connection:
-            return list((await connection.execute(query)).scalars())
+            rows = await shown(connection, memory_uid, number, 1, MAX_NUMBER, old, limit=limit)
+        return [row.number for row in rows]
 
     @reads
     async def removed_numbers(self, memory_uid: str) -> list[int]:
         """Numbers of deleted documents whose text may still lie in the store, ascending."""
-        removed = _table.c.revision_removed.is_not(None)
-        return await self._numbers(and_(_table.c.memory_uid == memory_uid, removed))
-
-    async def _numbers(self, which: Any) -> list[int]:
-        query = select(_table.c.number).where(which).order_by(_table.c.number)
+        query = select(_table.c.number).where(_table.c.memory_uid == memory_uid, REMOVED)
+        query = query.order_by(_table.c.number)
         async with self._database.reading() as connection:
             return list((await connection.execute(query)).scalars())
 
     @writes
     async def forget_removed(self, memory_uid: str, numbers: Iterable[int]) -> None:
-        """Drops the rows of deleted documents, once the store holds nothing of them.
+        """Drops the rows of deleted documents, once the store holds nothing of them that is the
+        memory's; those that another memory shows go with the last one.
 
         Live documents and unknown numbers among them are left alone.
         """
-        removed = _table.c.revision_removed.is_not(None)
         async with self._leading(memory_uid=memory_uid) as connection:
-            for some in _slices(sorted(set(numbers))):
-                await connection.execute(
-                    delete(_table).where(
-                        _table.c.memory_uid == memory_uid, _table.c.number.in_(some), removed
-                    )
-                )
+            for some in slices(sorted(set(numbers))):
+                await settle(connection, memory_uid, some)

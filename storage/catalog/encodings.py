@@ -7,13 +7,12 @@ from typing import Any
 
 from sqlalchemy import Row, delete, func, insert, not_, select, true, update
 
-from storage.catalog.base import MAX_BOUND, MAX_PAGE, CatalogPart, page_size, reads, writes
+from storage.catalog.base import MAX_BOUND, MAX_PAGE, CatalogPart, page_size, reads, slices, writes
 from storage.catalog.connections import Statements
 from storage.catalog.errors import ConflictError, NotFoundError
 from storage.catalog.memories import NOT_DELETING, memory_row
 from storage.catalog.progress import (
     BEHIND,
-    LIVE,
     complete_encoding,
     encoding_query,
     encoding_row,
@@ -23,10 +22,8 @@ from storage.catalog.progress import (
     set_encoding,
 )
 from storage.catalog.rows import EncodingRow, MemoryRow, MemoryState
+from storage.catalog.shown import MAX_NUMBER, shown
 from storage.catalog.tables import documents, encodings, memories, quarantined_documents
-
-#: Highest document number a BIGINT holds.
-MAX_NUMBER = 2**63 - 1
 
 
 class Encodings(CatalogPart):
@@ -158,20 +155,16 @@ class Encodings(CatalogPart):
     @reads
     async def next_numbers(self, memory_uid: str, model_id: str, limit: int) -> list[int]:
         """The next live documents above the watermark, ascending, at most `limit`."""
-        query = (
-            select(documents.c.number)
-            .join_from(
-                encodings,
-                documents,
-                (documents.c.memory_uid == encodings.c.memory_uid)
-                & (documents.c.number > encodings.c.encoded_number),
-            )
-            .where(encodings.c.memory_uid == memory_uid, encodings.c.model_id == model_id, LIVE)
-            .order_by(documents.c.number)
-            .limit(page_size(limit))
+        query = select(encodings.c.encoded_number).where(
+            encodings.c.memory_uid == memory_uid, encodings.c.model_id == model_id
         )
         async with self._database.reading() as connection:
-            return list((await connection.execute(query)).scalars())
+            above: int | None = (await connection.execute(query)).scalar_one_or_none()
+            if above is None:
+                return []
+            number, size = (documents.c.number,), page_size(limit)
+            rows = await shown(connection, memory_uid, number, above + 1, limit=size)
+        return [row.number for row in rows]
 
     @writes
     async def commit_encoded(  # noqa: PLR0917 - a batch's outcome has that many parts
@@ -259,20 +252,15 @@ class Encodings(CatalogPart):
         if not (encoding.encoded_number < numbers[0] and numbers[-1] <= up_to_number):
             raise ValueError("a quarantined document lies outside the batch")
         live: list[dict[str, Any]] = []
-        for start in range(0, len(numbers), MAX_BOUND):
-            query = select(documents.c.number, documents.c.text_bytes).where(
-                documents.c.memory_uid == encoding.memory_uid,
-                documents.c.number.in_(numbers[start : start + MAX_BOUND]),
-                LIVE,
-            )
-            key = {"memory_uid": encoding.memory_uid, "model_id": encoding.model_id}
-            live.extend(
-                {**key, **row._mapping, "reason": quarantined[row.number]}
-                for row in await connection.execute(query)
-            )
-        for start in range(0, len(live), MAX_PAGE):
-            some = live[start : start + MAX_PAGE]
-            await connection.execute(insert(quarantined_documents).values(some))
+        for some in slices(numbers):
+            chosen = documents.c.number.in_(some)
+            columns = (documents.c.number, documents.c.text_bytes)
+            uid, last = encoding.memory_uid, some[-1]
+            rows = await shown(connection, uid, columns, some[0], last, chosen)
+            key = {"memory_uid": uid, "model_id": encoding.model_id}
+            live.extend({**key, **r._mapping, "reason": quarantined[r.number]} for r in rows)
+        for few in slices(live, MAX_PAGE):
+            await connection.execute(insert(quarantined_documents).values(few))
         return len(live), sum(row["text_bytes"] for row in live)
 
     @writes

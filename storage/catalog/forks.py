@@ -1,8 +1,7 @@
 """Forks: a memory that begins with what another one held.
 
-Texts and blocks are shared in the store (storage/lineage.py). The rows of documents are
-copied, in one statement: with rows of its own a fork is to every query a memory like any
-other, and its parent's rows can go.
+Texts and blocks are shared in the store (storage/lineage.py), rows of documents in the
+catalog (storage/catalog/shown.py): what a fork costs depends on neither.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from storage.catalog.connections import Statements
 from storage.catalog.errors import AlreadyExistsError, ConflictError, NotFoundError
 from storage.catalog.memories import NOT_DELETING, memory_row, memory_values
 from storage.catalog.progress import (
-    LIVE,
     complete_encoding,
     encoding_query,
     encoding_row,
@@ -29,8 +27,8 @@ from storage.catalog.progress import (
 )
 from storage.catalog.revisions import record_revision
 from storage.catalog.rows import EncodingRow, MemoryRow, RequestRecord
+from storage.catalog.shown import inherit
 from storage.catalog.tables import (
-    documents,
     encodings,
     memories,
     quarantined_documents,
@@ -69,7 +67,7 @@ class Forks(CatalogPart):
             await self._refuse_repeated(connection, parent.tenant_uid, request)
             await self._refuse_more(connection, parent.tenant_uid, most)
             child = await self._add_memory(connection, parent, child)
-            await _copy_documents(connection, parent, child)
+            await inherit(connection, parent.uid, child.uid, child.last_number)
             for encoding in await _encodings_of(connection, parent):
                 await _copy_encoding(connection, parent, child, encoding)
             missing = await _documents_at(connection, parent.uid, child.revision)
@@ -140,20 +138,6 @@ async def _documents_at(connection: Statements, memory_uid: str, revision: int) 
         revisions.c.memory_uid == memory_uid, revisions.c.revision <= revision
     )
     return int((await connection.execute(query)).scalar_one())
-
-
-async def _copy_documents(connection: Statements, parent: MemoryRow, child: MemoryRow) -> None:
-    columns = (
-        documents.c.number,
-        documents.c.revision_added,
-        documents.c.created_us,
-        documents.c.text_bytes,
-    )
-    shown = select(literal(child.uid), *columns).where(
-        documents.c.memory_uid == parent.uid, documents.c.number <= child.last_number, LIVE
-    )
-    names = ["memory_uid", *(column.name for column in columns)]
-    await connection.execute(insert(documents).from_select(names, shown))
 
 
 async def _encodings_of(connection: Statements, parent: MemoryRow) -> Sequence[Row[Any]]:

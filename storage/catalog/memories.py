@@ -11,7 +11,6 @@ from sqlalchemy import (
     Row,
     Select,
     and_,
-    delete,
     insert,
     or_,
     select,
@@ -30,9 +29,12 @@ from storage.catalog.rows import (
     PackingMode,
     RequestRecord,
 )
+from storage.catalog.shown import leave
 from storage.catalog.tables import encodings, memories, models, tenants
 
 NOT_DELETING = memories.c.state != MemoryState.DELETING.value
+#: Deleted, and left for what forks show of it: nothing but shown.py knows of it.
+NOT_PURGED = memories.c.purged_us.is_(None)
 CHANGED = {"version": memories.c.version + 1}
 
 
@@ -185,7 +187,7 @@ class Memories(CatalogPart):
         only: uids that count as there.
         """
         query = select(memories).where(
-            memories.c.tenant_uid == tenant_uid, memories.c.memory_id == memory_id
+            memories.c.tenant_uid == tenant_uid, memories.c.memory_id == memory_id, NOT_PURGED
         )
         if only is not None:
             query = query.where(memories.c.uid.in_(list(only)))
@@ -219,7 +221,8 @@ class Memories(CatalogPart):
     async def get_memory_by_uid(self, uid: str) -> MemoryRow:
         """The memory, in whatever state. Raises NotFoundError."""
         async with self._database.reading() as connection:
-            row = (await connection.execute(select(memories).where(memories.c.uid == uid))).first()
+            query = select(memories).where(memories.c.uid == uid, NOT_PURGED)
+            row = (await connection.execute(query)).first()
         if row is None:
             raise NotFoundError(f"no memory {uid}")
         return memory_row(row)
@@ -275,7 +278,7 @@ class Memories(CatalogPart):
         which = (
             memories.c.tenant_uid == tenant_uid if tenant_uid else self._led(memories.c.tenant_uid)
         )
-        query = select(memories).where(memories.c.state == state.value, which)
+        query = select(memories).where(memories.c.state == state.value, NOT_PURGED, which)
         async with self._database.reading() as connection:
             found = await connection.execute(query.order_by(memories.c.created_us, memories.c.uid))
             return [memory_row(row) for row in found]
@@ -359,14 +362,15 @@ class Memories(CatalogPart):
 
         Raises ConflictError if it is not being deleted.
         """
+        found = select(memories.c.state).where(memories.c.uid == uid, NOT_PURGED)
         async with self._leading(memory_uid=uid) as connection:
-            which = (memories.c.uid == uid, memories.c.state == MemoryState.DELETING.value)
-            done = await connection.execute(delete(memories).where(*which))
-            if done.rowcount == 1:
+            await self._keep_default_still(connection)
+            state = (await connection.execute(found.with_for_update())).scalar_one_or_none()
+            if state is None:
                 return
-            left = await connection.execute(select(memories.c.uid).where(memories.c.uid == uid))
-            if left.first() is not None:
+            if state != MemoryState.DELETING.value:
                 raise ConflictError(f"memory {uid} is not being deleted")
+            await leave(connection, uid, self._clock_us())
 
 
 ENCODING_COUNTERS = (

@@ -22,9 +22,8 @@ from sqlalchemy import Row, Select, and_, case, delete, func, select, update
 from storage.catalog.base import MAX_BOUND
 from storage.catalog.connections import Statements
 from storage.catalog.rows import DocumentRow, EncodingRow, EncodingState, MemoryRow
+from storage.catalog.shown import first_shown, parts_of, shown, within
 from storage.catalog.tables import documents, encodings, memories, quarantined_documents
-
-LIVE = documents.c.revision_removed.is_(None)
 
 #: Of an encoding with its memory: another model answers until this one has caught up.
 BEHIND = and_(encodings.c.complete.is_(False), encodings.c.model_id != memories.c.default_model_id)
@@ -45,17 +44,9 @@ def scaled(value: int, part: int, whole: int) -> int:
 
 def encoding_query() -> Select[Any]:
     """Selects encodings with their memory, and the revision that waits first."""
-    first_waiting = (
-        select(documents.c.revision_added)
-        .where(
-            documents.c.memory_uid == encodings.c.memory_uid,
-            documents.c.number > encodings.c.encoded_number,
-            LIVE,
-        )
-        .order_by(documents.c.number)
-        .limit(1)
-        .correlate(encodings)
-        .scalar_subquery()
+    encoding = encodings.c
+    first_waiting = first_shown(
+        documents.c.revision_added, encodings, encoding.memory_uid, encoding.encoded_number
     )
     waiting = case((encodings.c.pending_documents > 0, first_waiting)).label("waiting_revision")
     return select(encodings, memories, waiting).join(
@@ -180,28 +171,22 @@ async def oldest_pending_us(
     connection: Statements, memory_uid: str, encoded_number: int
 ) -> int | None:
     """created_us of the first live document above the watermark, or None."""
-    query = (
-        select(documents.c.created_us)
-        .where(documents.c.memory_uid == memory_uid, documents.c.number > encoded_number, LIVE)
-        .order_by(documents.c.number)
-        .limit(1)
-    )
-    found: int | None = (await connection.execute(query)).scalar_one_or_none()
-    return found
+    columns = (documents.c.created_us,)
+    oldest = await shown(connection, memory_uid, columns, encoded_number + 1, limit=1)
+    return int(oldest[0].created_us) if oldest else None
 
 
 async def live_between(
     connection: Statements, memory_uid: str, above: int, up_to: int
 ) -> tuple[int, int]:
     """Count and text bytes of the live documents in (above, up_to]."""
-    query = select(func.count(), func.coalesce(func.sum(documents.c.text_bytes), 0)).where(
-        documents.c.memory_uid == memory_uid,
-        documents.c.number > above,
-        documents.c.number <= up_to,
-        LIVE,
-    )
-    count, text_bytes = tuple((await connection.execute(query)).one())
-    return int(count), int(text_bytes)
+    count = text_bytes = 0
+    sums = select(func.count(), func.coalesce(func.sum(documents.c.text_bytes), 0))
+    for part in await parts_of(connection, memory_uid, above + 1, up_to):
+        found = await connection.execute(sums.where(within(memory_uid, part)))
+        some, some_bytes = tuple(found.one())
+        count, text_bytes = count + int(some), text_bytes + int(some_bytes)
+    return count, text_bytes
 
 
 async def set_encoding(

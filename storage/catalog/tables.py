@@ -5,7 +5,7 @@ and KV layouts are JSON text that nothing queries into. Enumerations are text
 with a check, so that a person reading the database needs no legend.
 
 tenants ─┬─ api_keys, requests, usage, quotas, leases
-         └─ memories ─┬─ documents, revisions
+         └─ memories ─┬─ documents, lineages, revisions
                       └─ encodings ── quarantined_documents
 models, audit and servers stand alone: a model's encodings outlive its row's absence,
 audit outlives the tenant, and a lease names a server that may be gone.
@@ -118,6 +118,8 @@ memories = Table(
     # Of a fork: uid of the memory it was made from, which may be gone, and as of when.
     Column("forked_from", _UID),
     Column("forked_revision", BigInteger),
+    # When it was deleted, of one that is left for the rows of documents that forks show.
+    Column("purged_us", BigInteger),
     _one_of("packing_mode", PackingMode),
     _one_of("state", MemoryState),
     CheckConstraint("document_count >= 0 AND text_bytes >= 0", name="counters"),
@@ -150,6 +152,7 @@ documents = Table(
     ),
     Column("number", BigInteger, primary_key=True, autoincrement=False),
     Column("revision_added", BigInteger, nullable=False),
+    # By which revision of this memory; 0 once that is done and others may show it (shown.py).
     Column("revision_removed", BigInteger),
     Column("created_us", BigInteger, nullable=False),
     Column("text_bytes", BigInteger, nullable=False),
@@ -162,6 +165,23 @@ Index(
     documents.c.number,
     sqlite_where=documents.c.revision_removed.is_not(None),
     postgresql_where=documents.c.revision_removed.is_not(None),
+)
+
+# A fork shows the owner's documents from first_number to last_number.
+lineages = Table(
+    "lineages",
+    metadata,
+    Column(
+        "memory_uid",
+        _UID,
+        ForeignKey("memories.uid", ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    Column("first_number", BigInteger, primary_key=True, autoincrement=False),
+    Column("owner_uid", _UID, ForeignKey("memories.uid"), nullable=False),
+    Column("last_number", BigInteger, nullable=False),
+    Index(None, "owner_uid"),
+    sqlite_with_rowid=False,
 )
 
 revisions = Table(

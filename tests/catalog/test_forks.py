@@ -1,4 +1,4 @@
-"""Forks in the catalog: rows of their own, encodings as far as the parent's, the past behind."""
+"""Forks in the catalog: documents of the parent's, encodings as far, the past behind."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import func, select
 
 from storage.catalog import (
     AlreadyExistsError,
@@ -14,6 +15,7 @@ from storage.catalog import (
     EncodingRow,
     EncodingState,
     MemoryRow,
+    MemoryState,
     NotFoundError,
     RequestIdReusedError,
     RequestRecord,
@@ -21,6 +23,7 @@ from storage.catalog import (
     TenantRow,
 )
 from storage.catalog.base import new_uid
+from storage.catalog.tables import documents
 from tests.support.catalogs import append, make_memory, model_row, request_record
 
 
@@ -161,6 +164,47 @@ async def test_the_parents_rows_can_go(catalog: Catalog, parent: MemoryRow) -> N
     assert await numbers(catalog, again) == [1, 3, 4, 5, 6]
     usage = await catalog.usage(child.tenant_uid)
     assert (usage.memories, usage.documents) == (2, 10)
+
+
+async def test_a_fork_writes_no_row_for_each_document(catalog: Catalog, tenant: TenantRow) -> None:
+    large = await append(catalog, await make_memory(catalog, tenant), [1] * 2000)
+    before = await rows_of(catalog)
+    for number in range(3):
+        await fork(catalog, large, f"now-{number}")
+    assert await rows_of(catalog) == before
+    large = await catalog.commit_delete_documents(large.uid, large.revision, [7], None)
+    child, _ = await fork(catalog, large)
+    # That the fork lacks it must outlive the parent's own row.
+    assert await rows_of(catalog) == before + 1
+    assert child.document_count == 1999
+
+
+async def rows_of(catalog: Catalog) -> int:
+    async def count() -> int:
+        async with catalog._database.reading() as connection:
+            found = await connection.execute(select(func.count()).select_from(documents))
+            return int(found.scalar_one())
+
+    return await catalog._database.run(count(), writes=False)
+
+
+async def test_a_deleted_parent_is_found_by_nothing(catalog: Catalog, parent: MemoryRow) -> None:
+    child, _ = await fork(catalog, parent)
+    deleting = await catalog.begin_delete_memory(parent.tenant_uid, parent.memory_id, None)
+    await catalog.finish_delete_memory(deleting.uid)
+    await catalog.finish_delete_memory(deleting.uid)
+    with pytest.raises(NotFoundError):
+        await catalog.get_memory_by_uid(parent.uid)
+    with pytest.raises(NotFoundError):
+        await catalog.get_memory(parent.tenant_uid, parent.memory_id, include_deleting=True)
+    assert await catalog.memories_in_state(MemoryState.DELETING) == []
+    assert await catalog.list_encodings(parent.uid) == []
+    with pytest.raises(ConflictError):
+        await catalog.delete_tenant(parent.tenant_uid)
+    await catalog.begin_delete_memory(child.tenant_uid, child.memory_id, None)
+    await catalog.finish_delete_memory(child.uid)
+    assert await rows_of(catalog) == 0
+    await catalog.delete_tenant(parent.tenant_uid)
 
 
 async def test_a_model_that_was_waited_for_can_take_over_in_the_fork(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from itertools import product
 from typing import Any
 
 import pytest
 from sqlalchemy import event
 
 from storage.catalog import Catalog, MemoryRow
+from tests.catalog.test_forks import fork
 from tests.support.catalogs import append, make_memory, model_row
 
 COUNT = 100_000
@@ -70,9 +72,10 @@ CALLS: dict[str, Call] = {
 
 
 async def test_no_query_scans_the_documents(catalog: Catalog, memory: MemoryRow) -> None:
-    for name, call in CALLS.items():
+    child, _ = await fork(catalog, memory)
+    for one, (name, call) in product((memory, child), CALLS.items()):
         with recorded(catalog) as seen:
-            await call(catalog, memory)
+            await call(catalog, one)
         assert seen, name
         for statement, parameters in seen:
             text = await plan(catalog, statement, parameters)
@@ -81,9 +84,11 @@ async def test_no_query_scans_the_documents(catalog: Catalog, memory: MemoryRow)
 
 
 async def test_pages_and_batches_need_no_sorting(catalog: Catalog, memory: MemoryRow) -> None:
-    for name in ("list_documents", "next_numbers", "live_numbers", "removed_numbers"):
+    child, _ = await fork(catalog, memory)
+    names = ("list_documents", "next_numbers", "live_numbers", "removed_numbers")
+    for one, name in product((memory, child), names):
         with recorded(catalog) as seen:
-            await CALLS[name](catalog, memory)
+            await CALLS[name](catalog, one)
         for statement, parameters in seen:
             text = await plan(catalog, statement, parameters)
             assert "TEMP B-TREE" not in text, f"{name}:\n{text}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -62,3 +64,51 @@ def test_forks_and_restores_are_whole_or_not_there(tmp_path: Path) -> None:
         server.stop()
     checked = run_cli("check", "--data-dir", server.folder)
     assert checked.returncode == 0, checked.stdout
+
+
+def test_a_fork_is_whole_when_deletions_beside_it_are_cut(tmp_path: Path) -> None:
+    server = LiveServer(tmp_path / "data")
+
+    def numbers() -> list[int]:
+        with client(server) as calling:
+            listed = calling.memory("child").documents.list(full=True).items
+            return [one.number for one in listed if one.source is not None]
+
+    try:
+        serve(server, Failpoint.DELETE_EVICTED)
+        with client(server) as calling:
+            calling.memories.create("parent")
+            for text in ("one", "two", "three"):
+                calling.memory("parent").append([Turn("user", text)])
+            calling.memory("parent").fork("child")
+            with pytest.raises(MemsvcError):
+                calling.memory("child").documents.delete([2])
+        assert server.ended() == -9
+        serve(server, Failpoint.DROP_EVICTED)
+        assert numbers() == [1, 3]
+        with client(server) as calling:
+            assert calling.memories.get("parent").document_count == 3
+            with pytest.raises(MemsvcError):
+                calling.memories.delete("parent")
+        assert server.ended() == -9
+        serve(server, None)
+        assert numbers() == [1, 3]
+        with client(server) as calling:
+            assert [memory.id for memory in calling.memories.iterate()] == ["child"]
+        assert rows(server) == {"memories": 2, "lineages": 1, "documents": 2}
+        with client(server) as calling:
+            calling.memories.delete("child")
+        assert rows(server) == {"memories": 0, "lineages": 0, "documents": 0}
+    finally:
+        server.stop()
+    checked = run_cli("check", "--data-dir", server.folder)
+    assert checked.returncode == 0, checked.stdout
+
+
+def rows(server: LiveServer) -> dict[str, int]:
+    """How many the catalog has."""
+    with closing(sqlite3.connect(server.folder / "catalog.db")) as catalog:
+        return {
+            table: catalog.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+            for table in ("memories", "lineages", "documents")
+        }
