@@ -7,7 +7,7 @@ append at a steady pace: for a while with nothing else going on (`quiet`), then 
 re-encoded under --new (`moving`), which takes over when it is complete, then on (`moved`).
 Counted are questions that failed, and answers of the old model to questions asked after the
 new one was seen to have taken over: both must be 0. `p99_ratio` is moving over quiet, of whole
-answers.
+answers, `append_p99_ratio` of appends of one turn; the same calls at the same pace, in one run.
 
 --kill server,worker kills each with SIGKILL on the way and starts it again. `redone` counts
 documents that the new model encoded again though they were known to be done when something
@@ -23,7 +23,7 @@ import json
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from itertools import islice
@@ -73,7 +73,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Asked:
-    """One question. model: who answered; empty when it failed with `error`."""
+    """One question or append. model: who answered; empty when it failed with `error`."""
 
     began: float
     ended: float
@@ -89,6 +89,7 @@ class Load:
     options: Options
     lines: list[Line]
     asked: list[Asked] = field(default_factory=list)
+    appends: list[Asked] = field(default_factory=list)
     appended: int = 0
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -131,7 +132,9 @@ class Load:
     async def _append(self) -> None:
         while True:
             turn = as_turn(self.lines[self.appended % len(self.lines)])
+            began = time.monotonic()
             await self.client.memory(MEMORY).append([turn])
+            self.appends.append(Asked(began, time.monotonic(), ""))
             self.appended += 1
             await asyncio.sleep(self.options.append_s)
 
@@ -229,17 +232,36 @@ async def move(client: AsyncClient, stage: Stage, new: str, kill: Sequence[str])
         await asyncio.sleep(_LOOK_S)
 
 
-def figures(load: Load, moved: Move, stage: Stage, old: str, new: str) -> dict[str, object]:
-    """What the run came to."""
+def by_phase(calls: Sequence[Asked], moved: Move) -> dict[str, list[Asked]]:
+    """Calls that ended before the move, those that overlap with it, and those begun after it."""
     parts: dict[str, list[Asked]] = {"quiet": [], "moving": [], "moved": []}
-    for one in load.asked:
+    for one in calls:
         when = "moved" if one.began >= moved.ended else "moving"
         parts["quiet" if one.ended <= moved.began else when].append(one)
-    failed = [one for one in load.asked if one.error]
-    times = {
+    return parts
+
+
+def milliseconds(parts: Mapping[str, Sequence[Asked]]) -> dict[str, dict[str, float]]:
+    """Quantiles of each phase, failed calls left out; nothing for one without calls."""
+    return {
         name: quantiles([(one.ended - one.began) * 1000 for one in part if not one.error])
         for name, part in parts.items()
+        if part
     }
+
+
+def p99_ratio(times: Mapping[str, Mapping[str, float]]) -> float | None:
+    """Moving over quiet; None where there was nothing to compare."""
+    if "moving" not in times or "quiet" not in times:
+        return None
+    return round(times["moving"]["p99"] / times["quiet"]["p99"], 2)
+
+
+def figures(load: Load, moved: Move, stage: Stage, old: str, new: str) -> dict[str, object]:
+    """What the run came to."""
+    parts, appends = by_phase(load.asked, moved), by_phase(load.appends, moved)
+    failed = [one for one in load.asked if one.error]
+    times, append_times = milliseconds(parts), milliseconds(appends)
     counts = Counter(one.number for one in stage.proxy.encoded)
     redone = [
         one.number
@@ -256,7 +278,9 @@ def figures(load: Load, moved: Move, stage: Stage, old: str, new: str) -> dict[s
         "answers_of_the_new_model_after": sum(one.model == new for one in parts["moved"]),
         "move_s": round(moved.ended - moved.began, 1),
         "ms": times,
-        "p99_ratio": round(times["moving"]["p99"] / times["quiet"]["p99"], 2),
+        "p99_ratio": p99_ratio(times),
+        "append_ms": append_times,
+        "append_p99_ratio": p99_ratio(append_times),
         "kills": len(moved.kills),
         "done_at_kills": [done for _, _, done in moved.kills],
         "encoded": len(stage.proxy.encoded),
@@ -280,6 +304,7 @@ async def measure(folder: Path, options: Options) -> dict[str, object]:
         # The first ones page in.
         await load.more(options.askers)
         load.asked.clear()
+        load.appends.clear()
         await load.more(options.questions)
         moved = await move(client, stage, new, options.kill)
         await load.more(options.questions)

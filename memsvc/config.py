@@ -139,7 +139,7 @@ class Config:
         256 * KIB, "Most bytes of text of one Encode call to a worker.", low=KIB, high=2 * MIB
     )
     reencode_share: float = setting(
-        0.5,
+        0.25,
         "Share of a worker's time for memories that another model answers for until this worker's "
         "model has caught up.",
         low=0.01,

@@ -179,7 +179,7 @@ class Pipeline:
         done = not task.cancelled() and error is None and task.result()
         job = batch.job
         if job.behind:
-            self._share.end()
+            self._share.end(batch.texts.text_bytes if done else 0)
         job.in_flight -= 1
         job.broken = job.broken or not done
         batch.committed.set_result(done)
@@ -212,7 +212,7 @@ class Pipeline:
             job.cursor = window
             return None
         texts = await self._stores.read(
-            job.tenant_uid, read_texts, self._target(job), numbers, self._batch_bytes()
+            job.tenant_uid, read_texts, self._target(job), numbers, self._batch_bytes(job)
         )
         quarantined = dict.fromkeys(texts.corrupt, CORRUPT)
         quarantined.update(await self._lost(job, texts.missing))
@@ -235,9 +235,10 @@ class Pipeline:
             alone=not self._batches,
         )
 
-    def _batch_bytes(self) -> int:
-        wanted = int(self._state.rate.bytes_per_s * _BATCH_TARGET_S)
-        return min(max(wanted, _MIN_BATCH_BYTES), self._config.encode_batch_bytes)
+    def _batch_bytes(self, job: Job) -> int:
+        wanted = max(int(self._state.rate.bytes_per_s * _BATCH_TARGET_S), _MIN_BATCH_BYTES)
+        wanted = self._share.batch_bytes if job.behind else wanted
+        return min(wanted, self._config.encode_batch_bytes)
 
     async def _lost(self, job: Job, missing: Sequence[int]) -> dict[int, str]:
         """Documents without text are either deleted by now, or lost."""
@@ -331,13 +332,15 @@ class Pipeline:
             bytes=batch.stored_bytes + sum(map(self._model.layout.block_bytes, done.values())),
             quarantined=batch.quarantined,
             above_number=batch.above,
+            spent_tokens=batch.tokens,
         )
         reach(Failpoint.ENCODE_COMMITTED)
         if batch.tokens:
             self._spend_tokens(batch.job.tenant_uid, batch.tokens)
-            await self._catalog.add_usage(batch.job.tenant_uid, encoded_tokens=batch.tokens)
         self._backoff_s = 0.0
-        self._state.rate.add(batch.texts.text_bytes)
+        if not batch.job.behind:
+            # Pauses are no measure of the worker.
+            self._state.rate.add(batch.texts.text_bytes)
         self._state.troubles.succeeded(
             batch.job.memory_uid, batch.size, self._config.encode_batch_documents
         )

@@ -24,6 +24,7 @@ from storage.catalog.progress import (
 from storage.catalog.rows import EncodingRow, MemoryRow, MemoryState
 from storage.catalog.shown import MAX_NUMBER, shown
 from storage.catalog.tables import documents, encodings, memories, quarantined_documents
+from storage.catalog.usage import count_usage
 
 
 class Encodings(CatalogPart):
@@ -178,6 +179,7 @@ class Encodings(CatalogPart):
         bytes: int,  # noqa: A002 - the wire's and the table's word
         quarantined: Mapping[int, str],
         above_number: int = 0,
+        spent_tokens: int = 0,
     ) -> EncodingRow:
         """Moves the watermark to up_to_number, after the blocks below it are durable.
 
@@ -186,6 +188,7 @@ class Encodings(CatalogPart):
         documents, tokens, bytes: of the blocks this batch made. quarantined: number
         to reason of the documents it set aside. Documents deleted meanwhile count no
         more. above_number: the watermark that the batch began at; 0 for one of all documents.
+        spent_tokens: added to what the tenant has had encoded.
         Raises ConflictError if the encoding has another identity, has moved on, or was
         rewound so that documents wait which the batch does not cover; NotFoundError (memory
         or encoding).
@@ -224,6 +227,10 @@ class Encodings(CatalogPart):
                 connection, memory, model_id, encoding.pending_documents - covered
             ):
                 await complete_encoding(connection, memory_uid, model_id)
+            if spent_tokens:
+                await count_usage(
+                    self._database, connection, memory.tenant_uid, {"encoded_tokens": spent_tokens}
+                )
             return await self._read(connection, memory_uid, model_id)
 
     async def _caught_up(

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 
 from storage.catalog.base import CatalogPart, reads, writes
+from storage.catalog.connections import Database, Statements
 from storage.catalog.memories import NOT_DELETING
 from storage.catalog.rows import UsageRow
 from storage.catalog.tables import encodings, memories, usage
+
+_COUNTERS = ("queries", "question_tokens", "answer_tokens", "encoded_tokens")
+
+
+async def count_usage(
+    database: Database, connection: Statements, tenant_uid: str, added: Mapping[str, int]
+) -> None:
+    """Adds to a tenant's counters, inside the caller's transaction."""
+    values = {**dict.fromkeys(_COUNTERS, 0), **added}
+    insert = database.insert(usage).values(tenant_uid=tenant_uid, **values)
+    sums = {name: usage.c[name] + insert.excluded[name] for name in values}
+    await connection.execute(insert.on_conflict_do_update(index_elements=["tenant_uid"], set_=sums))
 
 
 class Usage(CatalogPart):
@@ -32,14 +46,10 @@ class Usage(CatalogPart):
             "answer_tokens": answer_tokens,
             "encoded_tokens": encoded_tokens,
         }
-        insert_ = self._database.insert(usage).values(tenant_uid=tenant_uid, **added)
-        sums = {name: usage.c[name] + insert_.excluded[name] for name in added}
         # No other reference can be broken: the tenant was deleted.
         with suppress(IntegrityError):
             async with self._database.writing() as connection:
-                await connection.execute(
-                    insert_.on_conflict_do_update(index_elements=["tenant_uid"], set_=sums)
-                )
+                await count_usage(self._database, connection, tenant_uid, added)
 
     @reads
     async def usage(self, tenant_uid: str) -> UsageRow:

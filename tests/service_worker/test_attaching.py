@@ -146,7 +146,7 @@ async def test_the_old_answers_until_the_new_is_complete(served: Asking) -> None
             assert answer.cited == [count], "a question sees what was appended before it"
     assert models[0] == OLD
     assert models == sorted(models), "no answer from the old one after the switch"
-    assert served.app.config.reencode_share == 0.5
+    assert served.app.config.reencode_share == 0.25
 
 
 async def test_one_that_is_not_ready_says_how_far_it_is(served: Asking) -> None:

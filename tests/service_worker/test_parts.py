@@ -289,8 +289,25 @@ def test_a_batch_is_followed_by_a_pause_in_proportion(share: float, pause_s: flo
     one.begin()
     assert not one.due and one.wait_s is None
     now += 4.0
-    one.end()
+    one.end(80_000)
     assert one.wait_s == pytest.approx(pause_s)
     assert one.due == (pause_s == 0)
     now += pause_s
     assert one.due
+
+
+def test_batches_of_the_share_become_as_short_as_they_should_be() -> None:
+    now = 100.0
+    one = Share(0.5, lambda: now)
+    for speed in (40_000, 2_000):
+        for _ in range(30):
+            size = one.batch_bytes
+            one.begin()
+            now += size / speed
+            one.end(size)
+        assert size / speed == pytest.approx(0.25, rel=0.2) or size == 1024
+    before = one.batch_bytes
+    one.begin()
+    now += 60.0
+    one.end()
+    assert one.batch_bytes == before, "what went wrong says nothing of the speed"
