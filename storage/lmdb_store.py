@@ -204,6 +204,8 @@ class LmdbStore(LmdbReader):
             check_number(number)
 
         def find(transaction: lmdb.Transaction) -> list[MemoryUid]:
+            if lineage.is_alone(transaction, memory):
+                return [memory] * len(numbers)
             for number in numbers:
                 if lineage.is_hidden(transaction, memory, number):
                     raise RecordNotFoundError(f"memory {memory.hex()} has let go of {number}")
