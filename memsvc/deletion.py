@@ -28,6 +28,7 @@ from storage.catalog import (
     ConflictError,
     LeaseLostError,
     MemoryRow,
+    MemoryState,
     NotFoundError,
     RequestIdReusedError,
     RequestRepeatedError,
@@ -177,9 +178,10 @@ class Deletions:
             _left_behind(memory, error)
 
     async def purge_tenant(self, tenant_uid: str) -> None:
-        """A tenant whose memories are gone: its keys, workers and files. Its rows are left.
+        """A tenant whose memories are deleted: its keys, workers and files, with what could not be
+        purged of single memories. Its rows are left.
 
-        Raises DeletionUnfinishedError.
+        Raises DeletionUnfinishedError, CatalogError.
         """
         evicted = await self._evict(tenant_uid, "")
         try:
@@ -188,6 +190,9 @@ class Deletions:
         except StorageError as error:
             raise DeletionUnfinishedError(f"tenant {tenant_uid}: {error}") from error
         await self._certify(Destroyed(tenant_uid, wiped=evicted.wiped, owed=evicted.owed))
+        for memory in await self._catalog.memories_in_state(MemoryState.DELETING, tenant_uid):
+            await self._catalog.finish_delete_memory(memory.uid)
+        self.owed.forget(tenant_uid)
 
     async def _fingerprint(self, memory: MemoryRow) -> str:
         """Of the key that is about to be destroyed: shows later that a found key was this one."""

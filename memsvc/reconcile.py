@@ -152,20 +152,15 @@ async def _finish_tenant(application: Application, tenant: TenantRow, report: Re
         async for memory in _memories(application, tenant)
     ]
     report.memories_deleted += sum(purged)
-    if not all(purged) or await _leaving(application, tenant):
-        return
+    left = await catalog.memories_in_state(MemoryState.DELETING, tenant.uid)
     try:
         await application.deletions.purge_tenant(tenant.uid)
     except DeletionUnfinishedError as error:
         log.error("%s", error)
         return
     await catalog.delete_tenant(tenant.uid)
+    report.memories_deleted += len(left)
     report.tenants_deleted += 1
-
-
-async def _leaving(application: Application, tenant: TenantRow) -> bool:
-    """Whether a memory of the tenant is still marked: something of it is left."""
-    return bool(await application.catalog.memories_in_state(MemoryState.DELETING, tenant.uid))
 
 
 async def _purge(application: Application, memory: MemoryRow) -> bool:

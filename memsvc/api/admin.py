@@ -7,12 +7,14 @@ said in administering.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 
 from memsvc import errors, names, validation
 from memsvc.api.administering import find_tenant, require_operator
 from memsvc.api.memories import cursor
 from memsvc.application import Application
 from memsvc.convert import tenant_to_wire, usage_to_wire
+from memsvc.deletion import DeletionUnfinishedError
 from memsvc.principal import current_principal
 from memsvc.v1 import admin_service_pb2 as pb
 from storage.catalog import (
@@ -131,12 +133,16 @@ class AdminHandler:
         self._app.limiter.forget(tenant.uid)
 
     async def _delete_memories(self, tenant: TenantRow) -> None:
-        """Also those whose deletion a crash cut short."""
+        """Also those whose deletion a crash cut short. What a store that is damaged, say, does
+        not let go of goes with the store.
+        """
         for row in await self._catalog.memories_in_state(MemoryState.DELETING, tenant.uid):
-            await self._app.writes.finish_deletion(row)
+            with suppress(DeletionUnfinishedError):
+                await self._app.writes.finish_deletion(row)
         while True:
             rows, _ = await self._catalog.list_memories(tenant.uid, validation.MAX_PAGE, None)
             if not rows:
                 return
             for row in rows:
-                await self._app.writes.delete_memory(row, None)
+                with suppress(DeletionUnfinishedError):
+                    await self._app.writes.delete_memory(row, None)

@@ -14,7 +14,7 @@ from memsvc.housekeeping import keep_house_once
 from memsvc.v1 import admin_service_pb2 as admin
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.writes import memory_uid
-from storage.catalog import MemoryState
+from storage.catalog import MemoryState, NotFoundError
 from storage.failpoints import Failpoint, armed
 from tests.service.test_deletion import row_of
 from tests.support.answers import eventually
@@ -179,3 +179,28 @@ async def acme(served: Served) -> tuple[Served, str]:
     )
     tenant = await served.server.application.catalog.get_tenant("acme")
     return Served(served.server, served.channel, Caller(key.secret)), tenant.uid
+
+
+@pytest.mark.parametrize("crashed", [False, True])
+async def test_a_tenant_goes_whatever_its_store_is_like(
+    folder: Folder, tmp_path: Path, crashed: bool
+) -> None:
+    config = folder.copy(tmp_path / "data")
+    async with serve(config, folder.credential) as served:
+        theirs, uid = await acme(served)
+        for memory_id in ("herons", "otters"):
+            await theirs.create(memory_id)
+            await theirs.append(f"memories/{memory_id}", "one")
+        if crashed:
+            await served.server.application.catalog.begin_delete_tenant(uid)
+    damage(config.folder.tenant(uid))
+    async with serve(config, folder.credential) as served:
+        catalog = served.server.application.catalog
+        if not crashed:
+            gone = admin.DeleteTenantRequest(name="tenants/acme")
+            await served.as_operator(served.admin.DeleteTenant, gone)
+        with pytest.raises(NotFoundError):
+            await catalog.get_tenant("acme")
+        assert await deleting(served) == []
+        assert not config.folder.tenant(uid).exists()
+        assert not config.folder.keys(uid).exists()
