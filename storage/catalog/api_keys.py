@@ -106,7 +106,7 @@ class ApiKeys(CatalogPart):
     async def revoke_api_key(self, tenant_uid: str, key_id: str) -> ApiKeyRow:
         """Revokes a key of this tenant now; a second time changes nothing. Raises NotFoundError."""
         now = self._clock_us()
-        async with self._database.writing() as connection:
+        async with self._leading(tenant_uid=tenant_uid) as connection:
             await connection.execute(
                 update(api_keys)
                 .where(
@@ -141,7 +141,7 @@ class ApiKeys(CatalogPart):
         good), AlreadyExistsError.
         """
         named = (api_keys.c.tenant_uid == tenant_uid, api_keys.c.key_id == key_id)
-        async with self._database.writing() as connection:
+        async with self._leading(tenant_uid=tenant_uid) as connection:
             # Two rotations at once are two keys, one after the other.
             lock = select(api_keys).where(*named).with_for_update()
             old = (await connection.execute(lock)).one_or_none()

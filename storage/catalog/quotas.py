@@ -31,7 +31,7 @@ class Quotas(CatalogPart):
             for name, most in changes.items()
             if most
         ]
-        async with self._database.writing() as connection:
+        async with self._leading(tenant_uid=tenant_uid) as connection:
             known = select(tenants.c.uid).where(tenants.c.uid == tenant_uid)
             if (await connection.execute(known.with_for_update(read=True))).first() is None:
                 raise NotFoundError(f"no tenant {tenant_uid}")

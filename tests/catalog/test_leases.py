@@ -19,6 +19,7 @@ from storage.catalog import (
 from storage.catalog.documents import insert_documents
 from tests.support.catalogs import (
     append,
+    make_key,
     make_memory,
     model_row,
     new_documents,
@@ -147,6 +148,9 @@ class TestFence:
         memory = await second.get_memory(tenant.uid, "memory")
         before = (memory, await second.list_encodings(memory.uid))
         uid = memory.uid
+        # What the server that leads it remembers of keys and limits would not change with them.
+        await make_key(second, tenant, "k1")
+        keys = await second.list_api_keys(tenant.uid, 9)
 
         def no_record(*_: object) -> None:
             return None
@@ -171,6 +175,11 @@ class TestFence:
             lambda: outdated.attach_model(uid, "second"),
             lambda: outdated.detach_model(uid, "second"),
             lambda: outdated.update_tenant(tenant.tenant_id, default_model_id="second"),
+            lambda: outdated.revoke_api_key(tenant.uid, "k1"),
+            lambda: outdated.rotate_api_key(
+                tenant.uid, "k1", new_key_id="k2", digest=b"d" * 32, grace_us=0, expires_us=None
+            ),
+            lambda: outdated.set_quotas(tenant.uid, {"concurrent_calls": 1}),
             lambda: outdated.begin_delete_tenant(tenant.uid),
             lambda: outdated.delete_tenant(tenant.uid),
         ]
@@ -179,6 +188,8 @@ class TestFence:
                 await call()
         assert (await second.get_memory(tenant.uid, "memory"), before[1]) == before
         assert await second.list_encodings(uid) == before[1]
+        assert await second.list_api_keys(tenant.uid, 9) == keys
+        assert await second.quotas(tenant.uid) == {}
         assert (await append(second, memory)).revision == memory.revision + 1
 
     async def test_what_is_not_there_is_still_told_as_such(
