@@ -55,9 +55,12 @@ async def import_archive(
         application.importing.discard(new.uid)
 
 
-async def drop_abandoned(application: Application) -> None:
-    """Deletes imported memories that no running call fills: one failed and could not undo it."""
-    for row in await application.catalog.memories_in_state(MemoryState.IMPORTING):
+async def drop_abandoned(application: Application, tenant_uid: str = "") -> None:
+    """Deletes imported memories that no running call fills: one failed and could not undo it.
+
+    tenant_uid: empty for those of all tenants.
+    """
+    for row in await application.catalog.memories_in_state(MemoryState.IMPORTING, tenant_uid):
         if row.uid not in application.importing:
             with apart(row):
                 await _undo(application, row)
@@ -107,7 +110,7 @@ async def _begin(application: Application, new: MemoryRow) -> MemoryRow:
         try:
             return await create()
         except AlreadyExistsError:
-            await drop_abandoned(application)
+            await drop_abandoned(application, new.tenant_uid)
             return await create()
     except AlreadyExistsError as error:
         raise errors.already_exists("memory_id") from error

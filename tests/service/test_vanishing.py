@@ -13,7 +13,7 @@ from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2 as resources
 from memsvc.writes import memory_uid
 from storage.archive import ArchivedEncoding, write_archive
-from storage.catalog import MemoryState, ModelRow, NotFoundError
+from storage.catalog import MemoryState, ModelRow, NotFoundError, Packing, PackingMode
 from tests.service.test_admin import admin_of, new_tenant
 from tests.service.test_deletion import row_of
 from tests.service.test_successors import delete, exported, get, import_as
@@ -272,3 +272,19 @@ async def test_what_is_to_be_encoded_is_looked_at_when_its_caller_left(
     committed.go_on.set()
     await application.writes.drain()
     assert woken
+
+
+async def test_an_import_clears_up_in_its_own_tenant_alone(served: Served) -> None:
+    """Under a name that is taken it looks for what an earlier one left."""
+    source = await served.create("source")
+    data = await exported(served, source.name)
+    await new_tenant(served, "acme")
+    catalog = served.server.application.catalog
+    for tenant_id in ("acme", "default"):
+        tenant = await catalog.get_tenant(tenant_id)
+        packing = Packing(PackingMode.TURN, 0, 0)
+        state = MemoryState.IMPORTING
+        await catalog.create_memory(tenant.uid, "left", "", {}, packing, state, None)
+    await import_as(served, data, "left")
+    theirs = await catalog.memories_in_state(MemoryState.IMPORTING)
+    assert [row.tenant_uid for row in theirs] == [(await catalog.get_tenant("acme")).uid]
