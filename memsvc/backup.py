@@ -44,6 +44,8 @@ from storage.store import StoreNotFoundError
 
 FORMAT = 1
 MANIFEST = "backup.json"
+#: What a backup's files and folders are called. Others would be models, settings or locks.
+_HELD = frozenset({"catalog.db", "server.key", "operator.key", "receipts", "keys", "tenants"})
 _PIECE_BYTES = 8 * 2**20
 #: A tenant's keys change only while a first write or a deletion ends, now that no more begin.
 _KEY_TRIES = 500
@@ -313,6 +315,8 @@ def _verify(source: Path) -> _Sealed:
             raise BackupError(f"{MANIFEST} names {name}, outside of the backup")
         if not path.is_file() or path.stat().st_size != size or _hash(path) != digest:
             raise BackupError(f"{name} is missing or was altered")
+        if PurePosixPath(name).parts[0] not in _HELD:
+            raise BackupError(f"{MANIFEST} names {name}, which no backup holds")
     return sealed
 
 

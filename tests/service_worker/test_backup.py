@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import shutil
 import tempfile
@@ -253,6 +254,22 @@ def test_no_name_of_a_manifest_leads_out_of_the_new_folder(kept: Kept, place: st
         restore(kept.new, backup)
     assert not kept.new.data.exists()
     assert {path for path in root.iterdir() if path != backup} == before
+
+
+@pytest.mark.parametrize("name", ["root.key", "models/weights.bin", "servers/x", "memsvc.lock"])
+def test_nothing_is_restored_that_no_backup_holds(kept: Kept, name: str) -> None:
+    """Keys, models and locks are not a backup's to bring along."""
+    planted = kept.backup / name
+    planted.parent.mkdir(exist_ok=True)
+    planted.write_bytes(b"planted")
+    path = kept.backup / MANIFEST
+    manifest = json.loads(path.read_text())
+    digest = hashlib.sha256(b"planted").hexdigest()
+    manifest["files"][name] = {"bytes": 7, "sha256": digest}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(BackupError, match="which no backup holds"):
+        restore(kept.new, kept.backup)
+    assert not kept.new.data.exists()
 
 
 def test_a_backup_may_be_reached_by_a_link(kept: Kept) -> None:
