@@ -6,7 +6,6 @@ said in administering.
 
 from __future__ import annotations
 
-import logging
 from contextlib import suppress
 
 from memsvc import errors, names, validation
@@ -24,8 +23,6 @@ from storage.catalog import (
     NotFoundError,
     TenantRow,
 )
-
-log = logging.getLogger(__name__)
 
 _UPDATABLE = ("display_name", "default_model")
 
@@ -133,16 +130,17 @@ class AdminHandler:
         self._app.limiter.forget(tenant.uid)
 
     async def _delete_memories(self, tenant: TenantRow) -> None:
-        """Also those whose deletion a crash cut short. What a store that is damaged, say, does
-        not let go of goes with the store.
+        """Also those whose deletion another call began, which is waited for, or a crash cut
+        short. What a store that is damaged, say, does not let go of goes with the store.
         """
-        for row in await self._catalog.memories_in_state(MemoryState.DELETING, tenant.uid):
-            with suppress(DeletionUnfinishedError):
-                await self._app.writes.finish_deletion(row)
         while True:
             rows, _ = await self._catalog.list_memories(tenant.uid, validation.MAX_PAGE, None)
             if not rows:
-                return
+                break
             for row in rows:
-                with suppress(DeletionUnfinishedError):
+                # Not found: another call was faster.
+                with suppress(DeletionUnfinishedError, NotFoundError):
                     await self._app.writes.delete_memory(row, None)
+        for row in await self._catalog.memories_in_state(MemoryState.DELETING, tenant.uid):
+            with suppress(DeletionUnfinishedError):
+                await self._app.writes.finish_deletion(row)

@@ -226,6 +226,11 @@ async def test_a_caller_who_leaves_while_an_import_begins_leaves_nothing(
     call = import_as(served, data, "target")
     await making.reached.wait()
     call.cancel()
+
+    async def noticed() -> bool:
+        return bool(application.writes.locks._abandoned)
+
+    await eventually(noticed)
     making.go_on.set()
     await leave(served, call)
     await application.writes.drain()
@@ -288,3 +293,27 @@ async def test_an_import_clears_up_in_its_own_tenant_alone(served: Served) -> No
     await import_as(served, data, "left")
     theirs = await catalog.memories_in_state(MemoryState.IMPORTING)
     assert [row.tenant_uid for row in theirs] == [(await catalog.get_tenant("acme")).uid]
+
+
+async def test_a_tenant_may_go_while_one_of_its_memories_is_deleted(served: Served) -> None:
+    application = served.server.application
+    await new_tenant(served, "acme")
+    manager, _ = await admin_of(served, "tenants/acme")
+    await manager(served.memories.CreateMemory, pb.CreateMemoryRequest(memory_id="herons"))
+    tenant = await application.catalog.get_tenant("acme")
+    marking = Held(application.catalog, "begin_delete_memory")
+    request = pb.DeleteMemoryRequest(name="memories/herons")
+    deletion = asyncio.ensure_future(manager(served.memories.DeleteMemory, request))
+    await marking.reached.wait()
+    of_tenant = asyncio.ensure_future(delete_tenant(served, "acme"))
+
+    async def waits() -> bool:
+        return application.writes.locks._users.get((tenant.uid, "herons")) == 2
+
+    await eventually(waits)
+    marking.go_on.set()
+    await asyncio.gather(deletion, of_tenant)
+    with pytest.raises(NotFoundError):
+        await application.catalog.get_tenant("acme")
+    assert not application.data.keys(tenant.uid).exists()
+    assert not application.data.tenant(tenant.uid).exists()
