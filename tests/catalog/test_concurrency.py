@@ -15,6 +15,7 @@ from storage.catalog import (
     ConflictError,
     LimitReachedError,
     MemoryRow,
+    NotFoundError,
     RequestIdReusedError,
     RequestRepeatedError,
     TenantRow,
@@ -136,6 +137,22 @@ class TestConcurrentWriters:
         assert (await catalog.usage(tenant.uid)).memories == 4
         await catalog.begin_delete_memory(tenant.uid, "source", None)
         await make_memory(catalog, tenant, "again", most=4)
+
+    async def test_a_tenant_marked_for_deletion_has_all_the_memories_it_will_ever_have(
+        self, catalog_url: str, catalog: Catalog, tenant: TenantRow
+    ) -> None:
+        async def mark(one: Catalog) -> int:
+            await one.begin_delete_tenant(tenant.uid)
+            return (await one.usage(tenant.uid)).memories
+
+        async with open_catalog(catalog_url) as second:
+            marking = asyncio.create_task(mark(second))
+            rows, errors = await outcomes(
+                [catalog], lambda one, number: make_memory(one, tenant, f"memory{number}")
+            )
+            held = await marking
+        assert held == len(rows) == (await catalog.usage(tenant.uid)).memories
+        assert {type(error) for error in errors} <= {NotFoundError}
 
     async def test_appends_to_many_memories_all_land(
         self, catalog_url: str, catalog: Catalog, tenant: TenantRow
