@@ -227,49 +227,46 @@ def test_a_manifest_that_lies_is_refused(
     assert not kept.new.data.exists()
 
 
-@pytest.mark.parametrize(
-    "place",
-    [
-        "../{backup}/server.key",
-        "../{backup}/tenants/../../outside.key",
-        "{root}/{backup}/server.key",
-        "tenants/../server.key",
-        "./server.key",
-        "linked",
-        "linked-folder/server.key",
-    ],
-)
-def test_no_name_of_a_manifest_leads_out_of_the_new_folder(kept: Kept, place: str) -> None:
+def test_no_name_of_a_manifest_leads_out_of_the_new_folder(kept: Kept) -> None:
     """Also not one that leads to a file of the backup, as long as it is read from there."""
     root, backup = kept.backup.parent, kept.backup
     (backup / "linked").symlink_to("server.key")
     (backup / "linked-folder").symlink_to(".")
-    if "outside" in place:
-        (root / "outside.key").write_bytes((backup / "server.key").read_bytes())
+    (root / "outside.key").write_bytes((backup / "server.key").read_bytes())
     before = {path for path in root.iterdir() if path != backup}
-    name = place.format(root=root, backup=backup.name)
     path = backup / MANIFEST
-    path.write_text(path.read_text().replace('"server.key"', json.dumps(name)))
-    with pytest.raises(BackupError, match="outside of the backup"):
-        restore(kept.new, backup)
-    assert not kept.new.data.exists()
-    assert {path for path in root.iterdir() if path != backup} == before
+    sound = path.read_text()
+    for name in (
+        f"../{backup.name}/server.key",
+        f"../{backup.name}/tenants/../../outside.key",
+        f"{root}/{backup.name}/server.key",
+        "tenants/../server.key",
+        "./server.key",
+        "linked",
+        "linked-folder/server.key",
+    ):
+        path.write_text(sound.replace('"server.key"', json.dumps(name)))
+        with pytest.raises(BackupError, match="outside of the backup"):
+            restore(kept.new, backup)
+        assert not kept.new.data.exists()
+        assert {path for path in root.iterdir() if path != backup} == before
 
 
-@pytest.mark.parametrize("name", ["root.key", "models/weights.bin", "servers/x", "memsvc.lock"])
-def test_nothing_is_restored_that_no_backup_holds(kept: Kept, name: str) -> None:
+def test_nothing_is_restored_that_no_backup_holds(kept: Kept) -> None:
     """Keys, models and locks are not a backup's to bring along."""
-    planted = kept.backup / name
-    planted.parent.mkdir(exist_ok=True)
-    planted.write_bytes(b"planted")
     path = kept.backup / MANIFEST
-    manifest = json.loads(path.read_text())
-    digest = hashlib.sha256(b"planted").hexdigest()
-    manifest["files"][name] = {"bytes": 7, "sha256": digest}
-    path.write_text(json.dumps(manifest))
-    with pytest.raises(BackupError, match="which no backup holds"):
-        restore(kept.new, kept.backup)
-    assert not kept.new.data.exists()
+    sound = path.read_text()
+    for name in ("root.key", "models/weights.bin", "servers/x", "memsvc.lock"):
+        planted = kept.backup / name
+        planted.parent.mkdir(exist_ok=True)
+        planted.write_bytes(b"planted")
+        manifest = json.loads(sound)
+        digest = hashlib.sha256(b"planted").hexdigest()
+        manifest["files"][name] = {"bytes": 7, "sha256": digest}
+        path.write_text(json.dumps(manifest))
+        with pytest.raises(BackupError, match="which no backup holds"):
+            restore(kept.new, kept.backup)
+        assert not kept.new.data.exists()
 
 
 def test_a_backup_may_be_reached_by_a_link(kept: Kept) -> None:

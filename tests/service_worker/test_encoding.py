@@ -190,22 +190,22 @@ async def test_a_damaged_block_is_made_again_from_its_text(shared: Asking) -> No
 
 
 async def test_a_memory_deleted_while_its_block_is_made_again_is_no_memory(
-    start: Serve,
+    shared: Asking,
 ) -> None:
-    async with start() as served:
-        memory = await served.create()
-        await served.append(memory.name, "Olga repaired the boiler")
-        await served.ready(memory.name)
-        row = await served.row(memory.name)
-        await served.app.stores.run(row.tenant_uid, _damage_blocks, bytes.fromhex(row.uid))
-        rebuilding = Held(served.app.encoding, "rebuild")
-        question = pb.RetrieveRequest(memory=memory.name, question="Who repaired the boiler?")
-        call = served.as_operator(served.memories.Retrieve, question)
-        asking = asyncio.ensure_future(refused(call))
-        await rebuilding.reached.wait()
-        await served.delete(memory.name)
-        rebuilding.go_on.set()
-        assert (await asking).reason == "MEMORY_NOT_FOUND"
+    memory = await shared.create()
+    await shared.append(memory.name, "Olga repaired the boiler")
+    await shared.ready(memory.name)
+    row = await shared.row(memory.name)
+    await shared.app.stores.run(row.tenant_uid, _damage_blocks, bytes.fromhex(row.uid))
+    rebuilding = Held(shared.app.encoding, "rebuild")
+    question = pb.RetrieveRequest(memory=memory.name, question="Who repaired the boiler?")
+    call = shared.as_operator(shared.memories.Retrieve, question)
+    question_asked = asyncio.ensure_future(refused(call))
+    await rebuilding.reached.wait()
+    rebuilding.let_others_pass()
+    await shared.delete(memory.name)
+    rebuilding.go_on.set()
+    assert (await question_asked).reason == "MEMORY_NOT_FOUND"
 
 
 def _damage_blocks(store: object, memory: bytes) -> None:
