@@ -148,6 +148,7 @@ class Limiter:
         self.turns = Turns(config.concurrent_work, config.tenant_work_share, clock)
         self._tenants: OrderedDict[str, _Tenant] = OrderedDict()
         self._stale: set[str] = set()
+        self._forgotten = 0
 
     async def quotas(self, tenant_uid: str) -> Quotas:
         """What the tenant may use."""
@@ -156,6 +157,7 @@ class Limiter:
     def forget(self, tenant_uid: str) -> None:
         """The tenant's quotas were changed, or it was deleted."""
         self._stale.add(tenant_uid)
+        self._forgotten += 1
 
     def spend_tokens(self, tenant_uid: str, amount: int) -> None:
         """A model read or wrote so many for the tenant."""
@@ -212,15 +214,14 @@ class Limiter:
             if known is not None and tenant_uid not in self._stale:
                 self._tenants.move_to_end(tenant_uid)
                 return known
-            self._stale.discard(tenant_uid)
-            try:
-                own = await self._load(tenant_uid)
-            except BaseException:
-                self._stale.add(tenant_uid)
-                raise
-            if tenant_uid in self._stale:
+            forgotten = self._forgotten
+            own = await self._load(tenant_uid)
+            if forgotten != self._forgotten:
                 continue  # Changed again while they were read.
-            self._keep(tenant_uid, Quotas.resolve(self._config, own))
+            if tenant_uid in self._stale or tenant_uid not in self._tenants:
+                # Else another call has read them, too.
+                self._stale.discard(tenant_uid)
+                self._keep(tenant_uid, Quotas.resolve(self._config, own))
 
     def _keep(self, tenant_uid: str, quotas: Quotas) -> None:
         now = self.clock()

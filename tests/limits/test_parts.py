@@ -225,6 +225,20 @@ async def test_quotas_that_change_while_they_are_read_are_read_again() -> None:
     assert (await reading).requests_per_minute == 5
 
 
+async def test_no_call_goes_by_quotas_that_were_changed_before_it() -> None:
+    """Also not while another one reads them, nor does one that reads them too begin anew."""
+    limited = Limited({"requests_per_minute": 1})
+    assert await limited.refusal() is None
+    limited.own = {"requests_per_minute": 2}
+    limited.limiter.forget("t")
+    refusals = await asyncio.gather(*(limited.refusal() for _ in range(4)))
+    assert [refusal is None for refusal in refusals].count(True) == 2
+    limited.own = {"requests_per_minute": 7}
+    limited.limiter.forget("t")
+    read = await asyncio.gather(*(limited.limiter.quotas("t") for _ in range(2)))
+    assert [quotas.requests_per_minute for quotas in read] == [7, 7]
+
+
 async def test_what_is_inside_stays_counted_when_quotas_change() -> None:
     limited = Limited(concurrent_calls=1)
     async with limited.limiter.enter("t", GET):
