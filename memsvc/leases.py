@@ -163,16 +163,25 @@ class Leases(Leading):
     async def _try_take(self, tenant_uid: str) -> bool:
         try:
             return await self._take(tenant_uid)
-        except StorageError as error:
+        except CatalogError:
+            raise  # Of all tenants.
+        except Exception as error:
+            # What is wrong with one, be it its store or its keys, keeps no other from being led.
             log.error("cannot lead a tenant", extra={"tenant_uid": tenant_uid}, exc_info=error)
             return False
 
     async def _renew(self) -> None:
-        for tenant_uid in await self._catalog.renew_server(self._lease_s):
-            self._held.discard(tenant_uid)
-            self._lost.add(tenant_uid)
+        gone = await self._catalog.renew_server(self._lease_s)
+        # Known of all of them before anything is done about one.
+        self._held -= gone
+        self._lost |= gone
+        for tenant_uid in gone:
             log.warning("leads a tenant no longer", extra={"tenant_uid": tenant_uid})
-            await self._on_lost(tenant_uid)
+            try:
+                await self._on_lost(tenant_uid)
+            except Exception as error:
+                extra = {"tenant_uid": tenant_uid}
+                log.error("what was held of a tenant stays", extra=extra, exc_info=error)
 
     async def _keep(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         while True:
@@ -181,3 +190,6 @@ class Leases(Leading):
                 await work()
             except (CatalogError, StorageError) as error:
                 log.warning("leases: %s", type(error).__name__)
+            except Exception as error:
+                # The last beat would be the end of all leases.
+                log.error("leases", exc_info=error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -11,10 +12,13 @@ from typing import Any
 import pytest
 
 from memsvc.config import Config, load_config
+from memsvc.leases import Leases
 from memsvc.places import bury, place_name, take_place
 from memsvc.server import initialise
 from memsvc.setup import DataFolderError, hold
 from memsvc.v1 import admin_service_pb2 as admin
+from storage.crypto import TenantKeys
+from tests.support.keys import ROOT
 from tests.support.postgres import PostgresForTests, postgres
 from tests.support.served import NO_WORKER, Caller, Served, refused, serve
 
@@ -140,6 +144,84 @@ async def test_a_server_that_was_taken_from_writes_nothing_more(
     async with serve(config, credential) as served:
         assert await served.texts(memory.name) == ["a"]
         assert (await served.append(memory.name, "c")).revision == 2
+
+
+async def test_a_server_that_was_taken_from_knows_it_of_every_tenant(
+    prepared: tuple[Config, str, str],
+) -> None:
+    """Also where what it held of one could not be put away."""
+    async with serve(*prepared[:2]) as served:
+        tenant = admin.CreateTenantRequest(tenant_id="acme")
+        await served.as_operator(served.admin.CreateTenant, tenant)
+        catalog = served.server.application.catalog
+        leases: Any = served.server.application.leases
+        uids = [(await catalog.get_tenant(name)).uid for name in ("default", "acme")]
+        for uid in uids:
+            await leases.require(uid)
+        async with catalog._database.writing() as connection:
+            taken = "UPDATE leases SET server_uid = 'another', fence = fence + 1"
+            await connection.exec_driver_sql(taken)
+        told: list[str] = []
+
+        async def lost(tenant_uid: str) -> None:
+            told.append(tenant_uid)
+            raise RuntimeError("a worker cannot be told")
+
+        leases._on_lost = lost
+        await leases._renew()
+        assert sorted(told) == sorted(uids)
+        assert not any(leases.leads(uid) for uid in uids)
+
+
+async def test_a_beat_that_fails_is_not_the_last(
+    prepared: tuple[Config, str, str], tmp_path: Path
+) -> None:
+    async with serve(*prepared[:2]) as served:
+        with take_place(tmp_path) as place:
+            leases = Leases(served.server.application.catalog, place, 0.003)
+            beats: list[int] = []
+            second = asyncio.Event()
+
+            async def beat() -> None:
+                beats.append(len(beats))
+                if len(beats) == 2:
+                    second.set()
+                raise RuntimeError("anything")
+
+            task = asyncio.create_task(leases._keep(beat))
+            waiting = asyncio.create_task(second.wait())
+            await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            for one in (task, waiting):
+                one.cancel()
+            assert len(beats) >= 2
+
+
+async def test_a_tenant_whose_keys_do_not_open_keeps_no_other_from_being_led(
+    prepared: tuple[Config, str, str],
+) -> None:
+    config, credential, _ = prepared
+    async with serve(config, credential) as served:
+        await served.append((await served.create("alice")).name, "a")
+        make = admin.CreateTenantRequest(tenant_id="acme")
+        await served.as_operator(served.admin.CreateTenant, make)
+        key = await served.as_operator(
+            served.admin.CreateApiKey,
+            admin.CreateApiKeyRequest(
+                parent="tenants/acme", api_key=admin.ApiKey(scope=admin.READ_WRITE)
+            ),
+        )
+        acme = replace(served, as_operator=Caller(key.secret))
+        await acme.append((await acme.create("alice")).name, "b")
+        catalog = served.server.application.catalog
+        older, newer = [(await catalog.get_tenant(name)).uid for name in ("default", "acme")]
+    path = config.folder.keys(older)
+    path.unlink()
+    TenantKeys(path, older, ROOT, create=True)  # Of another root key.
+    async with serve(config, credential) as served:
+        assert served.server.application.leases.leads(newer)
+        acme = replace(served, as_operator=Caller(key.secret))
+        assert await acme.texts("memories/alice") == ["b"]
+        assert not served.server.application.leases.leads(older)
 
 
 async def test_commands_that_need_the_folder_for_themselves_are_refused_beside_servers(
