@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 from memsvc.api_error import ApiError
-from memsvc.config import KIB, MIB, Config
+from memsvc.config import MIB, Config
 from memsvc.encoding.agenda import Agenda
 from memsvc.encoding.batch import Batch, ModelState
 from memsvc.encoding.plan import Job
@@ -52,10 +52,6 @@ MAX_ENCODING = 2
 #: Blocks of one LMDB transaction: from 16 up the disk's rate is nearly reached.
 _WRITE_BLOCKS = 32
 _WRITE_BYTES = 16 * MIB
-#: A batch is sized to keep the worker busy this long: short enough that a new
-#: memory's first document is not long in waiting, long enough to hide the calls around it.
-_BATCH_TARGET_S = 2.5
-_MIN_BATCH_BYTES = 8 * KIB
 #: Without any news the catalog is looked at this often.
 _IDLE_S = 5.0
 _BACKOFF_FIRST_S, _BACKOFF_LAST_S = 0.2, 5.0
@@ -236,8 +232,7 @@ class Pipeline:
         )
 
     def _batch_bytes(self, job: Job) -> int:
-        wanted = max(int(self._state.rate.bytes_per_s * _BATCH_TARGET_S), _MIN_BATCH_BYTES)
-        wanted = self._share.batch_bytes if job.behind else wanted
+        wanted = self._share.batch_bytes if job.behind else self._state.batch_bytes
         return min(wanted, self._config.encode_batch_bytes)
 
     async def _lost(self, job: Job, missing: Sequence[int]) -> dict[int, str]:

@@ -29,6 +29,8 @@ _LIGHTER = 2
 #: From this part of its share on a tenant's calls are worked on one by one: several at once delay
 #: a lighter one's by as much, however little they are over a second.
 _NEAR = 0.5
+#: ... and the next does not wait longer than this for the one before it, which may take long.
+_APART_S = 0.05
 #: Weight of the newest call in what a tenant's next one is expected to take.
 _NEWEST = 0.2
 _FIRST_GUESS_S = 0.005
@@ -41,6 +43,7 @@ class _Tenant:
     def __init__(self, now: float) -> None:
         self.waiting: deque[asyncio.Future[float]] = deque()
         self.inside = 0
+        self.began = now
         self.turn = 0
         self.seen = now
         self.expected_s = _FIRST_GUESS_S
@@ -165,6 +168,7 @@ class Turns:
             self._turn += 1
             tenant.turn = self._turn
             tenant.inside += 1
+            tenant.began = now
             tenant.work(tenant.expected_s, now)
             self._pool.take(uid)
             place.set_result(tenant.expected_s)
@@ -174,9 +178,9 @@ class Turns:
         ready: list[tuple[str, _Tenant]] = []
         waits_s: list[float] = []
         for uid, tenant in self._in_line.items():
-            if not self._pool.has_room(uid) or self._one_by_one(tenant, now):
+            if not self._pool.has_room(uid):
                 continue
-            wait_s = self._wait_s(tenant, now)
+            wait_s = self._wait_s(tenant, now) or self._apart_s(tenant, now)
             if wait_s:
                 waits_s.append(wait_s)
             else:
@@ -195,12 +199,15 @@ class Turns:
             return 0.0
         return max(_MEMORY_S * math.log(use / self._share), 0.001)
 
-    def _one_by_one(self, tenant: _Tenant, now: float) -> bool:
-        """Whether its next call waits for the end of the one that is worked on."""
-        if not tenant.inside or not self._share:
-            return False
+    def _apart_s(self, tenant: _Tenant, now: float) -> float:
+        """Seconds for which the tenant's next call waits for the end of the one before it."""
+        left_s = tenant.began + _APART_S - now
+        if not tenant.inside or not self._share or left_s <= 0:
+            return 0.0
         use = tenant.use(now)
-        return use > _NEAR * self._share and self._outweighs(tenant, use, now)
+        if use <= _NEAR * self._share or not self._outweighs(tenant, use, now):
+            return 0.0
+        return max(left_s, 0.001)
 
     def _outweighs(self, tenant: _Tenant, use: float, now: float) -> bool:
         """Whether a lighter tenant is about."""
