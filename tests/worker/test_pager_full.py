@@ -41,8 +41,8 @@ def _page_in_without_room() -> list[str]:
     asked: list[bool] = []
 
     def unwanted() -> bool:
-        """Asked at first, and again when what is to be held has been read."""
-        if asked:
+        """Asked at first, again when what is to be held has been read, and before each slab."""
+        if len(asked) == 1:
             now = psutil.Process().memory_info().vms
             resource.setrlimit(resource.RLIMIT_AS, (now + _MARGIN, limits[1]))
         asked.append(True)
