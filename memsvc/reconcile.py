@@ -174,12 +174,15 @@ async def _purge(application: Application, memory: MemoryRow) -> bool:
 
 
 async def iterate_tenants(application: Application) -> AsyncIterator[TenantRow]:
-    """Every tenant of the catalog."""
+    """Every tenant but those that go: what could not be removed of one keeps nobody from being
+    served.
+    """
     after = None
     while True:
         rows, after = await application.catalog.list_tenants(_PAGE, after)
         for row in rows:
-            yield row
+            if row.deleting_us is None:
+                yield row
         if after is None:
             return
 
