@@ -40,6 +40,7 @@ class Agenda:
         self._plan = Plan()
         self._behind = Plan()
         self._drops = 0
+        self._done: set[str] = set()
         # Encodings that an earlier worker gave up are tried again.
         self.resume = True
         self.stale = True
@@ -64,6 +65,10 @@ class Agenda:
         self._plan.drop(memory_uid)
         self._behind.drop(memory_uid)
 
+    def done(self, memory_uid: str) -> None:
+        """Nothing of the memory is on its way any more."""
+        self._done.add(memory_uid)
+
     async def refresh(self) -> None:
         """Takes over what the catalog says waits."""
         if self.resume:
@@ -71,6 +76,7 @@ class Agenda:
             self.resume = False
         self.stale = False
         drops = self._drops
+        self._done.clear()
         first, all_first = await self._waiting(behind=False)
         second, all_second = await self._waiting(behind=True)
         if drops != self._drops:
@@ -83,6 +89,8 @@ class Agenda:
         urgent = [w for w in second if self._workers.find(w[1].default_model_id) is None]
         later = [waits for waits in second if waits not in urgent]
         self._merge(self._jobs(first + urgent), self._jobs(later, behind=True))
+        # What was read of them may be from before their last batch: they are looked at again.
+        self.stale = self.stale or bool(self._done)
 
     def _merge(self, jobs: Iterable[Job], later: Iterable[Job]) -> None:
         """A memory is in one line at a time: in the other as soon as nothing of it is out."""
@@ -111,7 +119,9 @@ class Agenda:
         return [
             Job(tenant, memory.uid, encoding.encoded_number, memory.last_number, behind=behind)
             for tenant, memory, encoding in waiting
-            if encoding.identity == self._model.identity and self._mine(memory.uid)
+            if encoding.identity == self._model.identity
+            and self._mine(memory.uid)
+            and memory.uid not in self._done
         ]
 
     def _mine(self, memory_uid: str) -> bool:

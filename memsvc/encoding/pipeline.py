@@ -177,6 +177,8 @@ class Pipeline:
         if job.behind:
             self._share.end(batch.texts.text_bytes if done else 0)
         job.in_flight -= 1
+        if not job.in_flight:
+            self._agenda.done(job.memory_uid)
         job.broken = job.broken or not done
         batch.committed.set_result(done)
         self._agenda.stale = self._agenda.stale or job.behind or not done

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from memsvc.encoding.pipeline import Pipeline
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.workers import WorkerClient, WorkerFaultError
 from storage.catalog import Catalog, MemoryRow
@@ -128,6 +130,33 @@ async def _used(served: Asking, row: MemoryRow, tokens: int) -> int:
     """Tokens encoded for the tenant, once there are so many."""
     found = (await served.app.catalog.usage(row.tenant_uid)).encoded_tokens
     return found if found >= tokens else 0
+
+
+async def test_what_a_batch_made_while_the_backlog_was_read_is_not_made_again(
+    start: Serve,
+) -> None:
+    async with start() as served:
+        memory = await served.create()
+        catalog = served.app.catalog
+        committing = Held(catalog, "commit_encoded")
+        await served.append(memory.name, "one text")
+        await committing.reached.wait()
+        reading = Held(catalog, "backlog", after=True)
+        await served.append(memory.name, "another text")
+        await reading.reached.wait()
+        # What was read says that both wait.
+        for held in (committing, reading):
+            held.let_others_pass()
+        committing.go_on.set()
+        pipelines = [pipeline for pipeline, _ in served.app.encoding._pipelines.values()]
+        await eventually(lambda: _idle(pipelines))
+        reading.go_on.set()
+        encoding = await served.ready(memory.name)
+        assert (encoding.encoded_documents, encoding.tokens) == (2, 6)
+
+
+async def _idle(pipelines: Sequence[Pipeline]) -> bool:
+    return not any(pipeline._batches for pipeline in pipelines)
 
 
 async def test_a_full_backlog_refuses_writes_until_it_falls(start: Serve) -> None:
