@@ -275,9 +275,11 @@ def _remove(transaction: lmdb.Transaction, owner: MemoryUid, numbers: list[int])
     blocks = 0
     for encoding in encodings_under(transaction, owner):
         blocks += delete_blocks(transaction, owner, encoding, numbers)
-    for other in (owner, *(other for other, _ in lent_by(transaction, owner))):
+    for other, last in [(owner, MAX_NUMBER), *lent_by(transaction, owner)]:
         for number in _hidden(transaction, other, numbers[0], numbers[-1]).intersection(numbers):
-            transaction.delete(hidden_key(other, number))
+            # Behind `last` the same number is another owner's document.
+            if number <= last:
+                transaction.delete(hidden_key(other, number))
     return LetGo(texts, blocks)
 
 

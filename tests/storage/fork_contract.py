@@ -174,3 +174,18 @@ class ForkContract:
         assert texts(store, CHILD) == {1: "3 wrote 1"}
         assert texts(store, PARENT) == {}
         assert list(store.check()) == []
+
+    def test_what_a_fork_let_go_of_does_not_come_back_with_anothers_number(
+        self, store: TenantStore
+    ) -> None:
+        fill(store, PARENT, 1, 3)
+        store.fork(PARENT, CHILD, 2)
+        fill(store, CHILD, 3, 3)
+        store.fork(CHILD, GRANDCHILD, 3)
+        store.delete_documents(GRANDCHILD, [3])
+        assert texts(store, GRANDCHILD).keys() == {1, 2}
+        store.delete_documents(PARENT, [3])
+        assert texts(store, GRANDCHILD).keys() == {1, 2}
+        assert texts(store, CHILD) == {1: "5 wrote 1", 2: "5 wrote 2", 3: "3 wrote 3"}
+        assert blocks(store, GRANDCHILD) == [1, 2]
+        assert list(store.check()) == []
