@@ -77,7 +77,7 @@ class Leases(Leading):
         """Claims every tenant that nobody leads; goes on to look for such ones."""
         self._take_over = take_over
         self._on_lost = lost
-        self._catalog.lead_as(self._place.uid, self._place.name)
+        self._catalog.lead_as(self._place.uid, self._place.name, self._fenced)
         await self._renew()
         self._tasks.append(asyncio.create_task(self._keep(self._renew)))
         await self._sweep()
@@ -169,6 +169,12 @@ class Leases(Leading):
             # What is wrong with one, be it its store or its keys, keeps no other from being led.
             log.error("cannot lead a tenant", extra={"tenant_uid": tenant_uid}, exc_info=error)
             return False
+
+    def _fenced(self, tenant_uid: str) -> None:
+        """A write was refused: the tenant is served no more. The next beat does the rest."""
+        if tenant_uid in self._held:
+            self._held.discard(tenant_uid)
+            self._lost.add(tenant_uid)
 
     async def _renew(self) -> None:
         gone = await self._catalog.renew_server(self._lease_s)

@@ -110,6 +110,7 @@ class CatalogPart:
         self._place = ""
         #: The fence under which this server leads each of its tenants.
         self._fences: dict[str, int] = {}
+        self._on_lease_lost: Callable[[str], None] | None = None
         #: Who adds to a tenant's audit trail, one after the other.
         self._trails: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -150,6 +151,8 @@ class CatalogPart:
             self._fences.get(lease.tenant_uid),
         ):
             return
+        elif self._on_lease_lost is not None:
+            self._on_lease_lost(lease.tenant_uid)
         raise LeaseLostError("another server leads the tenant")
 
     async def _keep_default_still(self, connection: Statements) -> None:

@@ -16,7 +16,7 @@ a claim comes before it or after.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from sqlalchemy import (
@@ -46,13 +46,17 @@ _KEPT_US = 86_400_000_000
 class Leases(CatalogPart):
     """This server's own row, and the tenants it leads."""
 
-    def lead_as(self, server_uid: str, place: str) -> None:
+    def lead_as(
+        self, server_uid: str, place: str, on_lost: Callable[[str], None] | None = None
+    ) -> None:
         """From now on this catalog writes what is a tenant's only while it leads the tenant.
 
         place: host and data folder, the same for every server whose lock can be asked.
+        on_lost: told of each tenant for which a write was refused, before it raises.
         """
         self._server_uid = server_uid
         self._place = place
+        self._on_lease_lost = on_lost
 
     @writes
     async def renew_server(self, lease_s: float) -> set[str]:
