@@ -19,6 +19,7 @@ import time
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +39,7 @@ from model_adapter.residency import (
     MemoryKey,
     RoutingTable,
 )
-from model_adapter.staging import CudaLane, Staging
+from model_adapter.staging import CudaLane, HostLane, Staging
 from storage.crypto import MemorySecret
 from storage.layout import KVLayout
 from storage.store import EncodingId
@@ -95,9 +96,12 @@ class Pager:
     ) -> None:
         """storing: how kernels want routing keys on the device; None: they are not for kernels."""
         self._storing = storing
-        self._staging = None
+        # A slab is what so many documents take on the average: most are smaller than this.
+        buffer_bytes = budgets.slab_bytes * 5 // 4
         if device.type == "cuda":
-            self._staging = Staging(CudaLane(device), budgets.slab_bytes)
+            self._staging = Staging(CudaLane(device), buffer_bytes)
+        else:
+            self._staging = Staging(HostLane(), buffer_bytes, buffers=2)
         self._layout = layout
         self._encoding = encoding
         self._readers = readers
@@ -247,12 +251,13 @@ class Pager:
         start = (memory.table.index if hold else memory.full).last_number + 1
         last = max(last_number, memory.full.last_number)
         try:
-            for slab in self.source(memory.key).slabs(start, last):
-                if unwanted():
-                    raise UnwantedError("the caller went away while the memory was paged in")
-                hold = hold and self._hold(memory, slab)
-                known = bisect_right(slab.numbers, memory.full.last_number)
-                memory.full = memory.full.extended(slab.numbers[known:], slab.chunks[known:])
+            with closing(self.source(memory.key).slabs(start, last, self._staging.lent)) as slabs:
+                for slab in slabs:
+                    if unwanted():
+                        raise UnwantedError("the caller went away while the memory was paged in")
+                    hold = hold and self._hold(memory, slab)
+                    known = bisect_right(slab.numbers, memory.full.last_number)
+                    memory.full = memory.full.extended(slab.numbers[known:], slab.chunks[known:])
         finally:
             memory.table.settle()
 
@@ -326,6 +331,7 @@ class Pager:
     def _wipe_if_left(self, memory: HeldMemory) -> None:
         if memory in self._leaving and not memory.pins:
             memory.table.wipe()
+            self._staging.wipe()
             self._content.drop_memory(memory)
             self.derived.drop(memory)
             self._reserved -= memory.reserved

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ from storage.store import (
     EncodingId,
     MemoryUid,
     RecordNotFoundError,
+    Room,
     StoredDocument,
 )
 
@@ -70,9 +71,17 @@ class BlockSource:
         self._layout = layout
         self._slab_bytes = slab_bytes
 
-    def slabs(self, first: int, last: int) -> Iterator[Slab]:
+    def slabs(
+        self,
+        first: int,
+        last: int,
+        lent: Callable[[], AbstractContextManager[Room | None]] = nullcontext,
+    ) -> Generator[Slab]:
         """Routing keys of documents first..last, about slab_bytes at a time (one document at
-        least). Raises CorruptRecordError, ModelMismatchError."""
+        least). lent: room for each slab, until the next one is asked for; else in new memory.
+
+        Raises CorruptRecordError, ModelMismatchError.
+        """
         with self._readers.use(self._tenant) as reader:
             if reader is None or first > last:
                 return
@@ -81,9 +90,11 @@ class BlockSource:
             while position < len(numbers):
                 wanted = numbers[position : position + step]
                 left = len(numbers) - position
-                slab = self._load(reader, wanted, left)
+                with lent() as room:
+                    slab = self._load(reader, wanted, left, room)
+                    if slab is not None:
+                        yield slab
                 if slab is not None:
-                    yield slab
                     per_document = slab.keys_LCE.nbytes / len(slab.numbers)
                     fitting = max(1, int(self._slab_bytes / per_document))
                     step = min(fitting, step * _STEP_GROWTH)
@@ -156,10 +167,12 @@ class BlockSource:
         ):
             raise MemoryChangedError("documents were removed while they were being read")
 
-    def _load(self, reader: BlockReader, numbers: Sequence[int], left: int) -> Slab | None:
+    def _load(
+        self, reader: BlockReader, numbers: Sequence[int], left: int, room: Room | None
+    ) -> Slab | None:
         try:
             packed = reader.load_routing(
-                self._memory, self._encoding, self._layout, numbers[0], numbers[-1]
+                self._memory, self._encoding, self._layout, numbers[0], numbers[-1], room=room
             )
         except store.KeyMissingError as error:
             raise MemoryChangedError(_KEY_GONE) from error

@@ -24,7 +24,7 @@ from storage.document_json import (
 from storage.keys import Kind, block_key, document_key, encoding_key, keys_key, number_of
 from storage.layout import Bits, KVBlock, KVLayout
 from storage.layout_json import fingerprint, layout_fields, parse_layout
-from storage.records import Buffer, Header, Sealed, seal, unseal
+from storage.records import Buffer, Header, Sealed, look, seal, unseal
 from storage.store import (
     ContentPart,
     CorruptRecordError,
@@ -184,13 +184,24 @@ def open_block(
 
     mark: fingerprint of the encoding and layout. Raises CorruptRecordError, ForeignRecordError.
     """
-    sealed = unseal(key, value, kind, mark, encrypted=encrypted)
-    header = sealed.header
-    count = 1 if kind is Kind.ROUTING else layout.kinds() - 1
-    expected = raw_bytes(count, layout.chunks(header.tokens), layout)
-    if header.tokens < 1 or header.raw_bytes != expected:
-        raise CorruptRecordError(f"{key.hex()}: lengths do not fit {header.tokens} tokens")
+    sealed = look(key, value, kind, encrypted=encrypted)
+    sealed.verify()
+    check_block(sealed, mark, layout, encrypted=encrypted)
     return sealed
+
+
+def check_block(sealed: Sealed, mark: bytes, layout: KVLayout, *, encrypted: bool) -> None:
+    """Whether it is of that encoding, and as long as its tokens say; of use once it is verified.
+
+    Raises CorruptRecordError, ForeignRecordError.
+    """
+    sealed.check(mark, encrypted=encrypted)
+    header = sealed.header
+    count = 1 if header.kind is Kind.ROUTING else layout.kinds() - 1
+    expected = raw_bytes(count, layout.chunks(header.tokens), layout)
+    fits = header.codec != Codec.RAW or sealed.payload_bytes == expected
+    if header.tokens < 1 or header.raw_bytes != expected or not fits:
+        raise CorruptRecordError(f"{sealed.key.hex()}: lengths do not fit {header.tokens} tokens")
 
 
 def block_arrays(sealed: Sealed, payload: memoryview, layout: KVLayout) -> list[Bits]:

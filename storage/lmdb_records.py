@@ -42,7 +42,7 @@ from storage.lmdb_env import Environment
 from storage.lmdb_pages import prefetch
 from storage.lmdb_scan import has_any, keys_in
 from storage.records import Buffer
-from storage.routing_pack import pack_routing
+from storage.routing_pack import pack_routing, plain_room
 from storage.store import (
     ContentPart,
     EncodingId,
@@ -50,6 +50,7 @@ from storage.store import (
     MemoryUid,
     PackedRouting,
     RecordNotFoundError,
+    Room,
     RoutingPart,
     StoredDocument,
 )
@@ -142,15 +143,20 @@ class LmdbRecords:
         layout: KVLayout,
         first: int = 0,
         last: int | None = None,
+        *,
+        room: Room | None = None,
     ) -> PackedRouting:
         """See BlockReader. One read transaction, for as long as the copy takes."""
+        room = room or plain_room
         view = self._view(memory, Kind.ROUTING, encoding, first, last)
         self._prefetch(view)
         if not self._shows_any(view):
-            return pack_routing([], encoding, layout, None)
+            return pack_routing([], encoding, layout, None, room)
         tree = self._tree(memory)
         return self._environment.read(
-            lambda transaction: pack_routing(view.records(transaction), encoding, layout, tree)
+            lambda transaction: pack_routing(
+                view.records(transaction), encoding, layout, tree, room
+            )
         )
 
     def get_content(

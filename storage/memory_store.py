@@ -26,6 +26,7 @@ from storage.store import (
     PackedRouting,
     Problem,
     RecordNotFoundError,
+    Room,
     RoutingPart,
     StorageError,
     StoredDocument,
@@ -129,16 +130,23 @@ class MemoryStore:
         layout: KVLayout,
         first: int = 0,
         last: int | None = None,
+        *,
+        room: Room | None = None,
     ) -> PackedRouting:
         """See BlockReader."""
         parts = list(self.iter_routing(memory, encoding, layout, first, last))
         shape = (len(layout.routed_layers), 0, layout.width)
         nothing = np.empty(shape, NUMPY_DTYPE[layout.dtype])
         arrays = [nothing, *(part.routing_key_LCE for part in parts)]
+        joined = np.concatenate(arrays, axis=1)
+        if room is not None:
+            there = np.frombuffer(room(joined.nbytes), joined.dtype).reshape(joined.shape)
+            there[...] = joined
+            joined = there
         return PackedRouting(
             numbers_N=np.array([part.number for part in parts], np.int64),
             tokens_N=np.array([part.tokens for part in parts], np.int64),
-            routing_key_LCE=cast(Bits, np.concatenate(arrays, axis=1)),
+            routing_key_LCE=cast(Bits, joined),
         )
 
     def get_content(

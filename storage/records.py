@@ -79,9 +79,10 @@ class Header(NamedTuple):
 
 
 class Sealed(NamedTuple):
-    """A whole record whose payload was not opened. Views are valid as long as the value is.
+    """A record whose payload was not opened. Views are valid as long as the value is.
 
-    nonce is empty in a plain record.
+    bound, nonce: empty in a plain record. checked: what the checksum is over beside key and
+    body. fault: what is wrong with it though its checksum is right; empty when nothing is.
     """
 
     key: bytes
@@ -89,6 +90,25 @@ class Sealed(NamedTuple):
     bound: bytes
     nonce: bytes
     body: memoryview
+    checked: bytes
+    checksum: int
+    fault: str
+
+    def verify(self) -> None:
+        """Raises CorruptRecordError unless it is as it was written, and of its kind."""
+        if self.checksum != xxh3_64_intdigest(
+            self.body, xxh3_64_intdigest(self.key + self.checked)
+        ):
+            raise CorruptRecordError(f"{self.key.hex()}: checksum does not match")
+        if self.fault:
+            raise CorruptRecordError(f"{self.key.hex()}: {self.fault}")
+
+    def check(self, fingerprint: bytes | None, *, encrypted: bool) -> None:
+        """Whether it is what the caller asks for, see `unseal`; of use once it is verified."""
+        if encrypted and not self.nonce:
+            raise WrongKeyError(f"{self.key.hex()}: a plain record among encrypted ones")
+        if fingerprint is not None and self.header.fingerprint != fingerprint:
+            raise ForeignRecordError(f"{self.key.hex()}: block of another model or layout")
 
     @property
     def payload_bytes(self) -> int:
@@ -142,6 +162,17 @@ def unseal(
     fingerprint: what the caller asks for; None takes any. encrypted: whether the caller
     holds keys. Raises CorruptRecordError, ForeignRecordError, KeyMissingError.
     """
+    sealed = look(key, value, kind, encrypted=encrypted)
+    sealed.verify()
+    sealed.check(fingerprint, encrypted=encrypted)
+    return sealed
+
+
+def look(key: bytes, value: Buffer, kind: Kind, *, encrypted: bool) -> Sealed:
+    """What the value says of itself, nothing of it verified yet but its length.
+
+    Raises CorruptRecordError, ForeignRecordError (a format of the future), KeyMissingError.
+    """
     head = bytes(value[:ENCRYPTED_HEADER_BYTES])
     if len(head) < HEADER_BYTES:
         raise CorruptRecordError(f"{key.hex()}: {len(value)} bytes are no record")
@@ -151,49 +182,41 @@ def unseal(
     if version == ENCRYPTED_VERSION:
         if not encrypted:
             raise KeyMissingError(f"{key.hex()}: encrypted, and there is no key")
-        sealed = _read_encrypted(key, head, memoryview(value), kind)
-    elif version == FORMAT_VERSION:
-        sealed = _read_plain(key, head, memoryview(value), kind)
-        if encrypted:
-            raise WrongKeyError(f"{key.hex()}: a plain record among encrypted ones")
-    else:
-        raise ForeignRecordError(f"{key.hex()}: format version {version}")
-    if fingerprint is not None and sealed.header.fingerprint != fingerprint:
-        raise ForeignRecordError(f"{key.hex()}: block of another model or layout")
-    return sealed
+        return _look_encrypted(key, head, memoryview(value), kind)
+    if version == FORMAT_VERSION:
+        return _look_plain(key, head, memoryview(value), kind)
+    raise ForeignRecordError(f"{key.hex()}: format version {version}")
 
 
-def _read_plain(key: bytes, head: bytes, value: memoryview, kind: Kind) -> Sealed:
+def _look_plain(key: bytes, head: bytes, value: memoryview, kind: Kind) -> Sealed:
     _, _, found, codec, zero, mark, tokens, raw, stored, pad, checksum = _HEADER.unpack_from(head)
-    body = value[HEADER_BYTES:]
-    _check(key, head[: _CHECKED.size], body, stored, checksum)
-    _check_kind(key, found, kind, zero or pad)
-    return Sealed(key, Header(kind, codec, raw, mark, tokens), b"", b"", body)
+    body = _body(key, value[HEADER_BYTES:], stored)
+    header = Header(kind, codec, raw, mark, tokens)
+    fault = _fault(found, kind, zero or pad)
+    return Sealed(key, header, b"", b"", body, head[: _CHECKED.size], checksum, fault)
 
 
-def _read_encrypted(key: bytes, head: bytes, value: memoryview, kind: Kind) -> Sealed:
+def _look_encrypted(key: bytes, head: bytes, value: memoryview, kind: Kind) -> Sealed:
     if len(head) < ENCRYPTED_HEADER_BYTES:
         raise CorruptRecordError(f"{key.hex()}: {len(value)} bytes are no record")
     _, _, found, codec, zero, mark, tokens, raw, stored, revision, nonce, checksum = (
         _ENCRYPTED_HEADER.unpack(head)
     )
-    body = value[ENCRYPTED_HEADER_BYTES:]
-    _check(key, head[: _BOUND.size + NONCE_BYTES], body, stored, checksum)
-    _check_kind(key, found, kind, zero)
-    if len(body) < TAG_BYTES:
-        raise CorruptRecordError(f"{key.hex()}: no encrypted payload")
+    body = _body(key, value[ENCRYPTED_HEADER_BYTES:], stored)
     header = Header(kind, codec, raw, mark, tokens, revision)
-    return Sealed(key, header, key + head[: _BOUND.size], nonce, body)
+    fault = _fault(found, kind, zero)
+    if not fault and len(body) < TAG_BYTES:
+        fault = "no encrypted payload"
+    bound, checked = key + head[: _BOUND.size], head[: _BOUND.size + NONCE_BYTES]
+    return Sealed(key, header, bound, nonce, body, checked, checksum, fault)
 
 
-def _check(key: bytes, checked: bytes, body: memoryview, stored: int, checksum: int) -> None:
+def _body(key: bytes, body: memoryview, stored: int) -> memoryview:
     if stored != len(body):
         raise CorruptRecordError(f"{key.hex()}: {len(body)} bytes, header says {stored}")
-    if checksum != xxh3_64_intdigest(body, xxh3_64_intdigest(key + checked)):
-        raise CorruptRecordError(f"{key.hex()}: checksum does not match")
+    return body
 
 
-def _check_kind(key: bytes, found: int, kind: Kind, zeros: int) -> None:
-    """The checksum is right by now: a fault here is a writer's, not the disk's."""
-    if found != kind or zeros:
-        raise CorruptRecordError(f"{key.hex()}: kind {found}, expected {kind.name.lower()}")
+def _fault(found: int, kind: Kind, zeros: int) -> str:
+    """A fault here, where the checksum is right, is a writer's and not the disk's."""
+    return f"kind {found}, expected {kind.name.lower()}" if found != kind or zeros else ""

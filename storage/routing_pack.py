@@ -1,19 +1,39 @@
-"""Routing keys of many records, verified, decrypted and copied into one array."""
+"""Routing keys of many documents into one array, with one copy of each.
+
+What headers say is read first, by the caller alone. Then a few threads verify, decrypt and copy
+records side by side: nearly all of that is done with the interpreter released, and whoever needs
+it for long would stop the others. With one core, or little to do, the caller does all.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache
+from typing import cast
 
 import numpy as np
 
-from storage.block_records import block_arrays, open_block
-from storage.codecs import Codec
+from storage.block_records import block_arrays, check_block
+from storage.codecs import Codec, raw_bytes
 from storage.crypto.key_tree import KeyTree
 from storage.keys import Kind, number_of
 from storage.layout import NUMPY_DTYPE, Bits, KVLayout
 from storage.layout_json import fingerprint
-from storage.records import Sealed
-from storage.store import CorruptRecordError, EncodingId, PackedRouting
+from storage.records import Sealed, look
+from storage.store import EncodingId, PackedRouting, Room, StorageError
+
+#: Threads that decode, the callers' own not counted: more would wait for the interpreter.
+_MOST_THREADS = 4
+#: Records that a thread takes at a time, and bytes of records from which on threads pay.
+_AT_A_TIME = 8
+_WORTH_BYTES = 2**20
+
+
+def plain_room(size: int) -> memoryview:
+    """A Room of new memory."""
+    return np.empty(size, np.uint8).data
 
 
 def pack_routing(
@@ -21,37 +41,92 @@ def pack_routing(
     encoding: EncodingId,
     layout: KVLayout,
     tree: KeyTree | None,
+    room: Room = plain_room,
 ) -> PackedRouting:
-    """Copies routing keys out of records whose views stay valid meanwhile."""
+    """Copies routing keys out of records, whose views stay valid meanwhile, into `room`.
+
+    Raises CorruptRecordError, ForeignRecordError, KeyMissingError; what `room` gave then holds
+    nothing of worth.
+    """
     mark = fingerprint(encoding, layout)
-    # Verified and sized first, so that one array takes all.
-    found = [
-        open_block(key, value, Kind.ROUTING, mark, layout, encrypted=tree is not None)
-        for key, value in records
-    ]
-    chunks_N = [layout.chunks(sealed.header.tokens) for sealed in found]
-    shape = (len(layout.routed_layers), sum(chunks_N), layout.width)
-    packed: Bits = (
-        np.empty(shape, np.uint16) if layout.dtype == "bf16" else np.empty(shape, np.float32)
-    )
-    scratch = memoryview(bytearray(max((s.payload_bytes for s in found), default=0)))
-    start = 0
-    for sealed, count in zip(found, chunks_N, strict=True):
-        cipher = None if tree is None else tree.cipher(number_of(sealed.key))
-        payload = sealed.payload(cipher, scratch[: sealed.payload_bytes])
-        _copy_routing(sealed, payload, packed[:, start : start + count], layout)
-        start += count
+    found = [_look(key, value, mark, layout, tree is not None) for key, value in records]
+    tokens_N = [sealed.header.tokens for sealed in found]
+    ends_N1 = np.cumsum([0, *map(layout.chunks, tokens_N)]).tolist()
+    size = raw_bytes(1, ends_N1[-1], layout)
+    flat = np.frombuffer(room(size), NUMPY_DTYPE[layout.dtype])
+    packed_LCE = cast(Bits, flat.reshape(len(layout.routed_layers), ends_N1[-1], layout.width))
+
+    def decode(first: int) -> None:
+        some = found[first : first + _AT_A_TIME]
+        encrypted_bytes = 0 if tree is None else max(sealed.payload_bytes for sealed in some)
+        scratch = memoryview(bytearray(encrypted_bytes))
+        for place, sealed in enumerate(some, first):
+            sealed.verify()
+            cipher = None if tree is None else tree.cipher(number_of(sealed.key))
+            payload = sealed.payload(cipher, scratch[: sealed.payload_bytes])
+            target_LcE = packed_LCE[:, ends_N1[place] : ends_N1[place + 1]]
+            if sealed.header.codec == Codec.RAW:
+                raw = np.frombuffer(payload, packed_LCE.dtype)
+                target_LcE[...] = raw.reshape(target_LcE.shape)
+            else:
+                target_LcE[...] = block_arrays(sealed, payload, layout)[0]
+
+    _share(decode, iter(range(0, len(found), _AT_A_TIME)), size)
     return PackedRouting(
         numbers_N=np.array([number_of(sealed.key) for sealed in found], np.int64),
-        tokens_N=np.array([sealed.header.tokens for sealed in found], np.int64),
-        routing_key_LCE=packed,
+        tokens_N=np.array(tokens_N, np.int64),
+        routing_key_LCE=packed_LCE,
     )
 
 
-def _copy_routing(sealed: Sealed, payload: memoryview, target: Bits, layout: KVLayout) -> None:
+def _look(key: bytes, value: memoryview, mark: bytes, layout: KVLayout, encrypted: bool) -> Sealed:
+    """A record that is what it should be as far as it says so itself, and is as long as its
+    keys; its bytes are verified where that is not so, or it does not say how long it has to be.
+    """
+    sealed = look(key, value, Kind.ROUTING, encrypted=encrypted)
     if sealed.header.codec != Codec.RAW:
-        target[...] = block_arrays(sealed, payload, layout)[0]
-    elif len(payload) == target.nbytes:
-        target[...] = np.frombuffer(payload, NUMPY_DTYPE[layout.dtype]).reshape(target.shape)
-    else:
-        raise CorruptRecordError(f"{sealed.key.hex()}: payload does not fit the layout")
+        sealed.verify()
+    try:
+        check_block(sealed, mark, layout, encrypted=encrypted)
+    except StorageError:
+        sealed.verify()  # What is damaged may say anything.
+        raise
+    return sealed
+
+
+@cache
+def _helpers() -> tuple[int, ThreadPoolExecutor | None]:
+    """How many threads help, all callers together, and they; none on one core."""
+    threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)) - 1)
+    return threads, ThreadPoolExecutor(threads, "decode") if threads else None
+
+
+def _share(work: Callable[[int], None], parts: Iterator[int], size: int) -> None:
+    """Does all parts, with what threads there are; all have let go of the work at return.
+
+    Raises what a part has raised; parts not begun by then are left.
+    """
+    failed = False
+
+    def drain() -> None:
+        nonlocal failed
+        for part in parts:
+            if failed:
+                return
+            try:
+                work(part)
+            except BaseException:
+                failed = True
+                raise
+
+    threads, helpers = _helpers()
+    asked = []
+    if helpers is not None and size >= _WORTH_BYTES:
+        asked = [helpers.submit(drain) for _ in range(threads)]
+    try:
+        drain()
+    finally:
+        begun = [future for future in asked if not future.cancel()]
+        wait(begun)
+    for future in begun:
+        future.result()

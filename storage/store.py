@@ -8,7 +8,7 @@ Calls block; callers in an event loop run them in a thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NewType, Protocol
@@ -90,6 +90,10 @@ class LetGo:
     texts: int = 0
     blocks: int = 0
     shared: tuple[int, ...] = ()
+
+
+#: Gives writable memory of so many bytes, contiguous, aligned as numbers are.
+Room = Callable[[int], memoryview]
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,10 +190,13 @@ class BlockReader(Protocol):
         layout: KVLayout,
         first: int = 0,
         last: int | None = None,
+        *,
+        room: Room | None = None,
     ) -> PackedRouting:
-        """What iter_routing yields, in one new array and several times as fast.
+        """What iter_routing yields, in one array and several times as fast.
 
-        Empty arrays when there is no block. Raises CorruptRecordError, ForeignRecordError.
+        room: where the array is to lie; None: in new memory. Empty arrays when there is no
+        block. Raises CorruptRecordError, ForeignRecordError; room then holds nothing of worth.
         """
 
     def encoding_layout(self, memory: MemoryUid, encoding: EncodingId) -> KVLayout:

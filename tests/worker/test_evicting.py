@@ -83,12 +83,12 @@ def test_who_reads_a_memory_through_stops_at_the_next_slab() -> None:
     lease = world.pager.lease(key(1), DOCUMENTS, 0, job.unwanted)
     load, reads = store.load_routing, list[object]()
 
-    def evicted_meanwhile(*arguments: object) -> object:
+    def evicted_meanwhile(*arguments: object, **options: object) -> object:
         reads.append(arguments)
         if len(reads) == 2:
             threading.Thread(target=scheduler.stop_memory, args=(key(1).tenant,)).start()
             eventually(lambda: job.stopping is not None, "the eviction has begun")
-        return load(*arguments)  # type: ignore[arg-type]  # passed on as they came
+        return load(*arguments, **options)  # type: ignore[arg-type]  # passed on as they came
 
     store.load_routing = evicted_meanwhile  # type: ignore[method-assign,assignment]  # a spy
     scheduler.queue(job, lease, lease.release)

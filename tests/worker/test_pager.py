@@ -77,9 +77,9 @@ def test_a_memory_grows_without_being_read_again(world: World) -> None:
     reads: list[tuple[int, int | None]] = []
     load = store.load_routing
 
-    def counted(*arguments: object) -> object:
+    def counted(*arguments: object, **options: object) -> object:
         reads.append(arguments[3:])  # type: ignore[arg-type]  # first and last
-        return load(*arguments)  # type: ignore[arg-type]  # passed on as they came
+        return load(*arguments, **options)  # type: ignore[arg-type]  # passed on as they came
 
     store.load_routing = counted  # type: ignore[method-assign,assignment]  # a spy
     for last in range(1, 60):
@@ -169,9 +169,9 @@ def _routing_reads(world: World) -> list[object]:
     store = world.store()
     load = store.load_routing
 
-    def spy(*arguments: object) -> object:
+    def spy(*arguments: object, **options: object) -> object:
         reads.append(arguments)
-        return load(*arguments)  # type: ignore[arg-type]  # passed on as they came
+        return load(*arguments, **options)  # type: ignore[arg-type]  # passed on as they came
 
     store.load_routing = spy  # type: ignore[method-assign,assignment]  # a spy
     return reads
@@ -201,6 +201,8 @@ def test_evicted_bytes_are_overwritten(world: World) -> None:
     ((_, keys_CE),) = list(view.routing_keys(0))
     view.content(0, [0, 1, 2, 3])
     held = list(world.pager._content._held.values())
+    buffers = world.pager._staging._buffers
+    assert any(buffer.memory.any() for buffer in buffers)
     assert len(held) == 4
     assert keys_CE.any()
     before = world.pager.residency()
@@ -208,6 +210,7 @@ def test_evicted_bytes_are_overwritten(world: World) -> None:
     freed = world.pager.evict(TENANT, key(1).memory)
     assert freed == before.routing_bytes + before.content_bytes
     assert not keys_CE.any()
+    assert not any(buffer.memory.any() for buffer in buffers)
     assert all(not c.value_LCE.any() and not _any(c.key_LCE) for c in held)
     after = world.pager.residency()
     assert (after.routing_bytes, after.content_bytes, after.memories) == (0, 0, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from model_adapter.msa.kernels import KeyFormat, KeyStorage
 from model_adapter.pager import Budgets
 from model_adapter.residency import RoutingTable
 from model_adapter.staging import Arrival, Staging
+from storage.store import Room
 from tests.support.blocks import SEPARATE, SHARED
 from tests.support.pages import World, key
 
@@ -71,6 +73,67 @@ def test_nothing_waits_while_buffers_are_free() -> None:
     assert lane.pending == 3 and not target.any()
     staging.copy(target, source)
     assert lane.pending == 3 and target.all(), "the first had to arrive for its buffer"
+
+
+def lent_tensor(staging: Staging, room: Room, values: int) -> torch.Tensor:
+    """[2, values / 6, 3] bf16 where the ring, or new memory, has room for it."""
+    memory = np.frombuffer(room(2 * values), np.int16)
+    return torch.from_numpy(memory).view(torch.bfloat16).view(2, -1, 3)
+
+
+def test_what_was_decoded_in_the_ring_goes_from_there() -> None:
+    lane = LateLane()
+    staging = Staging(lane, 1 << 10, 3)
+    targets = [torch.zeros(2, 4, 3).bfloat16() for _ in range(7)]
+    for number, target in enumerate(targets, 1):
+        with staging.lent() as room:
+            source = lent_tensor(staging, room, target.numel()).fill_(number)
+            staging.copy(target, source)
+            assert not target.any()
+    staging.finish()
+    assert all((target == number).all() for number, target in enumerate(targets, 1))
+    assert lane.buffers == 3 and not lane.pending
+
+
+def test_who_copies_does_not_wait_for_who_decodes() -> None:
+    lane = LateLane()
+    staging = Staging(lane, 1 << 10, 3)
+    target = torch.zeros(2, 4, 3).bfloat16()
+    with staging.lent() as one, staging.lent() as two, staging.lent() as three:
+        sources = [lent_tensor(staging, room, target.numel()) for room in (one, two, three)]
+        assert lane.buffers == 2, "the last buffer is for those that have none"
+        for source in sources:
+            staging.copy(target, source.fill_(5))
+        staging.finish()
+        assert (target == 5).all() and lane.buffers == 3
+    with staging.lent() as room:
+        large = lent_tensor(staging, room, 6000)
+        assert large.nbytes > 1 << 10, "what fits no buffer is decoded elsewhere"
+        there = torch.zeros_like(large)
+        staging.copy(there, large.normal_())
+        staging.finish()
+        assert torch.equal(there, large)
+
+
+def test_the_ring_forgets_what_was_in_it() -> None:
+    lane = LateLane()
+    staging = Staging(lane, 1 << 10, 2)
+    target = torch.zeros(2, 32, 3).bfloat16()
+    for size in (6, 60, 12):
+        with staging.lent() as room:
+            source = lent_tensor(staging, room, size).fill_(7)
+            staging.copy(target[:, : size // 6], source)
+    memory = [buffer.memory for buffer in staging._buffers]
+    assert [int((kept != 0).sum()) > 0 for kept in memory] == [True, True]
+    with staging.lent() as room:
+        mine = lent_tensor(staging, room, 6).fill_(3)
+        held = staging._buffers[1].memory
+        assert held.data_ptr() == mine.data_ptr() and not held[12:].any(), "it held 60 before"
+        staging.wipe()
+        assert (mine == 3).all(), "lent, and its borrower's"
+        assert not memory[0].any() and (target[:, :10] == 7).all()
+    staging.wipe()
+    assert not any(kept.any() for kept in memory)
 
 
 def test_a_table_by_a_ring_holds_what_a_plain_one_does() -> None:
