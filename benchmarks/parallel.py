@@ -23,8 +23,9 @@ import torch
 from torch import distributed
 
 from benchmarks.machine import machine
+from benchmarks.rates import Timing
 from benchmarks.routing import HEAD_DIM, HEADS, KV_HEADS
-from benchmarks.routing_cuda import ONE_LAYER, Shape, Timing, some_memory, some_offsets
+from benchmarks.routing_cuda import ONE_LAYER, Shape, some_memory, some_offsets
 from model_adapter.msa.kernel_pass import Asked, KernelPass
 from model_adapter.msa.kernels import KeyStorage, ResidentKeys, Shard
 from model_adapter.msa.kernels.score import fused_available

@@ -29,6 +29,8 @@ from model_adapter.msa.config import MsaConfig
 from model_adapter.msa.routing import RoutingQuery, prepare, score_documents, select
 
 KV_HEADS, HEADS, HEAD_DIM, TOKENS, TOP_K = 8, 32, 128, 32, 16
+#: Chunks that the published reference scores at once.
+REFERENCE_SLICE = 16384
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,13 @@ class Keys:
 
 def make_memory(chunks: int, dtype: torch.dtype, device: torch.device, seed: int) -> Keys:
     """Random keys; documents of 1 to 5 chunks, 3 on average."""
-    generator = torch.Generator().manual_seed(seed)
-    keys_CE = torch.randn(chunks, KV_HEADS * HEAD_DIM, generator=generator).to(dtype)
+    generator = torch.Generator(device).manual_seed(seed)
+    size = (chunks, KV_HEADS * HEAD_DIM)
+    keys_CE = torch.randn(size, generator=generator, device=device).to(dtype)
     lengths = np.random.default_rng(seed).integers(1, 6, size=chunks)
     ends = np.cumsum(lengths)
     ends = ends[ends < chunks]
-    return Keys(keys_CE.to(device), np.concatenate(([0], ends, [chunks])).astype(np.int64))
+    return Keys(keys_CE, np.concatenate(([0], ends, [chunks])).astype(np.int64))
 
 
 def straightforward(q_THD: torch.Tensor, keys_CE: torch.Tensor, memory: Keys) -> torch.Tensor:
@@ -71,12 +74,35 @@ def straightforward(q_THD: torch.Tensor, keys_CE: torch.Tensor, memory: Keys) ->
     keys_CKD = keys_CE.view(-1, KV_HEADS, HEAD_DIM)
     keys_HCD = keys_CKD.permute(1, 0, 2).repeat_interleave(HEADS // KV_HEADS, dim=0)
     scores_HTC = (q_THD * HEAD_DIM**-0.5).permute(1, 0, 2) @ keys_HCD.transpose(1, 2)
-    scores_C = scores_HTC.mean(dim=0).amax(dim=0)
-    counts_N = torch.from_numpy(np.diff(memory.chunk_offsets_N1)).to(keys_CE.device)
-    document_C = torch.repeat_interleave(
-        torch.arange(len(counts_N), device=keys_CE.device), counts_N
-    )
-    scores_N = torch.full((len(counts_N),), -torch.inf, dtype=scores_C.dtype, device=keys_CE.device)
+    return _documents(scores_HTC.mean(dim=0).amax(dim=0), memory)
+
+
+def reference(
+    q_THD: torch.Tensor, keys_CE: torch.Tensor, votes_T: torch.Tensor, memory: Keys
+) -> torch.Tensor:
+    """Positions of the TOP_K documents by the published reference's formula, from its description:
+    slices of chunks; scores [B, kv heads, query heads of each, T, chunks] by one broadcast product,
+    which copies the keys for every query head; tokens that do not vote at the dtype's minimum; the
+    mean over heads, then the maxima over tokens and over a document's chunks. B is 1 here."""
+    tokens, group = q_THD.shape[0], HEADS // KV_HEADS
+    q_BHTD = (q_THD * HEAD_DIM**-0.5).permute(1, 0, 2)[None]
+    q_BKGTD = q_BHTD.reshape(1, KV_HEADS, group, tokens, HEAD_DIM)
+    silent_T1 = ~votes_T[:, None]
+    parts = []
+    for keys_cE in torch.split(keys_CE, REFERENCE_SLICE):
+        keys_BK1Dc = keys_cE.view(-1, KV_HEADS, HEAD_DIM).permute(1, 2, 0)[None, :, None]
+        scores_BKGTc = torch.matmul(q_BKGTD, keys_BK1Dc)
+        scores_BKGTc.masked_fill_(silent_T1, torch.finfo(scores_BKGTc.dtype).min)
+        parts.append(scores_BKGTc.flatten(1, 2).mean(dim=1).amax(dim=1)[0])
+    return _documents(torch.cat(parts), memory).topk(TOP_K).indices
+
+
+def _documents(scores_C: torch.Tensor, memory: Keys) -> torch.Tensor:
+    """[N]: the best chunk of each document."""
+    device = scores_C.device
+    counts_N = torch.from_numpy(np.diff(memory.chunk_offsets_N1)).to(device)
+    document_C = torch.repeat_interleave(torch.arange(len(counts_N), device=device), counts_N)
+    scores_N = torch.full((len(counts_N),), -torch.inf, dtype=scores_C.dtype, device=device)
     return scores_N.scatter_reduce_(0, document_C, scores_C, "amax")
 
 

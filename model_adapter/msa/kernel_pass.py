@@ -20,8 +20,8 @@ from model_adapter.msa.boards import DeviceBoard
 from model_adapter.msa.config import ChunkReduce, HeadReduce, MsaConfig, QueryReduce
 from model_adapter.msa.kernels import Batch, Plan, ResidentKeys, Rows, Spans
 from model_adapter.msa.kernels.keys import floats
+from model_adapter.msa.kernels.launches import LOWEST
 from model_adapter.msa.kernels.rows import padded_tokens
-from model_adapter.msa.kernels.score import LOWEST
 from model_adapter.msa.kernels.sharding import gather_scores, merge
 from model_adapter.msa.routing import INVALID, Positions, mean_heads, scaled_query
 
@@ -72,17 +72,18 @@ class KernelPass:
         self._together, self._fused = together, fused
         self._batch = Batch.of(self._memories, self._counts)
         self._k = max(one.k for one in asked)
-        device = self._batch.documents_P.device
+        device = self._batch.device
         self._tokens = padded_tokens(len(one.voters) for one in asked)
-        voters = [token for one in self.asked for token in one.voters]
-        slots = [
-            row * self._tokens + index
-            for row, one in enumerate(self.asked)
-            for index in range(len(one.voters))
+        # Of every padded row the token that it is made of, or -1.
+        sources = [
+            place
+            for one in self.asked
+            for place in (*one.voters, *[-1] * (self._tokens - len(one.voters)))
         ]
-        self._voters, self._slots = torch.tensor([voters, slots]).to(device).unbind()
-        self._bias_R = torch.full((len(asked) * self._tokens,), -torch.inf, device=device)
-        self._bias_R[self._slots] = 0.0
+        sources_R = torch.tensor(sources).to(device)
+        self._bias_R = torch.zeros(len(sources), device=device)
+        self._bias_R.masked_fill_(sources_R < 0, -torch.inf)
+        self._sources_R = sources_R.clamp_min_(0)  # of a row that never wins, any token
         self._two_stage = self._memories[0].two_stage
         self._shards = [one.shard for one in self._memories if one.shard is not None]
         assert len(self._shards) in (0, len(self._memories)), "ranks hold all memories or none"
@@ -91,12 +92,9 @@ class KernelPass:
 
     def route(self, layer: int, routing_THD: torch.Tensor, num_kv_heads: int) -> None:
         """Scores one layer (its model index) and, unless layers choose together, chooses."""
-        query_QHD = scaled_query(routing_THD[self._voters], self._msa)
-        reduced_QE = mean_heads(query_QHD, num_kv_heads)
-        shape = (len(self._bias_R), reduced_QE.shape[1])
-        rows_RE = reduced_QE.new_zeros(shape).index_copy_(0, self._slots, reduced_QE)
-        keys = self._batch.stacks[0].layer(self._layers.index(layer))
-        rows = Rows.padded(self._tokens, rows_RE, self._bias_R, keys)
+        query_RHD = scaled_query(routing_THD[self._sources_R], self._msa)
+        rows_RE = mean_heads(query_RHD, num_kv_heads)
+        rows = Rows.padded(self._tokens, rows_RE, self._bias_R, self._batch.first)
         scores = self._batch.score(self._layers.index(layer), rows, fused=self._fused)
         self._scores[layer] = scores
         if self._two_stage:
@@ -178,7 +176,7 @@ class KernelPass:
         for memory, documents_N in zip(self._memories, kept, strict=True):
             offsets_N1, keys_cE = memory.exact(self._layers.index(layer), documents_N)
             spans.append(Spans.of(offsets_N1, device))
-            keys.append(floats(keys_cE.to(device), self._batch.stacks[0].group))
+            keys.append(floats(keys_cE.to(device), self._batch.first.group))
         plan = Plan.of(spans, self._counts)
         rows = Rows.padded(self._tokens, rows_RE, self._bias_R, keys[0])
         return plan, kernels.score(plan, keys, rows, fused=self._fused)

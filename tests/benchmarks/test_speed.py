@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import encode, endtoend, generate, paging, precision
+from benchmarks import encode, endtoend, generate, paging, precision, routing, routing_cuda
 from benchmarks.models import SHAPES, byte_tokenizer, parameters
+from benchmarks.rates import Rates, Timing
+from model_adapter.msa.kernels import KeyFormat
 
 
 def report(
@@ -78,6 +80,30 @@ def test_precision(
     assert isinstance(recall, dict) and list(recall) == ["int8", "int4", "two-stage"]
     assert recall["two-stage"] == {"each": 1.0, "together": 1.0}
     assert recall["int8"]["each"] > 0.8
+
+
+def test_both_formulas_choose_alike() -> None:
+    """In slices or at once; a token that does not vote is as one that is not there."""
+    device = torch.device("cpu")
+    memory = routing.make_memory(routing.REFERENCE_SLICE + 300, torch.float32, device, seed=0)
+    q_THD = torch.randn(3, routing.HEADS, routing.HEAD_DIM)
+    votes_T = torch.tensor([True, False, True])
+    scores_N = routing.straightforward(q_THD[votes_T], memory.keys_CE, memory)
+    chosen = routing.reference(q_THD, memory.keys_CE, votes_T, memory)
+    assert chosen.tolist() == scores_N.topk(routing.TOP_K).indices.tolist()
+
+
+def test_routing_on_a_device() -> None:
+    timing = Timing(torch.device("cpu"), 1)
+    few = routing_cuda.Shape(layers=2, tokens=3)
+    found = routing_cuda.against_formula(300, few, timing)
+    assert isinstance(found["float"], dict) and found["float"]["agreement"] == 1.0
+    rates = Rates(copied=1e9, floats=1e6, integers=1e12)
+    for to, floor in ((KeyFormat.FLOAT, "products"), (KeyFormat.INT8, "bytes")):
+        (row,) = routing_cuda.one_memory(200, (2,), few, to, timing, rates)
+        assert row["floor"] == floor
+    many = routing_cuda.many_memories(3, 9, 2, few, timing, rates)
+    assert many["questions"] == 2 and many["ms_per_layer"]
 
 
 def test_a_random_model_has_what_its_shape_says() -> None:

@@ -22,7 +22,8 @@ from model_adapter.msa import kernels
 from model_adapter.msa.config import ChunkReduce, QueryReduce
 from model_adapter.msa.kernels import KeyFormat, Plan, RoutingKeys, Rows, Spans, twin
 from model_adapter.msa.kernels.fetch import fetch
-from model_adapter.msa.kernels.keys import floats
+from model_adapter.msa.kernels.keys import INT8_MAX, MOST_GROUP, floats
+from model_adapter.msa.kernels.launches import questions_at_once
 from model_adapter.msa.kernels.plan import TILE_CHUNKS
 from model_adapter.msa.kernels.rows import MOST_ROWS
 from model_adapter.msa.routing import RoutingQuery, score_chunks, select
@@ -137,6 +138,23 @@ def test_a_question_of_more_tokens_than_a_program_takes(to: KeyFormat) -> None:
     torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("asked", [[16, 3, 9], [2] * 9])
+def test_as_many_rows_at_once_as_there_are_kernels_for(asked: list[int]) -> None:
+    case = make([[1, 3, 120, 9, 2, 127, 5], [2]], [asked, [1]], torch.float16)
+    keys = [floats(held, GROUP) for held in case.keys]
+    assert questions_at_once(keys[0], 16, len(asked)) == (8 if len(asked) == 3 else 16)
+    fused, plain = both(case, keys)
+    torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("group", [16, 64])
+@pytest.mark.parametrize("to", [KeyFormat.INT8, KeyFormat.INT4])
+def test_groups_of_fewer_dimensions_than_matrix_units_take(to: KeyFormat, group: int) -> None:
+    case = make([[2, 1, 4], [6]], [[3], [5]])
+    fused, plain = both(case, [kernels.quantise(keys, to, group) for keys in case.keys])
+    torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-4)
+
+
 def test_every_chunk_is_in_exactly_one_tile() -> None:
     rng = np.random.default_rng(3)
     lengths = rng.integers(1, 3 * TILE_CHUNKS, size=200)
@@ -188,6 +206,17 @@ def test_the_best_are_those_of_the_engine_with_ties_to_the_first(
     )
 
 
+@pytest.mark.parametrize("k", [1, 32, 40, 300])
+def test_any_number_of_the_best_of_memories_of_any_size(k: int) -> None:
+    """Chosen by one program, merged, sorted behind the kernel, and sorted at once."""
+    case = make([[1] * 5000, [2], [1] * 4096], [[2], [1, 3], [2]], width=32)
+    plan = case.plan()
+    scores = torch.randint(-9, 9, (plan.size,), generator=torch.Generator().manual_seed(k)) / 2
+    for _ in range(2):  # what a launch leaves behind does for the next
+        ours = kernels.best_keys(plan, scores.to(DEVICE), k, fused=True)
+        assert torch.equal(ours, kernels.best_keys(plan, scores.to(DEVICE), k, fused=False))
+
+
 def test_two_stages_find_what_one_exact_pass_finds() -> None:
     rng = np.random.default_rng(5)
     lengths = [int(length) for length in rng.integers(1, 5, size=400)]
@@ -228,6 +257,19 @@ def test_zero_keys_quantise_to_zeros() -> None:
 def test_groups_must_divide_the_width(group: int) -> None:
     with pytest.raises(ValueError, match="whole groups"):
         kernels.quantise(torch.zeros(2, 64), KeyFormat.INT8, group)
+
+
+def test_a_group_is_no_larger_than_its_products_fit() -> None:
+    """The largest ones, too: nothing overflows."""
+    product = INT8_MAX * INT8_MAX
+    assert (2 * INT8_MAX + 1) * product * MOST_GROUP < 1 << 31
+    ones_CE = torch.ones(3, MOST_GROUP, device=DEVICE)
+    keys = kernels.quantise(ones_CE, KeyFormat.INT8, MOST_GROUP)
+    case = Case([Spans.of(offsets([3]), DEVICE)], [ones_CE], [[ones_CE[:1]]])
+    fused, _ = both(case, [keys])
+    assert fused.tolist() == [pytest.approx(MOST_GROUP)]
+    with pytest.raises(ValueError, match="may share one"):
+        kernels.quantise(torch.ones(2, 2 * MOST_GROUP), KeyFormat.INT8, 2 * MOST_GROUP)
 
 
 def test_order_keys_sort_as_scores_do() -> None:

@@ -13,8 +13,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from model_adapter.msa.kernels import KeyFormat, KeyStorage, fused
-from model_adapter.msa.kernels.score import launch_options
+from model_adapter.msa.kernels import KeyFormat, KeyStorage, fused, fused_best
+from model_adapter.msa.kernels.launches import way_of
 
 HOPPER = GPUTarget("cuda", 90, 32)
 #: Of a program, in bytes.
@@ -40,24 +40,33 @@ def score_tiles(to: KeyFormat, rows: int, tokens: int, width: int = 1024, group:
     """As it is launched for bf16 keys, or integers of them."""
     cpu = torch.device("cpu")
     keys = KeyStorage(to, group).empty((1, 1, width), torch.bfloat16, cpu).layer(0)
-    warps, stages = launch_options(keys, rows)
+    way = way_of(keys, rows)
     kind = "*bf16" if to is KeyFormat.FLOAT else "*i8"
     pointers = dict.fromkeys(("parts", "values", "scales", "documents"), "*i64")
     pointers |= dict.fromkeys(("row_scale", "row_bias", "scores"), "*fp32")
     pointers |= {"tiles": "*i32", "high": kind, "low": kind}
     bits = {KeyFormat.FLOAT: 0, KeyFormat.INT8: 8, KeyFormat.INT4: 4}[to]
-    constants = {"WIDTH": width, "GROUP": group, "CHUNKS": 128, "FORMAT": bits, "TWO_PARTS": True}
+    constants = {"WIDTH": width, "GROUP": way.group, "CHUNKS": 128}
+    constants |= {"FORMAT": bits, "TWO_PARTS": True, "ASSEMBLY": True}
     constants |= {"QUESTIONS": rows // tokens, "TOKENS": tokens}
-    made = compiled(fused.score_tiles, pointers, constants, num_warps=warps, num_stages=stages)
+    options = {"num_warps": way.warps, "num_stages": way.stages}
+    made = compiled(fused.score_tiles, pointers, constants, **options)
     assert made.metadata.shared <= MOST_SHARED, (to, rows, made.metadata.shared)
     assert "wgmma" in made.asm["ptx"], "on the matrix units"
     assert "cp.async" in made.asm["ptx"], "wide loads, several under way"
 
 
-def main() -> None:
-    score_tiles(KeyFormat.FLOAT, 128, 16)
+def best_documents(merged: int, kept: int) -> None:
     pointers = {"scores": "*fp32", "questions": "*i64", "found": "*i64"}
-    compiled(fused.partial_best, pointers, {"BLOCK": 2048, "K": 16})
+    pointers |= {"done": "*i32", "best": "*i64"}
+    constants = {"BLOCK": 4096, "MERGED": merged, "K": kept}
+    compiled(fused_best.best_documents, pointers, constants, num_warps=8)
+
+
+def main() -> None:
+    score_tiles(KeyFormat.FLOAT, 256, 16)
+    score_tiles(KeyFormat.INT4, 32, 32)
+    best_documents(2048, 16)
     compiled(fused.fetch_rows, {"table": "*i64", "found": "*bf16"}, {"WIDTH": 1024, "BLOCK": 512})
 
 

@@ -10,8 +10,10 @@ question is written.
   resident.py  memories whose keys lie on the device, in parts; many as one batch
   fetch.py   content of chosen documents from host RAM
   sharding.py  one memory over several devices
-  score.py   the launches; kernels when triton and a GPU are there, else the twin
-  fused.py   the kernels (imports triton)
+  score.py   scores and choices; by kernels when triton and a GPU are there, else by the twin
+  launches.py  shapes of the kernels, and cheap launches
+  fused.py   the kernels that score and fetch (imports triton)
+  fused_best.py  the kernel that chooses (imports triton)
   twin.py    the same results in plain torch
 
 Shape suffixes are those of model.py; R rows: voting tokens of all questions, each padded to

@@ -11,16 +11,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-#: Below the key of every document.
-_LOWEST = tl.constexpr(-0x8000000000000000)
-
 
 @triton.jit
 def _rows(
-    base: tl.tensor, at_row: tl.tensor, dims: tl.tensor, asked: tl.tensor, WIDTH: tl.constexpr
+    base: tl.tensor, at_row: tl.tensor, dims: tl.tensor, wanted: tl.tensor, WIDTH: tl.constexpr
 ) -> tl.tensor:
-    """[dims, rows] of a question matrix; zeros for rows of no question."""
-    return tl.load(base + at_row[None, :] * WIDTH + dims[:, None], mask=asked[None, :], other=0)
+    """[dims, rows] of a question matrix; zeros where they are not wanted."""
+    return tl.load(base + at_row[None, :] * WIDTH + dims[:, None], mask=wanted, other=0)
 
 
 @triton.jit
@@ -39,55 +36,80 @@ def _float_group(
     TWO_PARTS: tl.constexpr,
 ) -> tl.tensor:
     """total plus the products of one group of dimensions, float keys."""
-    dims = start + tl.arange(0, GROUP)
+    dims, wanted = start + tl.arange(0, GROUP), asked[None, :]
     key = tl.load(keys + at[:, None] * WIDTH + dims[None, :], mask=inside[:, None], other=0)
-    high_part = _rows(high, at_row, dims, asked, WIDTH)
-    total = tl.dot(key, high_part, total, input_precision="ieee")
+    total = tl.dot(key, _rows(high, at_row, dims, wanted, WIDTH), total, input_precision="ieee")
     if TWO_PARTS:
-        low_part = _rows(low, at_row, dims, asked, WIDTH)
-        total = tl.dot(key, low_part, total, input_precision="ieee")
+        total = tl.dot(key, _rows(low, at_row, dims, wanted, WIDTH), total, input_precision="ieee")
     return total
 
 
 @triton.jit
-def _int8_group(
-    keys: tl.tensor,
-    at: tl.tensor,
-    inside: tl.tensor,
-    part: tl.tensor,
-    at_row: tl.tensor,
-    asked: tl.tensor,
-    start: tl.tensor,
-    WIDTH: tl.constexpr,
-    GROUP: tl.constexpr,
-) -> tl.tensor:
-    """int32 products of one group with one part of the questions."""
-    dims = start + tl.arange(0, GROUP)
-    key = tl.load(keys + at[:, None] * WIDTH + dims[None, :], mask=inside[:, None], other=0)
-    return tl.dot(key, _rows(part, at_row, dims, asked, WIDTH), out_dtype=tl.int32)
+def _halves(packed: tl.tensor, ASSEMBLY: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
+    """int8 of the low and of the high 4 bits of each byte, less 8."""
+    if ASSEMBLY:
+        # Four bytes at a time, which the compiler does not see: setting the top bit of each byte
+        # keeps a subtraction within it, and flipping that bit again leaves the signed number.
+        lower, upper = tl.inline_asm_elementwise(
+            """{
+            .reg .b32 high;
+            shr.b32 high, $2, 4;
+            lop3.b32 $0, $2, 0x0F0F0F0F, 0x80808080, 0xEA;
+            lop3.b32 $1, high, 0x0F0F0F0F, 0x80808080, 0xEA;
+            sub.u32 $0, $0, 0x08080808;
+            sub.u32 $1, $1, 0x08080808;
+            xor.b32 $0, $0, 0x80808080;
+            xor.b32 $1, $1, 0x80808080;
+            }""",
+            "=&r,=&r,r",
+            [packed],
+            dtype=(tl.int8, tl.int8),
+            is_pure=True,
+            pack=4,
+        )
+    else:
+        lower, upper = (packed & 15).to(tl.int8) - 8, (packed >> 4).to(tl.int8) - 8
+    return lower, upper
 
 
 @triton.jit
-def _int4_group(
+def _integer_group(
     keys: tl.tensor,
     at: tl.tensor,
     inside: tl.tensor,
-    part: tl.tensor,
+    high: tl.tensor,
+    low: tl.tensor,
     at_row: tl.tensor,
     asked: tl.tensor,
     start: tl.tensor,
     WIDTH: tl.constexpr,
     GROUP: tl.constexpr,
+    FORMAT: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
 ) -> tl.tensor:
-    """As _int8_group: a byte holds a dimension of the group's first half and one of its last."""
-    half = tl.arange(0, GROUP // 2)
-    at_byte = at[:, None] * (WIDTH // 2) + start // 2 + half[None, :]
-    packed = tl.load(keys + at_byte, mask=inside[:, None], other=0)
-    near, far = start + half, start + half + GROUP // 2
-    lower = (packed & 15).to(tl.int8) - 8
-    upper = (packed >> 4).to(tl.int8) - 8
-    product = tl.dot(lower, _rows(part, at_row, near, asked, WIDTH), out_dtype=tl.int32)
-    return product + tl.dot(upper, _rows(part, at_row, far, asked, WIDTH), out_dtype=tl.int32)
+    """int32 products of one group: 254 (rows.LOW_UNIT) times those with the high part and those
+    with the low one. Exact: keys.MOST_GROUP. A byte of 4-bit keys holds a dimension of the
+    group's first half and one of its last."""
+    BYTES: tl.constexpr = GROUP * FORMAT // 8
+    # Matrix units take no fewer than 32 integers of a row.
+    DIMS: tl.constexpr = BYTES if BYTES > 32 else 32
+    byte = tl.arange(0, DIMS)
+    held, wanted, near = inside[:, None], asked[None, :], start + byte
+    if DIMS > BYTES:
+        held, wanted = held & (byte < BYTES)[None, :], wanted & (byte < BYTES)[:, None]
+    at_byte = at[:, None] * (WIDTH * FORMAT // 8) + start * FORMAT // 8 + byte[None, :]
+    key = tl.load(keys + at_byte, mask=held, other=0)
+    if FORMAT == 8:
+        first = tl.dot(key, _rows(high, at_row, near, wanted, WIDTH), out_dtype=tl.int32)
+        rest = tl.dot(key, _rows(low, at_row, near, wanted, WIDTH), out_dtype=tl.int32)
+        return first * 254 + rest
+    lower, upper = _halves(key, ASSEMBLY)
+    far = near + BYTES
+    first = tl.dot(lower, _rows(high, at_row, near, wanted, WIDTH), out_dtype=tl.int32)
+    first = tl.dot(upper, _rows(high, at_row, far, wanted, WIDTH), first, out_dtype=tl.int32)
+    rest = tl.dot(lower, _rows(low, at_row, near, wanted, WIDTH), out_dtype=tl.int32)
+    rest = tl.dot(upper, _rows(low, at_row, far, wanted, WIDTH), rest, out_dtype=tl.int32)
+    return first * 254 + rest
 
 
 @triton.jit
@@ -107,6 +129,7 @@ def _products(
     GROUP: tl.constexpr,
     FORMAT: tl.constexpr,
     TWO_PARTS: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
 ) -> tl.tensor:
     """fp32 [CHUNKS, ROWS]."""
     total = tl.zeros((CHUNKS, ROWS), dtype=tl.float32)
@@ -116,18 +139,14 @@ def _products(
                 total, keys, at, inside, high, low, at_row, asked, start, WIDTH, GROUP, TWO_PARTS
             )
         else:
-            if FORMAT == 8:
-                first = _int8_group(keys, at, inside, high, at_row, asked, start, WIDTH, GROUP)
-                rest = _int8_group(keys, at, inside, low, at_row, asked, start, WIDTH, GROUP)
-            else:
-                first = _int4_group(keys, at, inside, high, at_row, asked, start, WIDTH, GROUP)
-                rest = _int4_group(keys, at, inside, low, at_row, asked, start, WIDTH, GROUP)
+            group = _integer_group(
+                keys, at, inside, high, low, at_row, asked, start, WIDTH, GROUP, FORMAT, ASSEMBLY
+            )
             at_scale = at * (WIDTH // GROUP) + start // GROUP
             unit = tl.load(scale + at_scale, mask=inside, other=0)
-            # 254: rows.LOW_UNIT.
-            total += (first.to(tl.float32) + rest.to(tl.float32) * (1.0 / 254.0)) * unit[:, None]
+            total += group.to(tl.float32) * unit[:, None]
     if FORMAT != 0:
-        total *= tl.load(row_scale + at_row, mask=asked, other=0)[None, :]
+        total *= tl.load(row_scale + at_row, mask=asked, other=0)[None, :] * (1.0 / 254.0)
     return total
 
 
@@ -140,19 +159,20 @@ def _later_segment(
     return next_document, tl.where(same, tl.maximum(value, next_value), next_value)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("pieces", "first_part"))
 def score_tiles(
-    tiles: tl.tensor,
-    parts: tl.tensor,
-    values: tl.tensor,
-    scales: tl.tensor,
-    documents: tl.tensor,
     high: tl.tensor,
     low: tl.tensor,
     row_scale: tl.tensor,
     row_bias: tl.tensor,
     scores: tl.tensor,
+    tiles: tl.tensor,
+    parts: tl.tensor,
+    values: tl.tensor,
+    scales: tl.tensor,
+    documents: tl.tensor,
     pieces: tl.tensor,
+    first_part: tl.tensor,
     WIDTH: tl.constexpr,
     GROUP: tl.constexpr,
     CHUNKS: tl.constexpr,
@@ -160,10 +180,12 @@ def score_tiles(
     TOKENS: tl.constexpr,
     FORMAT: tl.constexpr,
     TWO_PARTS: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
 ) -> None:
-    """values, scales, documents: int64 addresses, one per part. FORMAT: bits of integer
-    keys (8, 4), or 0 with `high` in the keys' own float type. QUESTIONS: scored at once.
-    pieces: that a question's rows come in, of TOKENS each; QUESTIONS is 1 if there are several."""
+    """values, scales: int64 addresses of all layers' parts, this layer's from first_part on;
+    documents: of each part. FORMAT: bits of integer keys (8, 4), or 0 with `high` in the keys'
+    own float type. QUESTIONS: scored at once. pieces: that a question's rows come in, of TOKENS
+    each; QUESTIONS is 1 if there are several."""
     tile = tiles + tl.program_id(0) * 4
     part, first = tl.load(tile).to(tl.int64), tl.load(tile + 1)
     count, shared = tl.load(tile + 2), tl.load(tile + 3)
@@ -180,7 +202,7 @@ def score_tiles(
     ends = inside & (document != following) & (document >= 0)
     owner_cb = tl.broadcast_to(document[:, None], (CHUNKS, QUESTIONS))
 
-    address = tl.load(values + part)
+    address = tl.load(values + first_part + part)
     if FORMAT == 0:
         keys = address.to(tl.pointer_type(high.dtype.element_ty))
     elif FORMAT == 8:
@@ -189,7 +211,8 @@ def score_tiles(
         keys = address.to(tl.pointer_type(tl.uint8))
     # Tensors begin at multiples of 16 bytes, which the compiler can't know of an address.
     keys = tl.multiple_of(keys, 16)
-    scale = tl.multiple_of(tl.load(scales + part).to(tl.pointer_type(tl.float32)), 16)
+    scale = tl.load(scales + first_part + part).to(tl.pointer_type(tl.float32))
+    scale = tl.multiple_of(scale, 16)
 
     row = tl.arange(0, QUESTIONS * TOKENS)
     for block in range(0, questions * pieces, QUESTIONS):
@@ -197,10 +220,10 @@ def score_tiles(
         at_row = (first_question * pieces + block) * TOKENS + row
         total = _products(
             keys, scale, at, inside, high, low, row_scale, at_row, asked,
-            CHUNKS, QUESTIONS * TOKENS, WIDTH, GROUP, FORMAT, TWO_PARTS,
+            CHUNKS, QUESTIONS * TOKENS, WIDTH, GROUP, FORMAT, TWO_PARTS, ASSEMBLY,
         )  # fmt: skip
         total += tl.load(row_bias + at_row, mask=asked, other=0)[None, :]
-        # [CHUNKS, QUESTIONS]: over tokens, then over the chunks of a document so far.
+        # [chunks, QUESTIONS]: over tokens, then over the chunks of a document so far.
         best = tl.max(tl.reshape(total, (CHUNKS, QUESTIONS, TOKENS)), axis=2)
         _, best = tl.associative_scan((owner_cb, best), 0, _later_segment)
         question = block // pieces + tl.arange(0, QUESTIONS)
@@ -210,31 +233,6 @@ def score_tiles(
             tl.store(target, best, mask=written)
         else:
             tl.atomic_max(target, best, mask=written)
-
-
-@triton.jit
-def partial_best(
-    scores: tl.tensor, questions: tl.tensor, found: tl.tensor, BLOCK: tl.constexpr, K: tl.constexpr
-) -> None:
-    """The K best of each block of a question's documents, as keys of `twin.order_keys`.
-
-    questions: int64 (first score, documents). found is left as it is for blocks beyond.
-    """
-    block, question = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    first, documents = tl.load(questions + question * 2), tl.load(questions + question * 2 + 1)
-    if block * BLOCK < documents:
-        document = block * BLOCK + tl.arange(0, BLOCK)
-        inside = document < documents
-        value = tl.load(scores + first + document, mask=inside, other=0.0)
-        bits = (value + 0.0).to(tl.int32, bitcast=True)  # one zero, not two
-        ascending = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64)
-        key = (ascending << 32) | (0xFFFFFFFF - document.to(tl.int64))
-        key = tl.where(inside, key, _LOWEST)
-        out = found + (question * tl.num_programs(0) + block) * K
-        for place in range(K):
-            best = tl.max(key, axis=0)
-            tl.store(out + place, best)
-            key = tl.where(key == best, _LOWEST, key)
 
 
 @triton.jit

@@ -9,6 +9,8 @@ import torch
 
 #: Largest magnitudes of quantised keys.
 INT8_MAX, INT4_MAX = 127, 7
+#: Dimensions that share a scale, at most: kernels add up their products in 32 bits.
+MOST_GROUP = 512
 
 
 class KeyFormat(Enum):
@@ -141,10 +143,12 @@ def quantise(keys_CE: torch.Tensor, to: KeyFormat, group: int) -> RoutingKeys:
     """Rounds to the nearest integer of `to`, symmetric, one scale per chunk and `group`
     consecutive dimensions (a head, say). FLOAT keeps the keys as they are.
 
-    Raises ValueError when E is not whole groups.
+    Raises ValueError when E is not whole groups, or these are of more than MOST_GROUP.
     """
     if to is KeyFormat.FLOAT:
         return floats(keys_CE, group)
+    if group > MOST_GROUP:
+        raise ValueError(f"a scale for {group} dimensions; {MOST_GROUP} may share one")
     largest = INT8_MAX if to is KeyFormat.INT8 else INT4_MAX
     groups_CSG = _whole_groups(keys_CE, group).float().view(keys_CE.shape[0], -1, group)
     scale_CS = groups_CSG.abs().amax(dim=-1).clamp_min(torch.finfo(torch.float32).tiny) / largest

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -26,13 +27,15 @@ Offsets = npt.NDArray[np.int64]
 class Spans:
     """The documents of a memory, or of a part of it whose keys lie together.
 
-    documents: of the whole memory. chunks: of this part. tiles_T3: int32 (first chunk,
-    chunks, shared) per tile; document_C: int32 position in the memory of the document that
-    each chunk belongs to, or -1 for one that does not count.
+    documents: of the whole memory. chunks: of this part. covered: documents that one tile each is
+    sure to score, or 0. tiles_T3: int32 (first chunk, chunks, shared) per tile; document_C: int32
+    position in the memory of the document that each chunk belongs to, or -1 for one that does not
+    count.
     """
 
     documents: int
     chunks: int
+    covered: int
     tiles_T3: torch.Tensor
     document_C: torch.Tensor
 
@@ -46,10 +49,12 @@ class Spans:
         """
         counts_N = np.diff(offsets_N1)
         positions_N = np.arange(first, first + len(counts_N), dtype=np.int32)
+        tiles_T3 = _tiles(offsets_N1)
         return cls(
             documents=documents or first + len(counts_N),
             chunks=int(offsets_N1[-1]),
-            tiles_T3=torch.from_numpy(_tiles(offsets_N1)).to(device),
+            covered=0 if tiles_T3[:, 2].any() else len(counts_N),
+            tiles_T3=torch.from_numpy(tiles_T3).to(device),
             document_C=torch.from_numpy(np.repeat(positions_N, counts_N)).to(device),
         )
 
@@ -61,7 +66,8 @@ class Plan:
 
     parts: of all memories in order; owners: the memory of each. tiles_T4: int32 (part,
     first chunk, chunks, shared); parts_P4: int64 (first question, questions, first score,
-    documents) of the part's memory; questions_B2: int64 (first score, documents).
+    documents) of the part's memory; questions_B2: int64 (first score, documents). done_B: int32
+    zeros, for the kernel that chooses. whole: every score is stored by one program.
     """
 
     parts: tuple[Spans, ...]
@@ -71,7 +77,9 @@ class Plan:
     tiles_T4: torch.Tensor
     parts_P4: torch.Tensor
     questions_B2: torch.Tensor
+    done_B: torch.Tensor
     size: int
+    whole: bool
 
     @classmethod
     def of(cls, memories: Sequence[Spans | Sequence[Spans]], questions: Sequence[int]) -> Plan:
@@ -79,6 +87,7 @@ class Plan:
         parts, owners, documents, tiles = list[Spans](), list[int](), list[int](), []
         rows, scores = list[tuple[int, ...]](), list[tuple[int, int]]()
         question = size = 0
+        whole = True
         for memory, count in zip(memories, questions, strict=True):
             own = (memory,) if isinstance(memory, Spans) else memory
             for spans in own:
@@ -89,6 +98,7 @@ class Plan:
                 parts.append(spans)
                 owners.append(len(documents))
             documents.append(own[0].documents)
+            whole &= sum(spans.covered for spans in own) == own[0].documents
             scores += [
                 (size + own[0].documents * asked, own[0].documents) for asked in range(count)
             ]
@@ -102,8 +112,16 @@ class Plan:
             tiles_T4=torch.cat(tiles),
             parts_P4=torch.tensor(rows, dtype=torch.int64).to(device),
             questions_B2=torch.tensor(scores, dtype=torch.int64).to(device),
+            done_B=torch.zeros(len(scores), dtype=torch.int32, device=device),
             size=size,
+            whole=whole,
         )
+
+    @cached_property
+    def asked(self) -> tuple[int, ...]:
+        """Documents of each question's memory."""
+        pairs = zip(self.documents, self.questions, strict=True)
+        return tuple(documents for documents, count in pairs for _ in range(count))
 
     def split(self, scores: torch.Tensor) -> list[torch.Tensor]:
         """The flat array as one [questions, documents] per memory."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from model_adapter.msa.kernels import score as scoring
-from model_adapter.msa.kernels.keys import KeyStack, KeyStorage
+from model_adapter.msa.kernels.keys import KeyStack, KeyStorage, RoutingKeys
+from model_adapter.msa.kernels.launches import Addresses, Scoring
 from model_adapter.msa.kernels.plan import Offsets, Plan, Spans
 from model_adapter.msa.kernels.rows import Rows
 from model_adapter.msa.kernels.sharding import Shard
@@ -73,7 +74,9 @@ class ResidentKeys:
         parts = []
         for part in self.parts:
             document_C = place_dev_N[part.spans.document_C.long()]
-            spans = replace(part.spans, documents=len(positions_n), document_C=document_C)
+            spans = replace(
+                part.spans, documents=len(positions_n), document_C=document_C, covered=0
+            )
             parts.append(replace(part, spans=spans))
         return ResidentKeys(self.firsts_N[positions_n], self.ends_N[positions_n], tuple(parts))
 
@@ -98,29 +101,29 @@ class ResidentKeys:
 class Batch:
     """Questions over resident memories in all layers. Addresses are worked out once.
 
-    values_LP, scales_LP, documents_P: int64 addresses, one per part, on the device.
+    first: keys of one part in one layer, whose kind all have.
     """
 
     plan: Plan
     stacks: tuple[KeyStack, ...]
-    values_LP: torch.Tensor
-    scales_LP: torch.Tensor
-    documents_P: torch.Tensor
+    addresses: Addresses
+    first: RoutingKeys
+    _scorings: dict[int, Scoring] = field(default_factory=dict)
 
     @classmethod
     def of(cls, memories: Sequence[ResidentKeys], questions: Sequence[int]) -> Batch:
         """questions: how many over each memory. All keys are of one format, width and group."""
         plan = Plan.of([[part.spans for part in one.parts] for one in memories], questions)
         stacks = tuple(part.keys for one in memories for part in one.parts)
-        device = stacks[0].values_LCE.device
         scales = [one.values_LCE if one.scale_LCS is None else one.scale_LCS for one in stacks]
-        return cls(
-            plan,
-            stacks,
-            _addresses([one.values_LCE for one in stacks], device),
-            _addresses(scales, device),
-            torch.tensor([one.document_C.data_ptr() for one in plan.parts]).to(device),
-        )
+        documents = [one.document_C for one in plan.parts]
+        addresses = Addresses.of([one.values_LCE for one in stacks], scales, documents)
+        return cls(plan, stacks, addresses, stacks[0].layer(0))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the keys lie."""
+        return self.first.values_CE.device
 
     def score(self, layer: int, rows: Rows, *, fused: bool) -> torch.Tensor:
         """Flat fp32 scores of one layer, as the plan lays them out."""
@@ -130,13 +133,7 @@ class Batch:
                 for stack, spans in zip(self.stacks, self.plan.parts, strict=True)
             ]
             return scoring.score(self.plan, keys, rows, fused=False)
-        addresses = self.values_LP[layer], self.scales_LP[layer], self.documents_P
-        return scoring.launch(self.plan, self.stacks[0].layer(layer), addresses, rows)
-
-
-def _addresses(tensors: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """int64 [L, P] of [L, ...] tensors."""
-    bases_P = torch.tensor([item.data_ptr() for item in tensors])
-    steps_P = torch.tensor([item.stride(0) * item.element_size() for item in tensors])
-    layers_L1 = torch.arange(tensors[0].shape[0])[:, None]
-    return (bases_P + layers_L1 * steps_P).to(device)
+        if rows.tokens not in self._scorings:
+            made = Scoring(self.plan, self.first, self.addresses, rows.tokens)
+            self._scorings[rows.tokens] = made
+        return self._scorings[rows.tokens](layer, rows)

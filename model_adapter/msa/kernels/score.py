@@ -11,27 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from model_adapter.msa.kernels import twin
-from model_adapter.msa.kernels.keys import KeyFormat, RoutingKeys, floats
-from model_adapter.msa.kernels.plan import TILE_CHUNKS, Offsets, Plan, Spans
-from model_adapter.msa.kernels.rows import MOST_ROWS, Rows
+from model_adapter.msa.kernels import launches, twin
+from model_adapter.msa.kernels.keys import RoutingKeys, floats
+from model_adapter.msa.kernels.launches import LOWEST, Addresses, Scoring
+from model_adapter.msa.kernels.plan import Offsets, Plan, Spans
+from model_adapter.msa.kernels.rows import Rows
 
 Documents = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
-
-#: From so many rows on a program has 8 warps instead of 4.
-_WIDE_ROWS = 64
-#: Of a program's shared memory on a Hopper GPU (227 KiB), some left for reductions.
-_SHARED_BYTES = 208 * 1024
-_MOST_STAGES = 4
-#: Documents of one program of the choice.
-_BLOCK_DOCUMENTS = 2048
-#: Documents that a program of the choice keeps: a power of two, so that few kernels are compiled.
-#: More than the most are chosen by sorting.
-_FEWEST_PARTIAL, _MOST_PARTIAL = 16, 256
-#: Below the key of every document.
-LOWEST = -(1 << 63)
-_BITS = {KeyFormat.FLOAT: 0, KeyFormat.INT8: 8, KeyFormat.INT4: 4}
 
 
 class Kernels(Enum):
@@ -79,8 +66,9 @@ def best(scores_BN: torch.Tensor, k: int, *, fused: bool | None = None) -> Chose
     questions, documents = scores_BN.shape
     firsts_B = torch.arange(questions, device=scores_BN.device) * documents
     table_B2 = torch.stack((firsts_B, torch.full_like(firsts_B, documents)), dim=1)
+    done_B = torch.zeros(questions, dtype=torch.int32, device=scores_BN.device)
     sizes = [documents] * questions
-    top_BK = _best_keys(scores_BN.flatten(), table_B2, sizes, k, fused=fused)
+    top_BK = _best_keys(scores_BN.flatten(), table_B2, done_B, sizes, k, fused=fused)
     documents_BK = 0xFFFFFFFF - (top_BK & 0xFFFFFFFF)
     return Chosen(documents_BK, scores_BN.gather(1, documents_BK))
 
@@ -90,12 +78,7 @@ def best_keys(
 ) -> torch.Tensor:
     """int64 [B, k] on the device: the k best of every question of the plan in one launch, best
     first, as `twin.order_keys` has them; LOWEST where a memory has fewer documents."""
-    sizes = [
-        documents
-        for documents, count in zip(plan.documents, plan.questions, strict=True)
-        for _ in range(count)
-    ]
-    return _best_keys(scores, plan.questions_B2, sizes, k, fused=fused)
+    return _best_keys(scores, plan.questions_B2, plan.done_B, plan.asked, k, fused=fused)
 
 
 def read_keys(keys_BK: torch.Tensor) -> list[tuple[Documents, Scores]]:
@@ -141,70 +124,17 @@ def two_stage(
     return Chosen(kept[found.documents_BK], found.scores_BK)
 
 
-def launch(
-    plan: Plan,
-    first: RoutingKeys,
-    addresses: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    rows: Rows,
-) -> torch.Tensor:
-    """`score` by the kernel. first: keys of one part, whose kind all have; addresses: int64
-    [P] of values, scales (anything for floats) and documents, on the device."""
-    from model_adapter.msa.kernels import fused  # noqa: PLC0415  # triton is optional
-
-    scores = torch.full((plan.size,), -torch.inf, device=rows.bias_R.device)
-    tokens = min(rows.tokens, MOST_ROWS)
-    # One or as many as fit, and nothing between: every number is another kernel to compile.
-    questions = 1 if max(plan.questions) == 1 else MOST_ROWS // tokens
-    warps, stages = launch_options(first, questions * tokens)
-    fused.score_tiles[(plan.tiles_T4.shape[0],)](
-        plan.tiles_T4,
-        plan.parts_P4,
-        *addresses,
-        rows.high_RE,
-        rows.low_RE,
-        rows.scale_R,
-        rows.bias_R,
-        scores,
-        rows.tokens // tokens,
-        WIDTH=first.width,
-        GROUP=first.group,
-        CHUNKS=TILE_CHUNKS,
-        QUESTIONS=questions,
-        TOKENS=tokens,
-        FORMAT=_BITS[first.format],
-        TWO_PARTS=first.values_CE.dtype is not torch.float32,
-        num_warps=warps,
-        num_stages=stages,
-    )
-    return scores
-
-
-def launch_options(keys: RoutingKeys, rows: int) -> tuple[int, int]:
-    """Warps of a program, and how many groups of dimensions it has under way at a time: as many
-    as its shared memory holds."""
-    key_bytes = keys.values_CE.element_size() * keys.values_CE.shape[1] / keys.width
-    item = 1 if keys.scale_CS is not None else keys.values_CE.element_size()
-    parts = 1 if keys.values_CE.dtype is torch.float32 else 2
-    stage = keys.group * (TILE_CHUNKS * key_bytes + rows * item * parts)
-    stages = int(_SHARED_BYTES // stage)
-    return (8 if rows >= _WIDE_ROWS else 4), max(1, min(_MOST_STAGES, stages))
-
-
 def _fused(plan: Plan, keys: Sequence[RoutingKeys], rows: Rows) -> torch.Tensor:
-    device = keys[0].values_CE.device
-    scales = [item.values_CE if item.scale_CS is None else item.scale_CS for item in keys]
-    values_P = _addresses([item.values_CE for item in keys], device)
-    documents_P = _addresses([spans.document_C for spans in plan.parts], device)
-    return launch(plan, keys[0], (values_P, _addresses(scales, device), documents_P), rows)
-
-
-def _addresses(tensors: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
-    return torch.tensor([item.data_ptr() for item in tensors], dtype=torch.int64).to(device)
+    values = [item.values_CE[None] for item in keys]
+    scales = [(item.values_CE if item.scale_CS is None else item.scale_CS)[None] for item in keys]
+    addresses = Addresses.of(values, scales, [spans.document_C for spans in plan.parts])
+    return Scoring(plan, keys[0], addresses, rows.tokens)(0, rows)
 
 
 def _best_keys(
     scores: torch.Tensor,
     questions_B2: torch.Tensor,
+    done_B: torch.Tensor,
     sizes: Sequence[int],
     k: int,
     *,
@@ -212,25 +142,10 @@ def _best_keys(
 ) -> torch.Tensor:
     if fused is None:
         fused = fused_available(scores.device)
-    if fused and k <= _MOST_PARTIAL:
-        return _partial_best(scores, questions_B2, sizes, k).topk(k, dim=1).values
+    if fused and k <= launches.MOST_KEPT:
+        return launches.best(scores, questions_B2, done_B, max(sizes), k)
     rows = []
     for scores_N in torch.split(scores, list(sizes)):
         kept_k = twin.order_keys(scores_N[None])[0].topk(min(k, len(scores_N))).values
         rows.append(torch.nn.functional.pad(kept_k, (0, k - len(kept_k)), value=LOWEST))
     return torch.stack(rows)
-
-
-def _partial_best(
-    scores: torch.Tensor, questions_B2: torch.Tensor, sizes: Sequence[int], k: int
-) -> torch.Tensor:
-    from model_adapter.msa.kernels import fused  # noqa: PLC0415  # triton is optional
-
-    blocks = -(-max(sizes) // _BLOCK_DOCUMENTS)
-    kept = max(_FEWEST_PARTIAL, 1 << (k - 1).bit_length())
-    shape = (len(sizes), blocks * kept)
-    found = torch.full(shape, LOWEST, dtype=torch.int64, device=scores.device)
-    fused.partial_best[(blocks, len(sizes))](
-        scores, questions_B2, found, BLOCK=_BLOCK_DOCUMENTS, K=kept
-    )
-    return found
