@@ -18,8 +18,7 @@ import torch
 from model_adapter.msa import kernels
 from model_adapter.msa.boards import DeviceBoard
 from model_adapter.msa.config import ChunkReduce, HeadReduce, MsaConfig, QueryReduce
-from model_adapter.msa.kernels import Batch, Plan, ResidentKeys, Rows, Spans
-from model_adapter.msa.kernels.keys import floats
+from model_adapter.msa.kernels import Batch, KeyStorage, Plan, ResidentKeys, Rows, Spans
 from model_adapter.msa.kernels.launches import LOWEST
 from model_adapter.msa.kernels.rows import padded_tokens
 from model_adapter.msa.kernels.sharding import gather_scores, merge
@@ -150,36 +149,42 @@ class KernelPass:
         for count in self._counts:
             kept.append(np.unique(np.concatenate(survivors[row : row + count])))
             row += count
-        exact = [self._exact(layer, kept) for layer in layers]
-        for layer, (plan, flat) in zip(layers, exact, strict=True):
+        exact, scores = self._exact(layers, kept), []
+        kept_M = [torch.from_numpy(places).to(exact.device) for places in kept]
+        for place, layer in enumerate(layers):
+            rows = Rows.padded(self._tokens, self._questions[layer], self._bias_R, exact.first)
+            flat = exact.score(place, rows, fused=self._fused)
             coarse_parts = self._batch.plan.split(self._scores[layer])
-            for found_BN, all_BN, places in zip(plan.split(flat), coarse_parts, kept, strict=True):
-                all_BN[:, torch.from_numpy(places).to(all_BN.device)] = found_BN
-        plan, mean = exact[0][0], torch.stack([flat for _, flat in exact]).mean(dim=0)
-        keys_BK = kernels.best_keys(plan, mean, self._k, fused=self._fused)
-        return self._read(self._placed(keys_BK, kept))
+            for found_Bn, all_BN, kept_n in zip(
+                exact.plan.split(flat), coarse_parts, kept_M, strict=True
+            ):
+                all_BN[:, kept_n] = found_Bn
+            scores.append(flat)
+        mean = torch.stack(scores).mean(dim=0)
+        keys_BK = kernels.best_keys(exact.plan, mean, self._k, fused=self._fused)
+        return self._read(self._placed(keys_BK, kept_M))
 
-    def _placed(self, keys_BK: torch.Tensor, kept: Sequence[Positions]) -> torch.Tensor:
-        """Order keys that name documents by their places among `kept`, by those in the memory."""
+    def _placed(self, keys_BK: torch.Tensor, kept_M: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Order keys that name documents by their places among `kept_M`, of each memory, by those
+        in the memory."""
         owners = [memory for memory, count in enumerate(self._counts) for _ in range(count)]
         rows = []
         for owner, keys_K in zip(owners, keys_BK, strict=True):
-            places_K = (0xFFFFFFFF - (keys_K & 0xFFFFFFFF)).clamp_max(len(kept[owner]) - 1)
-            moved_K = torch.from_numpy(kept[owner]).to(keys_K.device)[places_K] - places_K
+            places_K = (0xFFFFFFFF - (keys_K & 0xFFFFFFFF)).clamp_max(len(kept_M[owner]) - 1)
+            moved_K = kept_M[owner][places_K] - places_K
             rows.append(torch.where(keys_K == LOWEST, keys_K, keys_K - moved_K))
         return torch.stack(rows)
 
-    def _exact(self, layer: int, kept: Sequence[Positions]) -> tuple[Plan, torch.Tensor]:
-        """Exact scores in one layer of these documents of each memory."""
-        rows_RE, device = self._questions[layer], self._bias_R.device
-        spans, keys = [], []
-        for memory, documents_N in zip(self._memories, kept, strict=True):
-            offsets_N1, keys_cE = memory.exact(self._layers.index(layer), documents_N)
-            spans.append(Spans.of(offsets_N1, device))
-            keys.append(floats(keys_cE.to(device), self._batch.first.group))
-        plan = Plan.of(spans, self._counts)
-        rows = Rows.padded(self._tokens, rows_RE, self._bias_R, keys[0])
-        return plan, kernels.score(plan, keys, rows, fused=self._fused)
+    def _exact(self, layers: Sequence[int], kept: Sequence[Positions]) -> Batch:
+        """Exact keys of these documents of each memory in these layers, on the device."""
+        places = [self._layers.index(layer) for layer in layers]
+        storing, device = KeyStorage(group=self._batch.first.group), self._batch.device
+        spans, stacks = [], []
+        for memory, documents_n in zip(self._memories, kept, strict=True):
+            offsets_n1, keys_lcE = memory.exact(places, documents_n)
+            spans.append(Spans.of(offsets_n1, device))
+            stacks.append(storing.stack(keys_lcE.to(device)))
+        return Batch.over(Plan.of(spans, self._counts), stacks)
 
 
 def voters_of(votes: Sequence[bool], first: int, last: int | None, msa: MsaConfig) -> list[int]:

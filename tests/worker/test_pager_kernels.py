@@ -60,7 +60,7 @@ def test_a_lease_lends_the_keys_that_were_written(layout: KVLayout, storing: Key
                 torch.testing.assert_close(scores(resident, layer, layout.width), expected)
                 if storing.exact:
                     some = np.array([0, last - 1])
-                    offsets_n1, exact_cE = resident.exact(layer, some)
+                    offsets_n1, (exact_cE,) = resident.exact([layer], some)
                     wanted = [written[n].routing_key_LCE[layer] for n in some]
                     assert offsets_n1.tolist() == np.cumsum([0, *map(len, wanted)]).tolist()
                     assert torch.equal(exact_cE, as_tensor(np.concatenate(wanted), layout))

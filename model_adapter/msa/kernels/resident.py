@@ -80,8 +80,8 @@ class ResidentKeys:
             parts.append(replace(part, spans=spans))
         return ResidentKeys(self.firsts_N[positions_n], self.ends_N[positions_n], tuple(parts))
 
-    def exact(self, layer: int, documents_n: Offsets) -> tuple[Offsets, torch.Tensor]:
-        """Offsets of the chunks of these documents (ascending), and exact keys [c, E], in RAM."""
+    def exact(self, layers: Sequence[int], documents_n: Offsets) -> tuple[Offsets, torch.Tensor]:
+        """Offsets of the chunks of these documents (ascending); exact keys [l, c, E] in RAM."""
         counts_n = self.ends_N[documents_n] - self.firsts_N[documents_n]
         compact_n1 = np.concatenate(([0], np.cumsum(counts_n))).astype(np.int64)
         begin = np.repeat(self.firsts_N[documents_n] - compact_n1[:-1], counts_n)
@@ -93,8 +93,9 @@ class ResidentKeys:
                 chunks, (part.first_chunk, part.first_chunk + part.spans.chunks)
             )
             rows = torch.from_numpy(chunks[first:stop] - part.first_chunk)
-            pieces.append(part.exact_LCE[layer].index_select(0, rows))
-        return compact_n1, torch.cat(pieces)
+            found = [part.exact_LCE[layer].index_select(0, rows) for layer in layers]
+            pieces.append(torch.stack(found))
+        return compact_n1, torch.cat(pieces, dim=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,11 +115,15 @@ class Batch:
     def of(cls, memories: Sequence[ResidentKeys], questions: Sequence[int]) -> Batch:
         """questions: how many over each memory. All keys are of one format, width and group."""
         plan = Plan.of([[part.spans for part in one.parts] for one in memories], questions)
-        stacks = tuple(part.keys for one in memories for part in one.parts)
+        return cls.over(plan, [part.keys for one in memories for part in one.parts])
+
+    @classmethod
+    def over(cls, plan: Plan, stacks: Sequence[KeyStack]) -> Batch:
+        """stacks: of the plan's parts."""
         scales = [one.values_LCE if one.scale_LCS is None else one.scale_LCS for one in stacks]
         documents = [one.document_C for one in plan.parts]
         addresses = Addresses.of([one.values_LCE for one in stacks], scales, documents)
-        return cls(plan, stacks, addresses, stacks[0].layer(0))
+        return cls(plan, tuple(stacks), addresses, stacks[0].layer(0))
 
     @property
     def device(self) -> torch.device:
