@@ -3,11 +3,11 @@
     python -m benchmarks.paging --device cuda --documents 40000 --json
 
 The memory is synthetic: normally distributed blocks in a 4B model's layout (`--layers` of its
-18), in LMDB without encryption, in the page cache. `cold_gb_per_s` is a first lease, in a new
-pager over a store opened anew: opening, finding, checking, decoding, copying, and taking memory
-on the device. The first run is not counted: in it the process takes the pinned buffers, which a
-worker takes once. The floor is the slower of two rates of the same run: reading the file from
-the page cache, and a pinned copy to the device (on a CPU a plain copy); `over_floor` is the
+18), in LMDB without encryption, in the page cache. `cold_gb_per_s` is a lease of a memory of
+which nothing is held: opening the store, finding, checking, decoding, copying, and taking memory
+on the device. The first lease is not counted: in it the pager takes its pinned buffers, once for
+all, and torch its memory. The floor is the slower of two rates of the same run: reading the file
+from the page cache, and a pinned copy to the device (on a CPU a plain copy); `over_floor` is the
 lease's time over the floor's. `--encrypted` measures the same memory encrypted, beside it.
 `fetch_ms` brings one layer's content of
 1, 16 and 64 documents from host RAM by the kernel (`gather`) and the way that is usual,
@@ -36,6 +36,7 @@ from model_adapter.pager import Budgets, Pager
 from model_adapter.readers import Readers
 from model_adapter.residency import MemoryKey
 from storage.crypto.key_file import TenantKeys
+from storage.keys import MAX_NUMBER
 from storage.layout import KVBlock, KVLayout
 from storage.lmdb_store import LmdbReader, LmdbStore
 from storage.store import EncodingId, MemoryUid
@@ -100,36 +101,21 @@ def copy_rate(device: torch.device, repeats: int, size: int = 256 << 20) -> floa
 
 
 def cold(
-    folder: Path,
-    layout: KVLayout,
-    documents: int,
-    device: torch.device,
-    keys: TenantKeys | None = None,
+    folder: Path, layout: KVLayout, device: torch.device, repeats: int, keys: TenantKeys | None
 ) -> float:
-    """Seconds of a first lease, in a pager of its own."""
+    """Seconds of a first lease, the median; in one pager, after one to warm it up."""
     readers = Readers(lambda _: LmdbReader(folder, keys))
     budgets = Budgets(1 << 40, 0)
     pager = Pager(layout, ENCODING, readers, budgets, device, storing=KeyStorage(group=128))
-    began = time.perf_counter()
-    with pager.lease(MemoryKey(TENANT, MEMORY), documents, 0) as view:
-        taken = time.perf_counter() - began
-        assert view.resident_keys() is not None
-    pager.evict(TENANT)
+    taken = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        with pager.lease(MemoryKey(TENANT, MEMORY), MAX_NUMBER, 0) as view:
+            taken.append(time.perf_counter() - began)
+            assert view.resident_keys() is not None
+        pager.evict(TENANT)
     readers.close()
-    return taken
-
-
-def cold_median(
-    folder: Path,
-    layout: KVLayout,
-    documents: int,
-    device: torch.device,
-    repeats: int,
-    keys: TenantKeys | None = None,
-) -> float:
-    """Seconds, after one to warm up."""
-    seconds = [cold(folder, layout, documents, device, keys) for _ in range(repeats + 1)]
-    return statistics.median(seconds[1:])
+    return statistics.median(taken[1:])
 
 
 def fetches(layout: KVLayout, device: torch.device, repeats: int) -> dict[str, dict[str, float]]:
@@ -170,14 +156,12 @@ def main() -> None:
         fill(folder, layout, arguments.documents)
         reading = read_rate(folder, arguments.repeats)
         copying = copy_rate(device, arguments.repeats)
-        taken = cold_median(folder, layout, arguments.documents, device, arguments.repeats)
+        taken = cold(folder, layout, device, arguments.repeats, None)
         secret_taken = 0.0
         if arguments.encrypted:
             keys, secret = keys_for(Path(name) / "encrypted"), Path(name) / "encrypted"
             fill(secret, layout, arguments.documents, keys)
-            secret_taken = cold_median(
-                secret, layout, arguments.documents, device, arguments.repeats, keys
-            )
+            secret_taken = cold(secret, layout, device, arguments.repeats, keys)
         fetched = fetches(layout, device, 20 * arguments.repeats)
     chunks = arguments.documents * CHUNKS_EACH
     size = chunks * layout.width * len(layout.routed_layers) * 2

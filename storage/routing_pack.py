@@ -1,8 +1,9 @@
 """Routing keys of many documents into one array, with one copy of each.
 
 What headers say is read first, by the caller alone. Then a few threads verify, decrypt and copy
-records side by side: nearly all of that is done with the interpreter released, and whoever needs
-it for long would stop the others. With one core, or little to do, the caller does all.
+records side by side, a few at a time: nearly all of that is done with the interpreter released,
+and whoever needs it for long would stop the others. With one core, or little to do, the caller
+does all.
 """
 
 from __future__ import annotations
@@ -50,28 +51,27 @@ def pack_routing(
     """
     mark = fingerprint(encoding, layout)
     found = [_look(key, value, mark, layout, tree is not None) for key, value in records]
+    ciphers = [None if tree is None else tree.cipher(number_of(s.key)) for s in found]
     tokens_N = [sealed.header.tokens for sealed in found]
     ends_N1 = np.cumsum([0, *map(layout.chunks, tokens_N)]).tolist()
     size = raw_bytes(1, ends_N1[-1], layout)
     flat = np.frombuffer(room(size), NUMPY_DTYPE[layout.dtype])
     packed_LCE = cast(Bits, flat.reshape(len(layout.routed_layers), ends_N1[-1], layout.width))
 
-    def decode(first: int) -> None:
-        some = found[first : first + _AT_A_TIME]
-        encrypted_bytes = 0 if tree is None else max(sealed.payload_bytes for sealed in some)
-        scratch = memoryview(bytearray(encrypted_bytes))
-        for place, sealed in enumerate(some, first):
+    def decode(first: int, scratch: bytearray) -> None:
+        last = min(first + _AT_A_TIME, len(found))
+        there, arrays = memoryview(scratch), list[Bits]()
+        for sealed, cipher in zip(found[first:last], ciphers[first:last], strict=True):
             sealed.verify()
-            cipher = None if tree is None else tree.cipher(number_of(sealed.key))
-            payload = sealed.payload(cipher, scratch[: sealed.payload_bytes])
-            target_LcE = packed_LCE[:, ends_N1[place] : ends_N1[place + 1]]
-            if sealed.header.codec == Codec.RAW:
-                raw = np.frombuffer(payload, packed_LCE.dtype)
-                target_LcE[...] = raw.reshape(target_LcE.shape)
-            else:
-                target_LcE[...] = block_arrays(sealed, payload, layout)[0]
+            payload = sealed.payload(cipher, there[: sealed.payload_bytes])
+            arrays.append(_keys(sealed, payload, layout))
+            there = there[sealed.payload_bytes :]
+        np.concatenate(arrays, axis=1, out=packed_LCE[:, ends_N1[first] : ends_N1[last]])
 
-    _share(decode, iter(range(0, len(found), _AT_A_TIME)), size)
+    starts = range(0, len(found), _AT_A_TIME)
+    opened = [sum(s.payload_bytes for s in found[n : n + _AT_A_TIME]) for n in starts]
+    scratch_bytes = 0 if tree is None else max(opened, default=0)
+    _share(decode, iter(starts), size, scratch_bytes)
     return PackedRouting(
         numbers_N=np.array([number_of(sealed.key) for sealed in found], np.int64),
         tokens_N=np.array(tokens_N, np.int64),
@@ -94,6 +94,14 @@ def _look(key: bytes, value: memoryview, mark: bytes, layout: KVLayout, encrypte
     return sealed
 
 
+def _keys(sealed: Sealed, payload: memoryview, layout: KVLayout) -> Bits:
+    """[L, C, E], the payload itself where it is not coded."""
+    if sealed.header.codec != Codec.RAW:
+        return block_arrays(sealed, payload, layout)[0]
+    raw = np.frombuffer(payload, NUMPY_DTYPE[layout.dtype])
+    return cast(Bits, raw.reshape(len(layout.routed_layers), -1, layout.width))
+
+
 @cache
 def _helpers() -> tuple[int, ThreadPoolExecutor | None]:
     """How many threads help, all callers together, and they; none on one core."""
@@ -101,20 +109,24 @@ def _helpers() -> tuple[int, ThreadPoolExecutor | None]:
     return threads, ThreadPoolExecutor(threads, "decode") if threads else None
 
 
-def _share(work: Callable[[int], None], parts: Iterator[int], size: int) -> None:
+def _share(
+    work: Callable[[int, bytearray], None], parts: Iterator[int], size: int, scratch_bytes: int = 0
+) -> None:
     """Does all parts, with what threads there are; all have let go of the work at return.
 
-    Raises what a part has raised; parts not begun by then are left.
+    size: bytes that it makes. scratch_bytes: what each thread gets to decrypt into. Raises what
+    a part has raised; parts not begun by then are left.
     """
     failed = False
 
     def drain() -> None:
         nonlocal failed
+        scratch = bytearray(scratch_bytes)
         for part in parts:
             if failed:
                 return
             try:
-                work(part)
+                work(part, scratch)
             except BaseException:
                 failed = True
                 raise

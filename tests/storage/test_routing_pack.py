@@ -123,7 +123,7 @@ def test_a_damaged_header_is_taken_for_what_it_is(
 def test_when_a_part_fails_nobody_works_on_and_nobody_is_left(helpers: int) -> None:
     at_work, lock = [0], threading.Lock()
 
-    def work(part: int) -> None:
+    def work(part: int, _: bytearray) -> None:
         with lock:
             at_work[0] += 1
         try:
@@ -137,5 +137,5 @@ def test_when_a_part_fails_nobody_works_on_and_nobody_is_left(helpers: int) -> N
         routing_pack._share(work, itertools.count(), 1)  # There is always another part.
     assert not at_work[0]
     done: list[int] = []
-    routing_pack._share(done.append, iter(range(100)), 1)
+    routing_pack._share(lambda part, _: done.append(part), iter(range(100)), 1)
     assert sorted(done) == list(range(100)), "each part once, and all of them"
