@@ -56,17 +56,18 @@ class Process:
 
 
 class WorkerProcess(Process):
-    """`memsvc worker`. address: where it listens, always the same."""
+    """`memsvc worker`. address: where it listens, always the same. threads: 0: one per core."""
 
-    def __init__(self, data: Path, model: str, address: str) -> None:
+    def __init__(self, data: Path, model: str, address: str, threads: int = 0) -> None:
         super().__init__()
+        self._threads = threads
         self._data = data
         self._model = model
         self._address = address
 
     def command(self) -> Sequence[str]:
         """See Process."""
-        here = ["--data-dir", str(self._data)]
+        here = ["--data-dir", str(self._data), "--threads", str(self._threads)]
         return [*_MEMSVC, "worker", *here, "--model", self._model, "--listen", self._address]
 
 

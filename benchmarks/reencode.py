@@ -57,7 +57,8 @@ _LOOK_S = 0.05
 @dataclass(frozen=True)
 class Options:
     """tokens: of the memory, at least. kill: what dies on the way. questions: asked before and
-    after. askers, pause_s, append_s: of the steady load. settings: of the server.
+    after. askers, pause_s, append_s: of the steady load. threads: of each worker; 0: all cores.
+    settings: of the server.
     """
 
     tokens: int = 100_000
@@ -68,6 +69,7 @@ class Options:
     askers: int = 2
     pause_s: float = 0.05
     append_s: float = 0.5
+    threads: int = 0
     settings: Sequence[str] = ()
 
 
@@ -159,8 +161,8 @@ class Stage:
     def __init__(self, folder: Path, options: Options) -> None:
         data = folder / "data"
         sockets = [f"unix:{folder / name}.sock" for name in ("old", "new", "counted")]
-        self.old = WorkerProcess(data, options.old, sockets[0])
-        self.new = WorkerProcess(data, options.new, sockets[1])
+        self.old = WorkerProcess(data, options.old, sockets[0], options.threads)
+        self.new = WorkerProcess(data, options.new, sockets[1], options.threads)
         self.proxy = CountingProxy(sockets[2], sockets[1])
         workers = f"{sockets[0]},{sockets[2]}"
         self.server = ServerProcess(data, workers, options.settings)
@@ -320,6 +322,7 @@ def main() -> None:
     parser.add_argument("--new", default=Options.new)
     parser.add_argument("--kill", default="", help="server, worker, or both with a comma")
     parser.add_argument("--questions", type=int, default=Options.questions)
+    parser.add_argument("--threads", type=int, default=Options.threads, help="0: all cores each")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     given = parser.parse_args()
@@ -327,7 +330,13 @@ def main() -> None:
     if not set(kill) <= set(KILLS):
         parser.error(f"--kill takes {' and '.join(KILLS)}")
     options = Options(
-        given.tokens, given.old, given.new, kill, given.questions, settings=tuple(given.set)
+        given.tokens,
+        given.old,
+        given.new,
+        kill,
+        given.questions,
+        threads=given.threads,
+        settings=tuple(given.set),
     )
     with tempfile.TemporaryDirectory(prefix="memsvc-reencode-") as folder:
         found = asyncio.run(measure(Path(folder), options))

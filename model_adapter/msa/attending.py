@@ -24,7 +24,8 @@ def attention_of(decoder: Decoder, segments: Sequence[Segment]) -> Attention:
         masks = [_mask(segment, decoder.device) for segment in segments]
         return lambda layer, projected: _attend(layer, segments, projected, masks)
     counts = [len(segment.ids) for segment in segments]
-    rows = RowsAttention(caches, counts, decoder.device, flash=decoder.rows.way.flash)
+    flash, settled = decoder.rows.way.flash, not any(segment.routing for segment in segments)
+    rows = RowsAttention(caches, counts, decoder.device, flash=flash, settled=settled)
     return lambda layer, made: rows.attend(layer, made.q_THD, made.k_TKD, made.v_TKD)
 
 

@@ -7,12 +7,21 @@ Shape suffixes are those of model.py.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 
 from model_adapter.msa.config import ModelConfig
 
 #: Positions that a layer has room for at first, beyond what it must hold.
 HEADROOM = 64
+
+
+class Held(Protocol):
+    """Keys and values of a row, wherever they lie."""
+
+    def read(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """[K, S, D] each."""
 
 
 class KVCache:
@@ -38,6 +47,12 @@ class KVCache:
         store[0, :, first:stop] = k_TKD.transpose(0, 1)
         store[1, :, first:stop] = v_TKD.transpose(0, 1)
         self._length[layer] = stop
+
+    def begin(self, prefix: Held) -> None:
+        """Adds a copy of another row to this one."""
+        for layer in range(len(self._store)):
+            keys_KSD, values_KSD = prefix.read(layer)
+            self.append(layer, keys_KSD.transpose(0, 1), values_KSD.transpose(0, 1))
 
     def read(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [K, S, D] as views, valid until the next append."""

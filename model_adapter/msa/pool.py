@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from model_adapter.msa.config import ModelConfig
-from model_adapter.msa.kvcache import HEADROOM, KVCache
+from model_adapter.msa.kvcache import HEADROOM, Held, KVCache
 
 #: Positions of a layer at first.
 FIRST_POSITIONS = 4096
@@ -108,9 +108,10 @@ class KVPool:
         room = max(needed + HEADROOM, span.room * 3 // 2)
         start, old = self._take(layer, room), (span.start, span.start + span.length)
         store = self.layers[layer]
-        store[:, start : start + span.length] = store[:, old[0] : old[1]].clone()
-        if span.room:
+        if span.length:
+            store[:, start : start + span.length] = store[:, old[0] : old[1]].clone()
             store[:, old[0] : old[1]] = 0
+        if span.room:
             self._free[layer].give(span.start, span.start + span.room)
         span.start, span.room = start, room
 
@@ -134,11 +135,15 @@ class KVPool:
         self.generation += 1
 
     def _collect(self) -> None:
+        left: list[torch.Tensor] = []
         while self._released:
             for layer, span in enumerate(self._released.popleft()):
                 if span.room:
-                    self.layers[layer][:, span.start : span.start + span.length] = 0
+                    left += self.layers[layer][:, span.start : span.start + span.length]
                     self._free[layer].give(span.start, span.start + span.room)
+        if left:
+            # A launch for many spans, not one for each.
+            torch._foreach_zero_(left)
 
 
 class PooledCache:
@@ -155,11 +160,24 @@ class PooledCache:
 
     def append(self, layer: int, k_TKD: torch.Tensor, v_TKD: torch.Tensor) -> None:
         """Adds positions at the end."""
-        count = k_TKD.shape[0]
+        room_K, room_V = self._more(layer, k_TKD.shape[0])
+        room_K.copy_(k_TKD)
+        room_V.copy_(v_TKD)
+
+    def begin(self, prefix: Held) -> None:
+        """Adds a copy of another row to this one, all layers in few launches."""
+        rooms, held = list[torch.Tensor](), list[torch.Tensor]()
+        for layer in range(len(self.spans)):
+            keys_KSD, values_KSD = prefix.read(layer)
+            rooms += self._more(layer, keys_KSD.shape[1])
+            held += (keys_KSD.transpose(0, 1), values_KSD.transpose(0, 1))
+        torch._foreach_copy_(rooms, held)
+
+    def _more(self, layer: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where so many positions more go: views [count, K, D] of keys and values."""
         first = self.pool.reserve(layer, self.spans[layer], count)
-        store = self.pool.layers[layer]
-        store[0, first : first + count] = k_TKD
-        store[1, first : first + count] = v_TKD
+        keys_TKD, values_TKD = self.pool.layers[layer][:, first : first + count]
+        return keys_TKD, values_TKD
 
     def read(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [K, S, D] as views, valid until the next append of any row."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -40,19 +41,25 @@ class RowsAttention:
         device: torch.device,
         *,
         flash: bool,
+        settled: bool,
     ) -> None:
+        """settled: nothing but the tokens joins the rows on the way, so that all layers' places
+        are worked out, and brought to the device, at once."""
         self._caches, self._counts, self._device = caches, counts, device
         self._flash = flash
-        ends = [0]
-        for count in counts:
-            ends.append(ends[-1] + count)
-        self._ends_R1 = torch.tensor(ends, dtype=torch.int32).to(device)
+        ends_R1 = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
+        self._ends_R1 = torch.from_numpy(ends_R1).to(device)
+        layers = range(len(caches[0].spans)) if settled else range(0)
+        self._placed = place(caches, counts, layers, device) if settled else []
 
     def attend(
         self, layer: int, q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor
     ) -> torch.Tensor:
         """Appends the tokens' keys and values to their rows; attention output [T, H, D]."""
-        placed = place(self._caches, self._counts, layer, self._device)
+        if self._placed:
+            placed = self._placed[layer]
+        else:
+            (placed,) = place(self._caches, self._counts, [layer], self._device)
         store = self._caches[0].pool.layers[layer]
         write(store, placed.slots_T, k_TKD, v_TKD)
         if self._flash:
@@ -61,25 +68,30 @@ class RowsAttention:
 
 
 def place(
-    caches: Sequence[PooledCache], counts: Sequence[int], layer: int, device: torch.device
-) -> Placed:
-    """Reserves positions of one layer for the tokens of all rows."""
-    pool = caches[0].pool
-    firsts = [
-        pool.reserve(layer, cache.spans[layer], count)
-        for cache, count in zip(caches, counts, strict=True)
+    caches: Sequence[PooledCache],
+    counts: Sequence[int],
+    layers: Sequence[int],
+    device: torch.device,
+) -> list[Placed]:
+    """Reserves positions of some layers for the tokens of all rows; one for each layer."""
+    pool, count_R = caches[0].pool, np.asarray(counts)
+    firsts, starts, used = [], [], []
+    for layer in layers:
+        spans = [cache.spans[layer] for cache in caches]
+        firsts.append([pool.reserve(layer, *each) for each in zip(spans, counts, strict=True)])
+        starts.append([*(span.start for span in spans), 0])
+        used.append([span.length for span in spans])
+    # Of every token, how far behind its row's first one it is.
+    behind_T = np.arange(count_R.sum()) - np.repeat(count_R.cumsum() - count_R, count_R)
+    slots_LT = np.repeat(np.array(firsts, np.int64), count_R, axis=1) + behind_T
+    wide_LX = torch.from_numpy(np.concatenate((starts, used), axis=1).astype(np.int32)).to(device)
+    rows = len(caches) + 1
+    return [
+        Placed(slots_T, table_X[:rows], table_X[rows:], max(most))
+        for slots_T, table_X, most in zip(
+            torch.from_numpy(slots_LT).to(device), wide_LX, used, strict=True
+        )
     ]
-    slots = [
-        slot
-        for first, count in zip(firsts, counts, strict=True)
-        for slot in range(first, first + count)
-    ]
-    starts = [cache.spans[layer].start for cache in caches]
-    used = [cache.spans[layer].length for cache in caches]
-    table = torch.tensor([*starts, 0, *used], dtype=torch.int32).to(device)
-    rows = len(caches)
-    slots_T = torch.tensor(slots).to(device)
-    return Placed(slots_T, table[: rows + 1], table[rows + 1 :], max(used))
 
 
 def write(

@@ -77,13 +77,10 @@ class RowRouting:
 
 def new_row(decoder: Decoder, prefix: Cache | None = None, position: int = 0) -> Row:
     """A fresh row, behind a copy of the template prefix or behind nothing."""
-    cache: Cache
     if decoder.rows is not None:
-        cache = PooledCache(decoder.rows.pool)
+        cache: Cache = PooledCache(decoder.rows.pool)
     else:
         cache = KVCache(decoder.config, decoder.dtype, decoder.device)
     if prefix is not None:
-        for layer in range(decoder.config.num_layers):
-            keys_KSD, values_KSD = prefix.read(layer)
-            cache.append(layer, keys_KSD.transpose(0, 1), values_KSD.transpose(0, 1))
+        cache.begin(prefix)
     return Row(cache, position)
