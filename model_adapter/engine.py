@@ -270,7 +270,7 @@ class Encoded:
 
 
 class Engine(Protocol):
-    """One loaded model. Not thread-safe: the worker calls it from one thread."""
+    """One loaded model. The worker calls it from one thread, but for `settle`."""
 
     @property
     def description(self) -> ModelDescription:
@@ -300,3 +300,6 @@ class Engine(Protocol):
 
         A generation's tokens do not depend on which others share the step.
         """
+
+    def settle(self) -> None:
+        """Overwrites what generations that are gone have left. From any thread."""

@@ -246,6 +246,9 @@ class FakeEngine:
                 results.append(StepResult(generation, (), error))
         return results
 
+    def settle(self) -> None:
+        """Generations leave nothing here."""
+
     def _question_words(self, question: str) -> list[str]:
         words, limit = _words(question), self._spec.max_question_tokens
         if len(words) > limit:

@@ -152,7 +152,7 @@ class Scheduler:
             self._stop([job], error)
 
     def stop_memory(self, tenant: str, memory: str = "", timeout_s: float = 5.0) -> None:
-        """Ends every job on a memory, or on a tenant, and waits until they have ended.
+        """Ends every job on a memory, or on a tenant; waits until they have, and left nothing.
 
         What the engine is not at ends here and now, whatever that is at. A batch of documents
         is waited for no longer than timeout_s: it reads no memory, and what comes of it later is
@@ -170,6 +170,7 @@ class Scheduler:
                     self._end(left)
                 else:
                     raise MemoryInUseError("the memory is still being read")
+        self._engine.settle()
 
     def drain(self, grace_s: float) -> None:
         """Refuses new jobs, drops encode jobs, lets queries finish for grace_s, then stops.

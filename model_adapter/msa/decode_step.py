@@ -70,7 +70,8 @@ class DecodeStep:
             self._logits_BV = self._forward()
         else:
             if self._generation != self._pool.generation:
-                self._capture()
+                with self._pool.lock:
+                    self._capture()
             assert self._graph is not None
             self._graph.replay()
         assert self._logits_BV is not None

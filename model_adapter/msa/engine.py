@@ -198,6 +198,11 @@ class MsaEngine:
             for place, session in enumerate(sessions)
         ]
 
+    def settle(self) -> None:
+        """See Engine."""
+        if (rows := self._model.decoder.rows) is not None:
+            rows.pool.settle()
+
     def _advance_together(
         self,
         sessions: Sequence[Session],

@@ -7,6 +7,7 @@ Shape suffixes are those of model.py; S positions of all rows.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from bisect import insort
 from collections import deque
@@ -66,7 +67,7 @@ class FreeRuns:
 
 
 class KVPool:
-    """All layers. Used from one thread, but for `release`."""
+    """All layers. Used from one thread, but for `release` and `settle`."""
 
     def __init__(
         self,
@@ -86,23 +87,35 @@ class KVPool:
         self.generation = 0
         self._free = [FreeRuns(NOBODYS + 1, positions) for _ in range(config.num_layers)]
         self._released: deque[list[Span]] = deque()
+        #: Held while positions change hands, and by who must not be disturbed meanwhile.
+        self.lock = threading.RLock()
 
     def release(self, spans: list[Span]) -> None:
         """A row is gone; from any thread. Its positions are zeroed before anyone gets them."""
         self._released.append(spans)
 
+    def settle(self) -> None:
+        """Returns when nothing is left of rows that are gone; from any thread."""
+        with self.lock:
+            self._collect()
+        device = self.layers[0].device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
     def reserve(self, layer: int, span: Span, count: int) -> int:
         """Adds positions to a span, which may move; the slot of the first one."""
         if span.length + count > span.room:
-            self._move(layer, span, span.length + count)
+            with self.lock:
+                self._move(layer, span, span.length + count)
         first = span.start + span.length
         span.length += count
         return first
 
     def free(self, layer: int) -> int:
         """Positions that nobody has."""
-        self._collect()
-        return self._free[layer].free
+        with self.lock:
+            self._collect()
+            return self._free[layer].free
 
     def _move(self, layer: int, span: Span, needed: int) -> None:
         room = max(needed + HEADROOM, span.room * 3 // 2)

@@ -18,7 +18,7 @@ from model_adapter.msa.engine import MsaEngine, limits_of
 from model_adapter.msa.forward import Attend, Segment, new_row, run
 from model_adapter.msa.interleave import InterleaveSession
 from model_adapter.msa.kvcache import KVCache
-from model_adapter.msa.pool import FreeRuns, KVPool, PooledCache
+from model_adapter.msa.pool import NOBODYS, FreeRuns, KVPool, PooledCache
 from model_adapter.msa.prompt import Answering
 from tests.support.tiny_msa import answer, finish, remember, tiny_engine, tiny_model
 
@@ -155,6 +155,25 @@ def test_a_cancelled_answer_leaves_its_room() -> None:
     del session
     gc.collect()
     assert [rows.pool.free(layer) for layer in range(len(rows.pool.layers))] == before
+
+
+def test_nothing_is_left_of_rows_that_are_gone() -> None:
+    engine = pooled_engine()
+    memory = remember(engine)
+    rows = engine._model.decoder.rows
+    assert isinstance(rows, PooledRows)
+    prefix = [layer.abs().sum().item() for layer in rows.pool.layers]
+    session = engine.start(Generate(QUESTION, 30), memory)
+    for _ in range(4):
+        engine.step([session])
+    answering = [layer.abs().sum().item() for layer in rows.pool.layers]
+    assert all(more > before for more, before in zip(answering, prefix, strict=True))
+    # Batches that are filled up have written here.
+    nobodys = [layer[:, NOBODYS].abs().sum().item() for layer in rows.pool.layers]
+    del session
+    engine.settle()
+    left = [layer.abs().sum().item() for layer in rows.pool.layers]
+    assert left == pytest.approx([a + b for a, b in zip(prefix, nobodys, strict=True)])
 
 
 def test_a_row_does_not_know_its_neighbours_bit_for_bit() -> None:

@@ -64,7 +64,8 @@ class WatchedEngine:
 
     calls: ("step", generations), ("encode", documents), ("route", 1). fail: raised by
     the next call. `clock` says how long calls took, were they to take seconds_per_byte
-    of encoded text and step_s a step. blocked: the call that waits.
+    of encoded text and step_s a step. blocked: the call that waits. settled: how often it was
+    asked to leave nothing.
     """
 
     inner: FakeEngine = field(default_factory=lambda: FakeEngine(FakeSpec()))
@@ -74,6 +75,7 @@ class WatchedEngine:
     seconds_per_byte: float = 1 / 1024
     now_s: float = 0.0
     blocked: str = ""
+    settled: int = 0
     _held: threading.Semaphore | None = None
 
     def clock(self) -> float:
@@ -134,6 +136,9 @@ class WatchedEngine:
         self._called("step", len(generations))
         self.now_s += self.step_s
         return self.inner.step(generations)
+
+    def settle(self) -> None:
+        self.settled += 1
 
 
 @dataclass

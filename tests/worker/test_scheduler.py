@@ -187,8 +187,10 @@ def test_stopping_a_memory_ends_all_its_work_and_waits(
         scheduler.stop_memory(TENANT, MEMORY.memory, timeout_s=0.02)
     with ThreadPoolExecutor(1) as threads:
         stopping = threads.submit(scheduler.stop_memory, TENANT, MEMORY.memory)
+        assert engine.settled == 0, "what it is at may leave something yet"
         engine.let_go()
         stopping.result(5)
+    assert engine.settled == 1
     for asked in mine:
         assert isinstance(asked.sink.error, InterruptedQueryError)
         assert asked.sink.ends == 1
