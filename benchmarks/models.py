@@ -1,8 +1,8 @@
 """Models for benchmarks: what load_engine_source names, or "random:SHAPE", randomly initialised.
 
 A random model computes as fast as a trained one of its shape and needs no file. Its answers
-mean nothing. Shapes: "4b" (36 layers, routed from 18 on, as the published 4B models), "135m"
-(the default model's) and "tiny" (for tests).
+mean nothing. Shapes: "4b" (36 layers, routed from 18 on, as the published 4B models), "default"
+(the default model's), "135m" (its base, routed as the 4B models are) and "tiny" (for tests).
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from model_adapter.checkpoints import load_engine_source
 from model_adapter.checkpoints.vocabulary import base_template
-from model_adapter.msa.config import TORCH_DTYPE, ComputeDtype, LoadedModel, ModelConfig, MsaConfig
+from model_adapter.msa.config import (
+    TORCH_DTYPE,
+    ComputeDtype,
+    LayerChoice,
+    LoadedModel,
+    ModelConfig,
+    MsaConfig,
+)
 from storage.paths import DataFolder
 
 SHAPES = {
@@ -69,6 +76,10 @@ SHAPES = {
         msa=MsaConfig((2, 3), aux_loss_method="INFONCE_DECOUPLE"),
     ),
 }
+SHAPES["default"] = replace(
+    SHAPES["135m"],
+    msa=MsaConfig(tuple(range(18, 30)), pool_tokens=32, layer_choice=LayerChoice.COMBINED),
+)
 
 
 def load(
