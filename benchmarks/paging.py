@@ -9,9 +9,12 @@ on the device. The first lease is not counted: in it the pager takes its pinned 
 all, and torch its memory. The floor is the slower of two rates of the same run: reading the file
 from the page cache, and a pinned copy to the device (on a CPU a plain copy); `over_floor` is the
 lease's time over the floor's. `--encrypted` measures the same memory encrypted, beside it.
-`fetch_ms` brings one layer's content of
-1, 16 and 64 documents from host RAM by the kernel (`gather`) and the way that is usual,
-index_select on the host and a copy (`select_copy`); without a GPU both are the latter.
+`fetch` brings one layer's content of 1, 16 and 64 documents from host RAM, in milliseconds until
+the device has it: as a lease does, joined in a pinned buffer (`carried`); and the way that is
+usual, index_select on the host and a copy (`select_copy`), also into a pinned buffer that is kept
+and with a copy that nobody waits for before the end (`select_pinned`). `lease` is what a layer
+asks of a lease: keys from the table and values from RAM, found by document. Without a GPU nothing
+is pinned.
 """
 
 from __future__ import annotations
@@ -22,16 +25,18 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from benchmarks.machine import machine
 from benchmarks.storage import keys_for
+from model_adapter.carrying import Carrier, Words
 from model_adapter.engines import choose_device
 from model_adapter.msa.kernels import KeyStorage
-from model_adapter.msa.kernels.fetch import fetch
 from model_adapter.pager import Budgets, Pager
 from model_adapter.readers import Readers
 from model_adapter.residency import MemoryKey
@@ -44,6 +49,8 @@ from storage.store import EncodingId, MemoryUid
 TENANT, MEMORY = "0a" * 16, "0b" * 16
 UID, ENCODING = MemoryUid(bytes.fromhex(MEMORY)), EncodingId(bytes(15) + b"\x01")
 CHUNKS_EACH, POOL_TOKENS, BATCH = 3, 64, 64
+#: Documents whose content a layer asks for.
+COUNTS = (1, 16, 64)
 
 
 def layout_of(layers: int) -> KVLayout:
@@ -120,24 +127,61 @@ def cold(
 
 def fetches(layout: KVLayout, device: torch.device, repeats: int) -> dict[str, dict[str, float]]:
     """Milliseconds by number of documents."""
-    documents = 512
+    documents, on_gpu = 512, device.type == "cuda"
     held_CE = torch.randn(documents * CHUNKS_EACH, layout.width).bfloat16()
-    if device.type == "cuda":
-        held_CE = held_CE.pin_memory()
+    buffer_CE = torch.empty(64 * CHUNKS_EACH, layout.width, dtype=torch.bfloat16)
+    if on_gpu:
+        held_CE, buffer_CE = held_CE.pin_memory(), buffer_CE.pin_memory()
+    carrier, words_CW = Carrier(device), held_CE.view(torch.int16).numpy()
     found: dict[str, dict[str, float]] = {}
-    for count in (1, 16, 64):
-        chosen = np.random.default_rng(count).choice(documents, count, replace=False)
-        firsts = [int(n) * CHUNKS_EACH for n in sorted(chosen)]
-        parts = [held_CE[first : first + CHUNKS_EACH] for first in firsts]
-        rows = torch.cat([torch.arange(first, first + CHUNKS_EACH) for first in firsts])
-        gather = best(lambda: fetch(parts, device), device, repeats)  # noqa: B023  # called here
-        usual = best(lambda: held_CE.index_select(0, rows).to(device), device, repeats)  # noqa: B023  # called here
-        found[str(count)] = {
-            "gather_ms": round(gather * 1000, 4),
-            "select_copy_ms": round(usual * 1000, 4),
-            "select_copy_over_gather": round(usual / gather, 2),
-        }
+    for count in COUNTS:
+        firsts_n = CHUNKS_EACH * chosen_of(documents, count)
+        rows = torch.from_numpy((firsts_n[:, None] + np.arange(CHUNKS_EACH)).reshape(-1))
+        parts = [words_CW[first : first + CHUNKS_EACH] for first in firsts_n]
+        small_CE = buffer_CE[: len(rows)]
+
+        def carried(parts: list[Words] = parts, rows: torch.Tensor = rows) -> torch.Tensor:
+            return carrier(parts, rows.numpy(), held_CE.dtype)[0]
+
+        def usual(rows: torch.Tensor = rows) -> torch.Tensor:
+            return held_CE.index_select(0, rows).to(device)
+
+        def pinned(rows: torch.Tensor = rows, small_CE: torch.Tensor = small_CE) -> torch.Tensor:
+            torch.index_select(held_CE, 0, rows, out=small_CE)
+            return small_CE.to(device, non_blocking=True, copy=True)
+
+        assert torch.equal(carried(), usual()) and torch.equal(pinned(), usual())
+        ways: dict[str, Callable[[], object]]
+        ways = {"carried": carried, "select_copy": usual, "select_pinned": pinned}
+        taken = {name: best(way, device, repeats) for name, way in ways.items()}
+        found[str(count)] = {f"{name}_ms": round(s * 1000, 4) for name, s in taken.items()}
+        for name in ("select_copy", "select_pinned"):
+            found[str(count)][f"{name}_over_carried"] = round(taken[name] / taken["carried"], 2)
     return found
+
+
+def leases(
+    folder: Path, layout: KVLayout, device: torch.device, repeats: int, documents: int
+) -> dict[str, float]:
+    """Milliseconds of one layer's keys and values, by number of documents; all held in RAM."""
+    readers = Readers(lambda _: LmdbReader(folder))
+    storing = KeyStorage(group=128)
+    pager = Pager(layout, ENCODING, readers, Budgets(1 << 40, 1 << 30), device, storing=storing)
+    found: dict[str, float] = {}
+    with pager.lease(MemoryKey(TENANT, MEMORY), MAX_NUMBER, 0) as view:
+        for count in COUNTS:
+            chosen = chosen_of(min(documents, 512), count).tolist()
+            seconds = best(partial(view.content, 1, chosen), device, repeats)
+            found[f"{count}_ms"] = round(seconds * 1000, 4)
+    pager.evict(TENANT)
+    readers.close()
+    return found
+
+
+def chosen_of(documents: int, count: int) -> npt.NDArray[np.int64]:
+    """Positions of so many documents, ascending."""
+    chosen = np.random.default_rng(count).choice(documents, count, replace=False)
+    return np.sort(chosen).astype(np.int64)
 
 
 def main() -> None:
@@ -162,7 +206,9 @@ def main() -> None:
             keys, secret = keys_for(Path(name) / "encrypted"), Path(name) / "encrypted"
             fill(secret, layout, arguments.documents, keys)
             secret_taken = cold(secret, layout, device, arguments.repeats, keys)
-        fetched = fetches(layout, device, 20 * arguments.repeats)
+        repeats = 20 * arguments.repeats
+        fetched = fetches(layout, device, repeats)
+        leased = leases(folder, layout, device, repeats, arguments.documents)
     chunks = arguments.documents * CHUNKS_EACH
     size = chunks * layout.width * len(layout.routed_layers) * 2
     found: dict[str, object] = {
@@ -175,6 +221,7 @@ def main() -> None:
         "copy_gb_per_s": round(copying / 1e9, 2),
         "over_floor": round(taken * min(reading, copying) / size, 2),
         "fetch": fetched,
+        "lease": leased,
     }
     if secret_taken:
         found["encrypted_gb_per_s"] = round(size / secret_taken / 1e9, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from model_adapter.carrying import Carrier
 from model_adapter.engine import EngineError
 from model_adapter.errors import CorruptRecordError, MemoryChangedError, UnwantedError
 from model_adapter.msa.kernels import ResidentKeys
-from model_adapter.msa.kernels.fetch import fetch
-from model_adapter.residency import HeldMemory
+from model_adapter.residency import HeldContent, HeldMemory
 from model_adapter.superseding import Statement, statement_of
 from storage.filters import DocumentFilter
 
@@ -83,12 +84,44 @@ class Lease:
     def content(self, layer: int, documents: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """See MemoryView. Raises CorruptRecordError and MemoryChangedError."""
         assert not self._released
-        keys, values = [], []
-        for position in documents:
-            key, value = self._content_of(layer, position)
-            keys.append(key)
-            values.append(value)
-        return _brought(keys, self._pager.device), _brought(values, self._pager.device)
+        places_n = np.asarray(documents, np.int64)
+        firsts_n = self._index.offsets_N1[places_n]
+        chunks_n = self._index.offsets_N1[places_n + 1] - firsts_n
+        numbers = self._index.numbers_N[places_n].tolist()
+        apart_n = (places_n >= len(self._resident.numbers_N)) | self._coarse
+
+        def take(
+            held: Sequence[HeldContent], carrier: Carrier
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            found = [content.value_LCE.shape[1] for content in held]
+            self._pager.source(self._memory.key).check_same(chunks_n, found)
+            dtype, ends_n = held[0].value_LCE.dtype, np.cumsum(chunks_n)
+            within_R = np.arange(ends_n[-1]) - np.repeat(ends_n - chunks_n, chunks_n)
+            chunks_R = np.repeat(firsts_n, chunks_n) + within_R
+            values = [content.value_words[layer] for content in held]
+            keys = [words[layer] for c in held if (words := c.key_words) is not None]
+            if len(keys) == len(held):
+                carried_RE, _ = carrier(keys, chunks_R, dtype)
+                return carried_RE, carrier(values, chunks_R, dtype)[0]
+            begins_S = np.array([segment.first for segment in self._segments])
+            segment_R = np.searchsorted(begins_S, chunks_R, side="right") - 1
+            values_RE, rows_R = carrier(values, chunks_R - begins_S[segment_R], dtype)
+            if not keys:
+                return self._table_keys(layer, segment_R, rows_R), values_RE
+            mixed = [
+                self._resident_keys(layer, int(first), int(first + chunks))
+                if content.key_LCE is None
+                else content.key_LCE[layer].to(self._pager.device)
+                for content, first, chunks in zip(held, firsts_n, chunks_n, strict=True)
+            ]
+            return torch.cat(mixed), values_RE
+
+        try:
+            wanted = list(zip(numbers, apart_n.tolist(), strict=True))
+            return self._pager.content(self._memory, wanted, take)
+        except EngineError:
+            self._pager.discard(self._memory)
+            raise
 
     def text(self, number: int) -> str:
         """See MemoryView. Raises CorruptRecordError."""
@@ -169,27 +202,19 @@ class Lease:
             self._pager.discard(self._memory)
             raise
 
-    def _content_of(self, layer: int, position: int) -> tuple[torch.Tensor, torch.Tensor]:
-        first, end = (int(c) for c in self._index.offsets_N1[position : position + 2])
-        number = int(self._index.numbers_N[position])
-        keys_too = number > self._resident.last_number or self._coarse
-        try:
-            key, value = self._pager.copy_content(self._memory, layer, number, keys_too)
-            if key is None:
-                key = self._resident_keys(layer, first, end)
-            self._pager.source(self._memory.key).check_same([len(value)], [end - first])
-        except EngineError:
-            self._pager.discard(self._memory)
-            raise
-        return key, value
+    def _table_keys(
+        self, layer: int, segment_R: npt.NDArray[np.int64], rows_R: torch.Tensor
+    ) -> torch.Tensor:
+        """Keys [R, E] of these rows of segments, of the table in one step a run in one segment."""
+        cuts = [0, *(np.flatnonzero(np.diff(segment_R)) + 1).tolist(), len(segment_R)]
+        runs = [
+            self._segments[segment_R[first]]
+            .keys.values_LCE[layer]
+            .index_select(0, rows_R[first:end])
+            for first, end in pairwise(cuts)
+        ]
+        return runs[0] if len(runs) == 1 else torch.cat(runs)
 
     def _resident_keys(self, layer: int, first: int, end: int) -> torch.Tensor:
         segment = next(s for s in reversed(self._segments) if s.first <= first)
         return segment.keys.values_LCE[layer, first - segment.first : end - segment.first]
-
-
-def _brought(parts: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """The parts behind each other on the device; those in RAM go there together."""
-    if any(part.is_cuda for part in parts):
-        return torch.cat([part.to(device) for part in parts])
-    return fetch(parts, device)

@@ -18,12 +18,14 @@ import threading
 import time
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
+from model_adapter.carrying import Carrier
 from model_adapter.derived import Derived
 from model_adapter.engine import EngineError
 from model_adapter.errors import MemoryInUseError, UnwantedError
@@ -45,6 +47,7 @@ from storage.layout import KVLayout
 from storage.store import EncodingId
 
 log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ class Pager:
         self._memories: OrderedDict[MemoryKey, HeldMemory] = OrderedDict()
         self._leaving: set[HeldMemory] = set()
         self._content = ContentCache(budgets.content_bytes)
+        self._carrier = Carrier(device)
         #: What leases ask by words and by filters.
         self.derived = Derived(self.source, budgets.lexical_bytes, budgets.attribute_bytes)
         self._reserved = 0
@@ -332,6 +336,7 @@ class Pager:
         if memory in self._leaving and not memory.pins:
             memory.table.wipe()
             self._staging.wipe()
+            self._carrier.wipe()
             self._content.drop_memory(memory)
             self.derived.drop(memory)
             self._reserved -= memory.reserved
@@ -354,25 +359,35 @@ class Pager:
         with self._changed:
             self._let_go(memory)
 
-    def copy_content(
-        self, memory: HeldMemory, layer: int, number: int, keys_too: bool
-    ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Keys and values [c, E] of a document, read from the store unless held in RAM.
+    def content(
+        self,
+        memory: HeldMemory,
+        wanted: Sequence[tuple[int, bool]],
+        take: Callable[[Sequence[HeldContent], Carrier], _T],
+    ) -> _T:
+        """What `take` makes of documents' content, read from the store unless held in RAM.
 
-        Keys are None when the layout's routing keys are the keys, unless keys_too.
+        wanted: numbers, and whether the keys are needed though routing keys are the keys. take:
+        called under the lock, must copy.
         """
-        with self._changed:
-            held = self._content.get(memory, number)
-            if held is not None and not (keys_too and held.key_LCE is None):
-                return _layer_copy(held, layer)
-        held = self.source(memory.key).content(number, keys_too)
-        with self._changed:
-            copy = _layer_copy(held, layer)
-            if not self._content.put(memory, number, held):
-                held.wipe()
-            return copy
+        source, read = self.source(memory.key), dict[int, HeldContent]()
+        try:
+            while True:
+                with self._changed:
+                    held = [self._known(memory, *one, read) for one in wanted]
+                    found = [content for content in held if content is not None]
+                    if len(found) == len(held):
+                        return take(found, self._carrier)
+                missing = [one for one, content in zip(wanted, held, strict=True) if not content]
+                read.update({one[0]: source.content(*one) for one in missing})
+        finally:
+            with self._changed:
+                for number, content in read.items():
+                    if not self._content.put(memory, number, content):
+                        content.wipe()
 
-
-def _layer_copy(held: HeldContent, layer: int) -> tuple[torch.Tensor | None, torch.Tensor]:
-    key = None if held.key_LCE is None else held.key_LCE[layer].clone()
-    return key, held.value_LCE[layer].clone()
+    def _known(
+        self, memory: HeldMemory, number: int, keys_too: bool, read: Mapping[int, HeldContent]
+    ) -> HeldContent | None:
+        held = read.get(number) or self._content.get(memory, number)
+        return None if held is None or (keys_too and held.key_LCE is None) else held

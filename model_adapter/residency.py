@@ -9,11 +9,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from model_adapter.carrying import Words
 from model_adapter.msa.kernels import KeyStack, KeyStorage, Part, ResidentKeys, Spans
 from model_adapter.staging import Staging
 from model_adapter.tensors import TORCH_DTYPE, copy_into, tensor_bytes, wipe
@@ -257,6 +259,17 @@ class HeldContent:
 
     key_LCE: torch.Tensor | None
     value_LCE: torch.Tensor
+
+    @cached_property
+    def key_words(self) -> Words | None:
+        """[L, C, W] of the keys, the same memory."""
+        return None if self.key_LCE is None else self.key_LCE.view(torch.int16).numpy()
+
+    @cached_property
+    def value_words(self) -> Words:
+        """[L, C, W] of the values, the same memory."""
+        words: Words = self.value_LCE.view(torch.int16).numpy()
+        return words
 
     @property
     def bytes(self) -> int:

@@ -25,8 +25,9 @@ from storage.layout_json import fingerprint
 from storage.records import Sealed, look
 from storage.store import EncodingId, PackedRouting, Room, StorageError
 
-#: Threads that decode, the callers' own not counted: more would wait for the interpreter.
-_MOST_THREADS = 4
+#: Threads that decode, the callers' own not counted. On 16 cores more of them took longer: each
+#: needs the interpreter twice a record, and is slow to wake up when another one has it.
+_MOST_THREADS = 2
 #: Records that a thread takes at a time, and bytes of records from which on threads pay.
 _AT_A_TIME = 8
 _WORTH_BYTES = 2**20

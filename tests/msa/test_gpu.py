@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks import models
 from benchmarks.generate import remembered
+from model_adapter.carrying import Carrier
 from model_adapter.engine import DocumentText, Event, Generate, TextEvent
 from model_adapter.msa.config import LoadedModel
 from model_adapter.msa.decode_step import Way
 from model_adapter.msa.encode import TokenisedDocument, batches, encode_batch, from_bits
 from model_adapter.msa.engine import MsaEngine
 from model_adapter.msa.kernel_choice import RoutingKeyChoice, choose
-from model_adapter.msa.kernels.fetch import fetch
 from model_adapter.staging import CudaLane, Staging
 from storage.paths import DataFolder
 from tests.support.tiny_msa import answer, finish
@@ -95,6 +96,14 @@ def test_staging_and_fetching_bring_every_bit() -> None:
         staging.copy(target[:, first : first + 130], source[:, first : first + 130])
     staging.finish()
     assert torch.equal(target.cpu(), source)
-    pinned = source.pin_memory()
-    parts = [pinned[0, 5:9], pinned[2, 100:101]]
-    assert torch.equal(fetch(parts, GPU, fused=True).cpu(), torch.cat(parts))
+    words = source.view(torch.int16).numpy()
+    carrier, random = Carrier(GPU), np.random.default_rng(1)
+    for parts in (1, 3, 60, 2, 900, 5, 7, 1):
+        layers, firsts = random.integers(0, 3, parts), random.integers(0, 990, parts)
+        places_R = random.integers(0, 1000, 9 * parts)
+        given = [words[layer, n : n + 9] for layer, n in zip(layers, firsts, strict=True)]
+        values_RE, there_R = carrier(given, places_R, torch.bfloat16)
+        expected = torch.from_numpy(np.concatenate(given)).view(torch.bfloat16)
+        assert torch.equal(values_RE.cpu(), expected) and there_R.tolist() == places_R.tolist()
+    carrier.wipe()
+    assert not any(buffer.any() for buffer, _ in carrier._ring)

@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from model_adapter.msa import kernels
 from model_adapter.msa.config import ChunkReduce, QueryReduce
 from model_adapter.msa.kernels import KeyFormat, Plan, RoutingKeys, Rows, Spans, twin
-from model_adapter.msa.kernels.fetch import fetch
 from model_adapter.msa.kernels.keys import INT8_MAX, MOST_GROUP, floats
 from model_adapter.msa.kernels.launches import questions_at_once
 from model_adapter.msa.kernels.plan import TILE_CHUNKS
@@ -276,17 +275,6 @@ def test_order_keys_sort_as_scores_do() -> None:
     scores_BN = torch.tensor([[0.0, -0.0, -1.5, float("-inf"), 3.0, 3.0, 1e-30]])
     order = twin.order_keys(scores_BN)[0].argsort(descending=True)
     assert order.tolist() == [4, 5, 6, 0, 1, 2, 3]
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_rows_are_fetched_from_where_they_lie(dtype: torch.dtype) -> None:
-    held = torch.randn(3, 9, 600).to(dtype)
-    if DEVICE.type == "cuda":
-        held = held.pin_memory()
-    parts = [held[0, 2:5], held[2, :1], held[1, 8:9]]
-    for fused in (True, False):
-        found = fetch(parts, DEVICE, fused=fused)
-        assert torch.equal(found.cpu(), torch.cat(parts))
 
 
 def test_the_kernels_compile_for_a_gpu() -> None:

@@ -67,7 +67,6 @@ def main() -> None:
     score_tiles(KeyFormat.FLOAT, 256, 16)
     score_tiles(KeyFormat.INT4, 32, 32)
     best_documents(2048, 16)
-    compiled(fused.fetch_rows, {"table": "*i64", "found": "*bf16"}, {"WIDTH": 1024, "BLOCK": 512})
 
 
 if __name__ == "__main__":

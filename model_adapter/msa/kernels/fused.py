@@ -233,14 +233,3 @@ def score_tiles(
             tl.store(target, best, mask=written)
         else:
             tl.atomic_max(target, best, mask=written)
-
-
-@triton.jit
-def fetch_rows(
-    table: tl.tensor, found: tl.tensor, WIDTH: tl.constexpr, BLOCK: tl.constexpr
-) -> None:
-    """table: int64 address of every row; found: the rows behind each other."""
-    row, value = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    source = tl.load(table + row).to(tl.pointer_type(found.dtype.element_ty))
-    inside = value < WIDTH
-    tl.store(found + row * WIDTH + value, tl.load(source + value, mask=inside), mask=inside)
