@@ -130,9 +130,13 @@ def test_a_document_longer_than_a_tile_has_one_score(to: KeyFormat) -> None:
     torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("to", [KeyFormat.FLOAT, KeyFormat.INT8])
-def test_a_question_of_more_tokens_than_a_program_takes(to: KeyFormat) -> None:
-    case = make([[1, 3, 2], [TILE_CHUNKS + 2]], [[MOST_ROWS + 3, 2], [2 * MOST_ROWS + 1]])
+@pytest.mark.parametrize(
+    ("to", "dtype"),
+    [*((KeyFormat.FLOAT, dtype) for dtype in FLOATS), (KeyFormat.INT8, torch.float32)],
+)
+def test_a_question_of_more_tokens_than_a_program_takes(to: KeyFormat, dtype: torch.dtype) -> None:
+    tokens = [[MOST_ROWS + 3, 2, MOST_ROWS], [2 * MOST_ROWS + 1]]
+    case = make([[1, 3, 2], [TILE_CHUNKS + 2]], tokens, dtype)
     fused, plain = both(case, [kernels.quantise(keys, to, GROUP) for keys in case.keys])
     torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-4)
 

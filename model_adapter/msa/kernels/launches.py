@@ -155,7 +155,9 @@ class Scoring:
         self._filled = not plan.whole or self._pieces > 1
         tables = (plan.tiles_T4, plan.parts_P4)
         keys = (addresses.values_LP, addresses.scales_LP, addresses.documents_P)
-        questions = questions_at_once(first, at_once, max(plan.questions))
+        # Pieces of several questions beside each other would be taken for questions.
+        most = max(plan.questions) if self._pieces == 1 else 1
+        questions = questions_at_once(first, at_once, most)
         way = way_of(first, questions * at_once)
         constants = {
             "WIDTH": first.width,
