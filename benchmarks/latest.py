@@ -124,6 +124,8 @@ def questions(spec: str, data: Path, category: str) -> dict[str, list[tuple[bank
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Raises BankError, UnusableModelError."""
     asked = questions(arguments.bank, arguments.data, arguments.category)
+    if not asked:
+        raise banks.BankError(f"{arguments.bank} has no questions of category {arguments.category}")
     engine = None
     if arguments.model != "none":
         device, data = choose_device(arguments.device), DataFolder(arguments.data_dir)
