@@ -54,6 +54,8 @@ def test_paging(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     assert isinstance(found["cold_s"], float) and found["over_floor"]
     fetched = found["fetch"]
     assert isinstance(fetched, dict) and list(fetched) == ["1", "16", "64"]
+    leased = found["lease"]
+    assert isinstance(leased, dict) and list(leased) == ["1_ms", "16_ms"]
 
 
 def test_a_worker_over_a_memory(
