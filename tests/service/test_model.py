@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from grpc import aio
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from memsvc.v1 import memory_service_pb2 as pb
 from storage.catalog import CatalogUnavailableError
-from tests.support.served import Folder, Served, refusal, serve
+from tests.support.served import Folder, Served, refusal, refused, serve
 
 MEMORIES = ("one-memory", "two-memory")
 
@@ -54,6 +54,17 @@ class Expected:
     revision: int = 0
 
 
+@dataclass(frozen=True)
+class Answered:
+    """An append that was acknowledged. memory: the one that it was to."""
+
+    name: str
+    memory: Expected
+    texts: Sequence[str]
+    request_id: str
+    reply: pb.AppendTurnsResponse
+
+
 class Run:
     """The server, the oracle, and what was acknowledged."""
 
@@ -62,7 +73,7 @@ class Run:
         self._stack = AsyncExitStack()
         self._served: Served | None = None
         self._requests = itertools.count()
-        self._answered: list[tuple[str, Sequence[str], str, pb.AppendTurnsResponse]] = []
+        self._answered: list[Answered] = []
         self.expected: dict[str, Expected] = {}
 
     @property
@@ -90,7 +101,7 @@ class Run:
         texts = [f"{request_id} {index}" for index in range(count)]
         reply = await self.served.append(f"memories/{name}", *texts, request_id=request_id)
         self.accept(expected, name, texts, reply)
-        self._answered.append((name, texts, request_id, reply))
+        self._answered.append(Answered(name, expected, texts, request_id, reply))
 
     def accept(
         self, expected: Expected, name: str, texts: Sequence[str], reply: pb.AppendTurnsResponse
@@ -102,12 +113,17 @@ class Run:
         expected.last_number, expected.revision = numbers[-1], reply.revision
 
     async def repeat(self, _: str, which: int) -> None:
-        """A retry gets the first reply, whatever happened to the memory since."""
+        """A retry gets the first reply, whatever happened to the memory since; it is refused
+        where another memory has the name by now."""
         if not self._answered:
             return
-        name, texts, request_id, reply = self._answered[-min(which, len(self._answered))]
-        again = await self.served.append(f"memories/{name}", *texts, request_id=request_id)
-        assert again == reply
+        first = self._answered[-min(which, len(self._answered))]
+        parent, request_id = f"memories/{first.name}", first.request_id
+        again = self.served.append(parent, *first.texts, request_id=request_id)
+        if self.expected.get(first.name, first.memory) is first.memory:
+            assert await again == first.reply
+        else:
+            assert (await refused(again)).reason == "REQUEST_ID_REUSED"
 
     async def fault(self, name: str, which: int) -> None:
         """SQL fails after LMDB, before or after committing; the retry settles it."""
@@ -169,7 +185,17 @@ class Run:
         assert set(stored) <= known
 
 
+#: Another memory of the name, and then an append to the first one again.
+NAMED_AGAIN = [
+    ("append", "one-memory", 1),
+    ("delete", "one-memory", 1),
+    ("append", "one-memory", 1),
+    ("repeat", "one-memory", 2),
+]
+
+
 @given(steps)
+@example(NAMED_AGAIN)
 @settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
