@@ -12,6 +12,7 @@ PostgreSQL: read committed; writers lock the rows they change.
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,6 +99,21 @@ def make_postgres_engine(
     )
 
 
+def _log_ahead(connection: sqlite3.Connection, patience_s: float) -> None:
+    """SQLite does not wait where several change a new database to WAL at once."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not busy or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
 def make_sqlite_engine(
     url: URL, *, foreign_keys: bool = True, busy_timeout_s: float = BUSY_TIMEOUT_S
 ) -> Engine:
@@ -117,7 +133,7 @@ def make_sqlite_engine(
     def prepare(connection: sqlite3.Connection, _record: object) -> None:
         # Python's driver would begin (deferred) by itself; `begin` does it.
         connection.isolation_level = None
-        connection.execute("PRAGMA journal_mode = WAL")
+        _log_ahead(connection, busy_timeout_s)
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}")
 
