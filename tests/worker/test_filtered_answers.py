@@ -5,7 +5,7 @@ With the fake engine and with a tiny MSA model; as of an earlier document, and a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -107,19 +107,22 @@ def same(found: list[RankedDocument], alone: list[RankedDocument]) -> None:
         assert document.lexical_score == pytest.approx(theirs.lexical_score, abs=1e-4)
 
 
-def told_apart(engine: Engine, question: str, view: MemoryView) -> bool:
-    """Whether no layer scores its two best so alike that rounding decides between them: scores are
-    standardised over a memory's documents, which makes as much of that as of any difference."""
+def layer_scores(engine: Engine, question: str, view: MemoryView) -> dict[int, list[float]]:
+    """Of the documents that each layer chose, as the layer scored them, best first."""
     layers: dict[int, list[float]] = {}
     for document in engine.route(question, view, 50):
         for own in document.layers:
             layers.setdefault(own.layer, []).append(own.score)
-    best = [sorted(scores)[-2:] for scores in layers.values()]
-    return all(high - low > 0.02 * max(abs(high), abs(low)) for low, high in filter(_two, best))
+    return {layer: sorted(scores, reverse=True) for layer, scores in layers.items()}
 
 
-def _two(scores: list[float]) -> bool:
-    return len(scores) == 2
+def told_apart(layers: Mapping[int, Sequence[float]]) -> bool:
+    """Whether no layer scores its two best so alike that rounding decides between them: scores are
+    standardised over a memory's documents, which makes as much of that as of any difference."""
+    return all(
+        high - low > 0.02 * max(abs(high), abs(low))
+        for high, low in (scores[:2] for scores in layers.values() if len(scores) > 1)
+    )
 
 
 def answer(
@@ -172,7 +175,11 @@ def test_ranking_is_that_of_what_matches_alone(
         assert view.numbers_N.tolist() == expected.numbers_N.tolist()
         found = engine.route(question, view, limit, prior)
         other = engine.route(question, expected, limit, expected_prior)
-        if told_apart(engine, question, expected):
+        mine, theirs = (layer_scores(engine, question, seen) for seen in (view, expected))
+        assert mine.keys() == theirs.keys()
+        for layer, scores in mine.items():
+            assert scores == pytest.approx(theirs[layer], abs=1e-4)
+        if told_apart(theirs):
             same(found, other)
         else:
             assert len(found) == len(other)
