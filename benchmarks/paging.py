@@ -34,12 +34,13 @@ import torch
 
 from benchmarks.machine import machine
 from benchmarks.storage import keys_for
-from model_adapter.carrying import Carrier, Words
+from model_adapter.carrying import Carrier
 from model_adapter.engines import choose_device
 from model_adapter.msa.kernels import KeyStorage
 from model_adapter.pager import Budgets, Pager
 from model_adapter.readers import Readers
 from model_adapter.residency import MemoryKey
+from model_adapter.tensors import Words, words
 from storage.crypto.key_file import TenantKeys
 from storage.keys import MAX_NUMBER
 from storage.layout import KVBlock, KVLayout
@@ -132,7 +133,7 @@ def fetches(layout: KVLayout, device: torch.device, repeats: int) -> dict[str, d
     buffer_CE = torch.empty(64 * CHUNKS_EACH, layout.width, dtype=torch.bfloat16)
     if on_gpu:
         held_CE, buffer_CE = held_CE.pin_memory(), buffer_CE.pin_memory()
-    carrier, words_CW = Carrier(device), held_CE.view(torch.int16).numpy()
+    carrier, words_CW = Carrier(device), words(held_CE)
     found: dict[str, dict[str, float]] = {}
     for count in COUNTS:
         firsts_n = CHUNKS_EACH * chosen_of(documents, count)

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-#: 16-bit words: numpy has no bf16.
-Words = npt.NDArray[np.int16]
+from model_adapter.tensors import Words, wipe
+
 #: Buffers that may be under way before one is waited for.
 _BUFFERS = 4
 #: Of the smallest buffer.
@@ -56,7 +56,7 @@ class Carrier:
         for buffer, read in self._ring:
             if read is not None:
                 read.synchronize()
-            buffer.numpy().fill(0)
+            wipe(buffer)
 
     def _buffer(self, size: int) -> torch.Tensor:
         if not self._pinned:
@@ -65,7 +65,7 @@ class Carrier:
         if read is not None:
             read.synchronize()
         if buffer.nbytes < size:
-            buffer.numpy().fill(0)
+            wipe(buffer)
             room = max(_FEWEST_BYTES, 1 << (size - 1).bit_length())
             buffer = torch.empty(room, dtype=torch.uint8, pin_memory=True)
             self._ring[0] = (buffer, None)

@@ -15,10 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from model_adapter.carrying import Words
 from model_adapter.msa.kernels import KeyStack, KeyStorage, Part, ResidentKeys, Spans
 from model_adapter.staging import Staging
-from model_adapter.tensors import TORCH_DTYPE, copy_into, tensor_bytes, wipe
+from model_adapter.tensors import TORCH_DTYPE, Words, copy_into, tensor_bytes, wipe, words
 from storage.layout import KVLayout
 
 #: Room in the smallest segment.
@@ -263,13 +262,12 @@ class HeldContent:
     @cached_property
     def key_words(self) -> Words | None:
         """[L, C, W] of the keys, the same memory."""
-        return None if self.key_LCE is None else self.key_LCE.view(torch.int16).numpy()
+        return None if self.key_LCE is None else words(self.key_LCE)
 
     @cached_property
     def value_words(self) -> Words:
         """[L, C, W] of the values, the same memory."""
-        words: Words = self.value_LCE.view(torch.int16).numpy()
-        return words
+        return words(self.value_LCE)
 
     @property
     def bytes(self) -> int:

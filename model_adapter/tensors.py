@@ -8,6 +8,9 @@ import torch
 
 from storage.layout import Bits, KVLayout
 
+#: 16-bit words of a tensor: numpy has no bf16.
+Words = npt.NDArray[np.int16]
+
 TORCH_DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -27,7 +30,7 @@ def copy_into(target: torch.Tensor, source: torch.Tensor) -> None:
     engine's too, and the engine loses up to half of its speed.
     """
     if target.device.type == "cpu":
-        _words(target)[...] = _words(source)
+        words(target)[...] = words(source)
     else:
         target.copy_(source)
 
@@ -35,15 +38,15 @@ def copy_into(target: torch.Tensor, source: torch.Tensor) -> None:
 def wipe(tensor: torch.Tensor) -> None:
     """Overwrites with zeros, as copy_into copies."""
     if tensor.device.type == "cpu":
-        _words(tensor).fill(0)
+        words(tensor).fill(0)
     else:
         tensor.zero_()
 
 
-def _words(tensor: torch.Tensor) -> npt.NDArray[np.int16]:
-    """The same memory as 16-bit words: numpy has no bf16."""
-    words: npt.NDArray[np.int16] = tensor.view(torch.int16).numpy()
-    return words
+def words(tensor: torch.Tensor) -> Words:
+    """The same memory, of a tensor in RAM; the last dimension counts words."""
+    found: Words = tensor.view(torch.int16).numpy()
+    return found
 
 
 def tensor_bytes(tensor: torch.Tensor) -> int:

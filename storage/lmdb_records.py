@@ -42,7 +42,7 @@ from storage.lmdb_env import Environment
 from storage.lmdb_pages import prefetch
 from storage.lmdb_scan import has_any, keys_in
 from storage.records import Buffer
-from storage.routing_pack import pack_routing, plain_room
+from storage.routing_pack import pack_routing
 from storage.store import (
     ContentPart,
     EncodingId,
@@ -147,7 +147,6 @@ class LmdbRecords:
         room: Room | None = None,
     ) -> PackedRouting:
         """See BlockReader. One read transaction, for as long as the copy takes."""
-        room = room or plain_room
         view = self._view(memory, Kind.ROUTING, encoding, first, last)
         self._prefetch(view)
         if not self._shows_any(view):

@@ -43,9 +43,10 @@ def pack_routing(
     encoding: EncodingId,
     layout: KVLayout,
     tree: KeyTree | None,
-    room: Room = plain_room,
+    room: Room | None = None,
 ) -> PackedRouting:
-    """Copies routing keys out of records, whose views stay valid meanwhile, into `room`.
+    """Copies routing keys out of records, whose views stay valid meanwhile, into `room`, by
+    default new memory.
 
     Raises CorruptRecordError, ForeignRecordError, KeyMissingError; what `room` gave then holds
     nothing of worth.
@@ -56,7 +57,7 @@ def pack_routing(
     tokens_N = [sealed.header.tokens for sealed in found]
     ends_N1 = np.cumsum([0, *map(layout.chunks, tokens_N)]).tolist()
     size = raw_bytes(1, ends_N1[-1], layout)
-    flat = np.frombuffer(room(size), NUMPY_DTYPE[layout.dtype])
+    flat = np.frombuffer((room or plain_room)(size), NUMPY_DTYPE[layout.dtype])
     packed_LCE = cast(Bits, flat.reshape(len(layout.routed_layers), ends_N1[-1], layout.width))
 
     def decode(first: int, scratch: bytearray) -> None:
