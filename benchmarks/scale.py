@@ -173,11 +173,12 @@ class Dilution:
     def _ask(self, group: Group, encoded: Encoded, tallies: Mapping[str, Tally]) -> None:
         texts = {int(number): self._texts[int(number)] for number in encoded.numbers_N}
         memory = EncodedView(encoded, texts, self._engine.description.device)
-        made: dict[str, Ranker] = {OURS: rankers.Routing(self._engine, memory)}
+        routing = rankers.Routing(self._engine, memory)
+        made: dict[str, Ranker] = {OURS: routing}
         if BM25 in tallies:
             made[BM25] = Bm25(texts)
         if HYBRID in tallies:
-            made[HYBRID] = rankers.Hybrid(self._engine, memory, texts)
+            made[HYBRID] = rankers.Hybrid(routing, texts)
         for row, tally in tallies.items():
             for question in group.questions:
                 ranking = made[row].rank(question.text, DEPTH)

@@ -94,7 +94,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--answers", type=int, default=0, help="questions to answer")
     parser.add_argument("--documents", type=int, default=0, help="put in; 0: as the model does")
     parser.add_argument("--answer-tokens", type=int, default=24)
-    parser.add_argument("--batch", type=int, default=8, help="questions answered together")
+    parser.add_argument(
+        "--batch", type=int, default=0, help="questions answered together; 0: by the device"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object")
     arguments = parser.parse_args(argv)
     unknown = set(arguments.rows.split(",")) - set(ROWS)

@@ -9,7 +9,6 @@ gold documents, where only declining is right.
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,13 +32,13 @@ ROWS = (*DEFAULT_ROWS, WITHOUT)
 class Plan:
     """What to measure. answers: questions to answer, of those with gold answers; documents:
     put in for each, 0 for as many as the model takes; answer_tokens: at most; batch: questions
-    that are answered together."""
+    that are answered together, 0 for 32 on a GPU and 8 elsewhere."""
 
     rows: tuple[str, ...] = DEFAULT_ROWS
     answers: int = 0
     documents: int = 0
     answer_tokens: int = 24
-    batch: int = 8
+    batch: int = 0
     seed: int = 0
 
     def check(self) -> None:
@@ -156,10 +155,11 @@ class _OneScope:
                 self._answer(row, asked, documents, tally, plan, advance)
 
     def _rankers(self, rows: Sequence[str], minilm: MiniLmModel | None) -> dict[str, Ranker]:
+        routing = rankers.Routing(self._engine, self._memory)
         made: dict[str, Callable[[], Ranker]] = {
-            OURS: lambda: rankers.Routing(self._engine, self._memory),
+            OURS: lambda: routing,
             BM25: lambda: Bm25(self._texts),
-            HYBRID: lambda: rankers.Hybrid(self._engine, self._memory, self._texts),
+            HYBRID: lambda: rankers.Hybrid(routing, self._texts),
         }
         if minilm is not None:
             made[MINILM] = lambda: MiniLm(minilm, self._texts)
@@ -168,10 +168,9 @@ class _OneScope:
     def _rank(self, ranker: Ranker, tally: Tally, row: str) -> dict[str, Ranking]:
         found = {}
         with bar(f"rank {row}", len(self._scope.questions)) as advance:
-            for question in self._scope.questions:
-                started = time.perf_counter()
-                ranking = ranker.rank(question.text, CUTOFFS[-1])
-                seconds = time.perf_counter() - started
+            texts = [question.text for question in self._scope.questions]
+            rankings = ranker.rank_all(texts, CUTOFFS[-1])
+            for question, (ranking, seconds) in zip(self._scope.questions, rankings, strict=True):
                 tally.ranked([number for number, _ in ranking], self._gold(question), seconds)
                 found[question.id] = ranking
                 advance(1)
@@ -190,7 +189,8 @@ class _OneScope:
         advance: Advance,
     ) -> None:
         asked = self._asked(row, questions, ranked, plan.documents)
-        answers = answer_all(self._engine, asked, tokens=plan.answer_tokens, batch=plan.batch)
+        batch = plan.batch or (8 if self._device == "cpu" else 32)
+        answers = answer_all(self._engine, asked, tokens=plan.answer_tokens, batch=batch)
         for question, (answer, seconds) in zip(questions, answers, strict=True):
             tally.answered(question, self._gold(question), answer, seconds)
             advance(1)

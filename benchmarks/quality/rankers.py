@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
-from model_adapter.blending import DEPTH
-from model_adapter.engine import Engine, LexicalPrior, MemoryView
+from model_adapter.blending import DEPTH, blend
+from model_adapter.engine import Engine, MemoryView
 from model_adapter.lexical import LexicalIndex
 
+#: Texts that MiniLM embeds together.
+GROUP = 128
 #: Document numbers with their scores, best first.
 Ranking = list[tuple[int, float]]
 
@@ -27,11 +31,19 @@ class MissingPackageError(RuntimeError):
     """A row was asked for whose optional package is not installed."""
 
 
-class Ranker(Protocol):
+class Ranker(ABC):
     """Ranks the documents of one scope."""
 
+    @abstractmethod
     def rank(self, question: str, limit: int) -> Ranking:
         """At most `limit` documents, best first."""
+
+    def rank_all(self, questions: Sequence[str], limit: int) -> Iterator[tuple[Ranking, float]]:
+        """Each question's ranking, with the seconds that it takes."""
+        for question in questions:
+            started = time.perf_counter()
+            ranking = self.rank(question, limit)
+            yield ranking, time.perf_counter() - started
 
 
 def require(package: str, row: str) -> None:
@@ -43,19 +55,34 @@ def require(package: str, row: str) -> None:
         )
 
 
-class Routing:
-    """The model's own routing."""
+class Routing(Ranker):
+    """The model's own routing. What it found for a question is kept, so that a blend with it
+    routes nothing again."""
 
     def __init__(self, engine: Engine, memory: MemoryView) -> None:
         self._engine, self._memory = engine, memory
+        #: The share that the model gives to a question's words.
+        self.weight = engine.description.lexical_weight
+        #: The documents that can be found.
+        self.numbers = frozenset(memory.numbers_N.tolist())
+        self._kept: dict[tuple[str, int], tuple[Ranking, float]] = {}
 
     def rank(self, question: str, limit: int) -> Ranking:
         """By the score that combines all routed layers."""
-        found = self._engine.route(question, self._memory, limit)
-        return [(document.number, document.score) for document in found]
+        return self.found(question, limit)[0][:limit]
+
+    def found(self, question: str, limit: int) -> tuple[Ranking, float]:
+        """`limit` or DEPTH documents, whichever is more, and the seconds they took."""
+        asked = question, max(limit, DEPTH)
+        if asked not in self._kept:
+            started = time.perf_counter()
+            routed = self._engine.route(question, self._memory, max(limit, DEPTH))
+            ranking = [(document.number, document.score) for document in routed]
+            self._kept[asked] = ranking, time.perf_counter() - started
+        return self._kept[asked]
 
 
-class Bm25:
+class Bm25(Ranker):
     """BM25 as the package bm25s has it: Lucene's form, k1 1.5, b 0.75, English stems."""
 
     def __init__(self, texts: Mapping[int, str]) -> None:
@@ -112,7 +139,9 @@ class MiniLmModel:
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """[texts, 384], each of length one."""
-        rows = self._model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
+        rows = self._model.encode(
+            list(texts), batch_size=GROUP, normalize_embeddings=True, show_progress_bar=False
+        )
         return np.asarray(rows, dtype=np.float32)
 
     def documents(self, texts: Mapping[int, str]) -> npt.NDArray[np.float32]:
@@ -128,7 +157,7 @@ class MiniLmModel:
         return load_file(path)["embeddings"]
 
 
-class MiniLm:
+class MiniLm(Ranker):
     """Cosine of question and document."""
 
     def __init__(self, model: MiniLmModel, texts: Mapping[int, str]) -> None:
@@ -138,27 +167,45 @@ class MiniLm:
 
     def rank(self, question: str, limit: int) -> Ranking:
         """Ties go to the lower number."""
-        scores = self._documents_ND @ self._model.embed([question])[0]
-        return _best(scores, self._numbers, limit)
+        ((ranking, _),) = self.rank_all([question], limit)
+        return ranking
+
+    def rank_all(self, questions: Sequence[str], limit: int) -> Iterator[tuple[Ranking, float]]:
+        """Questions are embedded a group at a time, and share its seconds."""
+        for first in range(0, len(questions), GROUP):
+            group = questions[first : first + GROUP]
+            started = time.perf_counter()
+            scores_QN = self._model.embed(group) @ self._documents_ND.T
+            found = [_best(scores_N, self._numbers, limit) for scores_N in scores_QN]
+            seconds = (time.perf_counter() - started) / len(group)
+            yield from ((ranking, seconds) for ranking in found)
 
 
-class Hybrid:
+class Hybrid(Ranker):
     """Routing and the question's words as they serve: blended by the model's own share."""
 
-    def __init__(self, engine: Engine, memory: MemoryView, texts: Mapping[int, str]) -> None:
-        self._engine, self._memory = engine, memory
+    def __init__(self, routing: Routing, texts: Mapping[int, str]) -> None:
+        self._routing = routing
         self._words = LexicalIndex()
         self._words.add(sorted(texts.items()))
 
     def rank(self, question: str, limit: int) -> Ranking:
-        """By the blended score, 0 to 1."""
-        weight = self._engine.description.lexical_weight
-        prior = None
-        if weight:
-            found = self._words.search(question, max(limit, DEPTH))
-            prior = LexicalPrior(weight, found)
-        ranked = self._engine.route(question, self._memory, limit, prior)
-        return [(document.number, document.score) for document in ranked]
+        """By the blended score, 0 to 1; without a share for the words, by routing's own."""
+        if not self._routing.weight:
+            return self._routing.rank(question, limit)
+        depth = max(limit, DEPTH)
+        routed = dict(self._routing.found(question, limit)[0])
+        found = self._words.search(question, depth)
+        words = {n: score for n, score in found.items() if n in self._routing.numbers}
+        return blend(routed, words, self._routing.weight, limit)
+
+    def rank_all(self, questions: Sequence[str], limit: int) -> Iterator[tuple[Ranking, float]]:
+        """The seconds of routing count also where it was asked before."""
+        for question in questions:
+            _, routing_s = self._routing.found(question, limit)
+            started = time.perf_counter()
+            ranking = self.rank(question, limit)
+            yield ranking, routing_s + time.perf_counter() - started
 
 
 def _best(
