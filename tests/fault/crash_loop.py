@@ -1,4 +1,4 @@
-"""Kills processes, or cuts the power, while clients write, delete, ask and move memories.
+"""Kills processes, or cuts the power, while clients write, delete, ask, fork and move memories.
 
     python -m tests.fault.crash_loop --kills 200
         [--target server|worker|both|points|database|disk|host|all]
@@ -16,10 +16,12 @@
 Writers append turns without pause, several to a memory, and repeat an append with its
 request_id until it is acknowledged; some are given up instead, and may then be there
 once or not at all. Beside them documents are deleted, questions asked, and whole
-memories made, exported, imported and deleted. At intervals and at the end every
-acknowledged turn must be there exactly once and in order unless it was deleted,
-nothing that was deleted may be readable, `check` must be clean, and each memory must
-answer from all its documents.
+memories made, exported, imported and deleted; and memories are forked, now and as of
+the past, and the forks forked, appended to, deleted from, taken back to an earlier
+revision and deleted. At intervals and at the end every acknowledged turn must be there
+exactly once and in order unless it was deleted, in each fork as well that was made after
+it; nothing that was deleted may be readable; a fork that nobody was told of is whole or
+not there; `check` must be clean, and each memory must answer from all its documents.
 
 Each of these verifications prints a line. A run that is stopped (SIGTERM, Ctrl-C) prints
 what it had verified until then and ends with 75.

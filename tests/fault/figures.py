@@ -59,6 +59,9 @@ class Figures:
     deletions_acked: int = 0
     answers: int = 0
     imports_acked: int = 0
+    forks_acked: int = 0
+    forks_given_up: int = 0
+    restores_acked: int = 0
     memories_deleted: int = 0
     verifications: int = 0
     leftovers_seen: int = 0

@@ -8,6 +8,7 @@ from contextlib import suppress
 from memsvc.check import Severity, check_data
 from memsvc.client import AsyncClient, Conversation, MemsvcError, NotFoundError
 from memsvc.config import Config
+from tests.fault.family import Branch, Family
 from tests.fault.figures import CrashLoopError, Figures
 from tests.fault.ledger import Ledger, Stored, problems
 
@@ -17,29 +18,41 @@ _NO_DOCUMENT = 10**9
 
 
 async def verify(
-    client: AsyncClient, ledgers: Sequence[Ledger], config: Config, figures: Figures
+    client: AsyncClient, families: Sequence[Family], config: Config, figures: Figures
 ) -> None:
     """Every turn is where it must be, every memory answers, `check` is clean.
 
-    Raises CrashLoopError naming what is not so.
+    Forks of which nobody knew whether they are there are known afterwards. Raises
+    CrashLoopError naming what is not so.
     """
-    memories = sorted({ledger.memory for ledger in ledgers})
-    listed = [memory.name async for memory in client.memories.iterate()]
-    expected = {f"memories/{memory}" for memory in memories}
-    found = [] if set(listed) == expected else [f"memories {listed} instead of {memories}"]
+    for family in families:
+        for branch in family.branches():
+            await _settled(client, branch.memory)
+    listed = {memory.id: memory.forked_revision async for memory in client.memories.iterate()}
+    for family in families:
+        family.settle(listed)
+    branches = [branch for family in families for branch in family.branches()]
+    memories = sorted(branch.memory for branch in branches)
+    found = [] if memories == sorted(listed) else [f"{sorted(listed)} instead of {memories}"]
     figures.turns_stored = 0
-    for memory in memories:
-        own = [ledger for ledger in ledgers if ledger.memory == memory]
-        await _settled(client, memory)
-        stored = await read_memory(client, memory)
-        figures.turns_stored += len(stored)
-        found += [f"{memory}: {problem}" for problem in problems(own, stored)]
-        found += [f"{memory}: {problem}" for problem in await _ask(client, memory, own, stored)]
+    for branch in branches:
+        found += [f"{branch.memory}: {one}" for one in await _look(client, branch, figures)]
     found += await _check(config, figures)
     figures.verifications += 1
     if found:
         shown = "\n".join(found[:20])
         raise CrashLoopError(f"{len(found)} problems, the first of them:\n{shown}")
+
+
+async def _look(client: AsyncClient, branch: Branch, figures: Figures) -> list[str]:
+    """What is wrong with one memory."""
+    try:
+        stored = await read_memory(client, branch.memory)
+    except NotFoundError:
+        return ["not there"]
+    figures.turns_stored += len(stored)
+    ledgers = branch.ledgers()
+    return problems(ledgers, stored) + await _ask(client, branch.memory, ledgers, stored)
 
 
 async def _check(config: Config, figures: Figures) -> list[str]:

@@ -19,6 +19,8 @@ class Ledger:
     sent: dict[str, bool] = field(default_factory=dict)
     #: Document name of each acknowledged turn.
     documents: dict[str, str] = field(default_factory=dict)
+    #: Revision of the append of each acknowledged turn.
+    revisions: dict[str, int] = field(default_factory=dict)
     #: Turns asked to be deleted; True once a reply acknowledged it.
     deleted: dict[str, bool] = field(default_factory=dict)
     #: Revision of the latest acknowledged append.
@@ -40,6 +42,7 @@ class Ledger:
         for text, document in zip(texts, documents, strict=True):
             self.sent[text] = True
             self.documents[text] = document
+            self.revisions[text] = revision
 
     def deletable(self) -> list[str]:
         """Acknowledged turns that nobody has asked to delete."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from memsvc.client import AsyncClient, RetryPolicy
+from tests.fault.family import Family, Root
 from tests.fault.figures import CrashLoopError, Figures
+from tests.fault.forker import Forker
 from tests.fault.judge import verify
 from tests.fault.killer import Killer
 from tests.fault.killers import make_killer
@@ -54,14 +56,14 @@ class CrashLoop:
         self._scene = scene
         self._rng = random.Random(options.seed)
         self.figures = Figures()
-        self._ledgers: list[Ledger] = []
+        self._families: list[Family] = []
         self._acked = asyncio.Event()
 
     async def run(self) -> Figures:
         """Raises CrashLoopError."""
         started = time.monotonic()
         await asyncio.to_thread(self._scene.server.start)
-        self._ledgers = await self._create()
+        self._families = await self._create()
         killer = make_killer(self._options.target, self._scene, self._rng, self.figures, self._live)
         while self.figures.kills < self._options.kills:
             try:
@@ -70,8 +72,7 @@ class CrashLoop:
                 log = self._scene.log_tail()
                 raise CrashLoopError(f"{log}\n{group.exceptions[0]!r}") from group
             async with self._client(_PATIENT) as client:
-                await verify(client, self._ledgers, self._scene.config(), self.figures)
-            self.figures.turns_acked = sum(ledger.acknowledged for ledger in self._ledgers)
+                await verify(client, self._families, self._scene.config(), self.figures)
             self.figures.seconds = round(time.monotonic() - started, 1)
             self._verified(self.figures.copy())
         return self.figures
@@ -80,13 +81,16 @@ class CrashLoop:
         server = self._scene.server
         return AsyncClient(server.address, server.api_key, retry=policy)
 
-    async def _create(self) -> list[Ledger]:
+    async def _create(self) -> list[Family]:
         names = [f"memory-{number}" for number in range(self._options.memories)]
         async with self._client(_PATIENT) as client:
             for name in names:
                 await client.memories.create(name)
         writers = range(self._options.writers)
-        return [Ledger(name, f"{name}-w{writer}") for name in names for writer in writers]
+        return [
+            Family(Root(name, [Ledger(name, f"{name}-w{writer}") for writer in writers]))
+            for name in names
+        ]
 
     async def _burst(self, killer: Killer) -> None:
         """Kills under clients; when it returns all is up and no call is in flight."""
@@ -100,28 +104,20 @@ class CrashLoop:
             await killer.rest()
             pause.set()
 
-    def _clients(self) -> list[Writer | Deleter | Asker | Mover]:
+    def _clients(self) -> Iterator[Writer | Deleter | Asker | Mover | Forker]:
         # A server that lives on takes far more writes than are worth reading back.
         pause_s = 0.0 if self._options.target == "server" else 0.2
-        writers = [
-            Writer(ledger, self._fork(), self.figures, self._acked, pause_s)
-            for ledger in self._ledgers
-        ]
         spoiled = self._options.target == "points"
-        mover = Mover(
-            self._fork(),
-            self.figures,
-            spoiled=spoiled,
-            first=self.figures.kills * 1000,
-        )
-        others: list[Writer | Deleter | Asker | Mover] = [mover]
-        for memory in sorted({ledger.memory for ledger in self._ledgers}):
-            own = [ledger for ledger in self._ledgers if ledger.memory == memory]
-            others.append(Deleter(own, self._fork(), self.figures))
-            others.append(Asker(own, self._fork(), self.figures, spoiled=spoiled))
-        return [*writers, *others]
+        figures, first = self.figures, self.figures.kills * 1000
+        yield Mover(self._random(), figures, spoiled=spoiled, first=first)
+        for family in self._families:
+            for ledger in family.root.writers:
+                yield Writer(ledger, self._random(), figures, self._acked, pause_s)
+            yield Deleter(family.root.writers, self._random(), figures)
+            yield Asker(family, self._random(), figures, spoiled=spoiled)
+            yield Forker(family, self._random(), figures)
 
-    def _fork(self) -> random.Random:
+    def _random(self) -> random.Random:
         return random.Random(self._rng.random())
 
     async def _live(self) -> None:

@@ -17,11 +17,57 @@ from memsvc.client import (
     ResourceExhaustedError,
     Turn,
 )
+from tests.fault.family import Branch, Family
 from tests.fault.figures import CrashLoopError, Figures, persist
 from tests.fault.ledger import Ledger
 
-_CALL_S = 20.0
+CALL_S = 20.0
 T = TypeVar("T")
+
+
+async def must_be_gone(
+    client: AsyncClient, document: str, figures: Figures, rng: random.Random
+) -> None:
+    """Looks for a document that was deleted. Raises CrashLoopError when it is there."""
+    documents = client.memory(document.split("/")[1]).documents
+    try:
+        await persist(lambda: documents.get(document, timeout_s=CALL_S), figures, rng, "a look")
+    except NotFoundError:
+        return
+    raise CrashLoopError(f"{document} was deleted and is readable")
+
+
+async def delete_document(
+    client: AsyncClient, document: str, figures: Figures, rng: random.Random
+) -> int:
+    """Deletes it until that is acknowledged, and looks for it after. Returns the revision."""
+    documents = client.memory(document.split("/")[1]).documents
+    request_id = f"delete-{document.replace('/', '-')}"
+
+    async def delete() -> int:
+        return await documents.delete([document], request_id=request_id, timeout_s=CALL_S)
+
+    revision = await persist(delete, figures, rng, "a deletion")
+    figures.deletions_acked += 1
+    await must_be_gone(client, document, figures, rng)
+    return revision
+
+
+async def delete_memory(
+    client: AsyncClient, memory: str, figures: Figures, rng: random.Random
+) -> None:
+    """Deletes it until that is acknowledged, and looks for it after."""
+
+    async def delete() -> None:
+        await client.memories.delete(memory, allow_missing=True, timeout_s=CALL_S)
+
+    await persist(delete, figures, rng, "the deletion of a memory")
+    figures.memories_deleted += 1
+    try:
+        await persist(lambda: client.memories.get(memory, timeout_s=CALL_S), figures, rng, "a look")
+    except NotFoundError:
+        return
+    raise CrashLoopError(f"{memory} was deleted and is readable")
 
 
 class Deleter:
@@ -42,36 +88,22 @@ class Deleter:
                 await self._delete(client, ledger, self._rng.choice(candidates))
 
     async def _delete(self, client: AsyncClient, ledger: Ledger, text: str) -> None:
-        documents = client.memory(ledger.memory).documents
-        name = ledger.documents[text]
-        request_id = f"delete-{name.replace('/', '-')}"
         ledger.deleted[text] = False
-
-        async def delete() -> int:
-            return await documents.delete([name], request_id=request_id, timeout_s=_CALL_S)
-
-        await persist(delete, self._figures, self._rng, "a deletion")
+        await delete_document(client, ledger.documents[text], self._figures, self._rng)
         ledger.deleted[text] = True
-        self._figures.deletions_acked += 1
-        try:
-            await persist(
-                lambda: documents.get(name, timeout_s=_CALL_S), self._figures, self._rng, "a look"
-            )
-        except NotFoundError:
-            return
-        raise CrashLoopError(f"{name} was deleted and is readable")
 
 
 class Asker:
-    """Asks one memory; an answer must see what was acknowledged and nothing that was deleted.
+    """Asks a memory and its forks; an answer must see what was acknowledged and nothing that was
+    deleted.
 
     spoiled: blocks are being damaged.
     """
 
     def __init__(
-        self, ledgers: Sequence[Ledger], rng: random.Random, figures: Figures, *, spoiled: bool
+        self, family: Family, rng: random.Random, figures: Figures, *, spoiled: bool
     ) -> None:
-        self._ledgers = ledgers
+        self._family = family
         self._spoiled = spoiled
         self._rng = rng
         self._figures = figures
@@ -80,9 +112,10 @@ class Asker:
         """Asks until `pause` is set."""
         while not pause.is_set():
             await asyncio.sleep(self._rng.uniform(0.05, 0.3))
-            revision = max(ledger.revision for ledger in self._ledgers)
-            gone = set[str]().union(*(ledger.gone() for ledger in self._ledgers))
-            answer = await self._ask(client, revision)
+            branch = self._rng.choice(self._family.branches())
+            revision = max(ledger.revision for ledger in branch.ledgers())
+            gone = set[str]().union(*(ledger.gone() for ledger in branch.ledgers()))
+            answer = await self._ask(client, branch, revision)
             if answer is None:
                 continue
             self._figures.answers += 1
@@ -91,15 +124,20 @@ class Asker:
             if quoted := gone.intersection(citation.document for citation in answer.citations):
                 raise CrashLoopError(f"an answer quotes what was deleted before: {quoted}")
 
-    async def _ask(self, client: AsyncClient, revision: int) -> Answer | None:
+    async def _ask(self, client: AsyncClient, branch: Branch, revision: int) -> Answer | None:
         """None when it was cut short, or could not be answered in time."""
-        memory = client.memory(self._ledgers[0].memory)
-        writer = self._rng.choice(self._ledgers).writer
+        memory = client.memory(branch.memory)
+        writer = self._rng.choice(branch.ledgers()).writer
         try:
             return await memory.ask(
-                f"What does {writer} remember?", at_least_revision=revision, timeout_s=_CALL_S
+                f"What does {writer} remember?", at_least_revision=revision, timeout_s=CALL_S
             )
         except (ResourceExhaustedError, FailedPreconditionError):
+            return None
+        except NotFoundError:
+            # A fork may be deleted meanwhile.
+            if branch in self._family.branches():
+                raise
             return None
         except DataLossError:
             # More blocks were spoiled on purpose than one question mends.
@@ -134,10 +172,10 @@ class Mover:
         copy = f"{name}-copy"
         turns = [Turn("user", f"{name} fact {n}") for n in range(4)]
         memory = client.memory(name)
-        await self._do(lambda: client.memories.create(name, request_id=name, timeout_s=_CALL_S))
-        await self._do(lambda: memory.append(turns, request_id=f"{name}-a", timeout_s=_CALL_S))
+        await self._do(lambda: client.memories.create(name, request_id=name, timeout_s=CALL_S))
+        await self._do(lambda: memory.append(turns, request_id=f"{name}-a", timeout_s=CALL_S))
         try:
-            await memory.ask("Is it encoded, so that blocks move along?", timeout_s=_CALL_S)
+            await memory.ask("Is it encoded, so that blocks move along?", timeout_s=CALL_S)
         except (ResourceExhaustedError, FailedPreconditionError):
             pass
         except DataLossError:
@@ -147,28 +185,19 @@ class Mover:
             self._figures.excuse(error)
 
         async def export() -> bytes:
-            return b"".join([part.data async for part in memory.export(timeout_s=_CALL_S)])
+            return b"".join([part.data async for part in memory.export(timeout_s=CALL_S)])
 
         archive = await self._do(export)
         imported = await self._do(
             lambda: client.memories.import_archive(
-                archive, memory_id=copy, request_id=copy, timeout_s=_CALL_S
+                archive, memory_id=copy, request_id=copy, timeout_s=CALL_S
             )
         )
         if imported.memory.document_count != len(turns):
             raise CrashLoopError(f"{copy} has {imported.memory.document_count} documents")
         self._figures.imports_acked += 1
         for each in (copy, name):
-            await self._delete(client, each)
-
-    async def _delete(self, client: AsyncClient, name: str) -> None:
-        await self._do(lambda: client.memories.delete(name, allow_missing=True, timeout_s=_CALL_S))
-        self._figures.memories_deleted += 1
-        try:
-            await self._do(lambda: client.memories.get(name, timeout_s=_CALL_S))
-        except NotFoundError:
-            return
-        raise CrashLoopError(f"{name} was deleted and is readable")
+            await delete_memory(client, each, self._figures, self._rng)
 
     async def _do(self, call: Callable[[], Awaitable[T]]) -> T:
         return await persist(call, self._figures, self._rng, "moving a memory")

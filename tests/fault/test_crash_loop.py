@@ -21,6 +21,7 @@ async def run(folder: Path, target: str, kills: int) -> Figures:
     figures = await crash_loop(options, folder)
     assert figures.kills >= kills
     assert figures.turns_acked >= 10
+    assert figures.forks_acked + figures.forks_given_up >= 1
     return figures
 
 

@@ -38,6 +38,7 @@ class Writer:
             if written is not None:
                 self.ledger.acknowledge(texts, written.documents, written.revision)
                 self._figures.appends_acked += 1
+                self._figures.turns_acked += len(texts)
                 self._acked.set()
             await asyncio.sleep(self._rng.uniform(0.0, self._longest_pause_s))
 
