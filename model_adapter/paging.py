@@ -180,10 +180,10 @@ class BlockSource:
             raise _corrupt(self._culprit(reader, numbers), "block") from error
         except store.ForeignRecordError as error:
             raise ModelMismatchError("stored blocks are of another model or layout") from error
-        found = [int(number) for number in packed.numbers_N]
+        found = packed.numbers_N.tolist()
         if not found:
             return None
-        chunks = [self._layout.chunks(int(tokens)) for tokens in packed.tokens_N]
+        chunks = self._layout.chunks_of(packed.tokens_N).tolist()
         keys_LCE = as_tensor(packed.routing_key_LCE, self._layout)
         expected = -(-sum(chunks) * left // len(found)) if len(found) >= _SAMPLE_DOCUMENTS else 0
         return Slab(found, chunks, keys_LCE, expected)

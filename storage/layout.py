@@ -85,6 +85,10 @@ class KVLayout:
         """Chunks of a document of `tokens` tokens; the last may be short."""
         return -(-tokens // self.pool_tokens)
 
+    def chunks_of(self, tokens_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """As `chunks`, of many documents."""
+        return -(-tokens_N // self.pool_tokens)
+
     def kinds(self) -> int:
         """Arrays per block: routing key, value and, when separate, key."""
         return 3 if self.separate_routing_keys else 2

@@ -1,9 +1,10 @@
 """Routing keys of many documents into one array, with one copy of each.
 
-What headers say is read first, by the caller alone. Then a few threads verify, decrypt and copy
-records side by side, a few at a time: nearly all of that is done with the interpreter released,
-and whoever needs it for long would stop the others. With one core, or little to do, the caller
-does all.
+What headers say is read first, by the caller alone. Of plain, uncoded records (`storage.plain_run`)
+a few threads then verify many at a time, and gather the rows of all, some layers at a time: they
+hardly ever need the interpreter. Others are verified, decrypted and copied side by side, a few at
+a time: nearly all of that is done with the interpreter released, but more threads would wait for
+it. With one core, or little to do, the caller does all.
 """
 
 from __future__ import annotations
@@ -22,14 +23,20 @@ from storage.crypto.key_tree import KeyTree
 from storage.keys import Kind, number_of
 from storage.layout import NUMPY_DTYPE, Bits, KVLayout
 from storage.layout_json import fingerprint
+from storage.plain_run import Gathering, PlainRun
 from storage.records import Sealed, look
 from storage.store import EncodingId, PackedRouting, Room, StorageError
 
-#: Threads that decode, the callers' own not counted. On 16 cores more of them took longer: each
+#: Threads that decrypt, the callers' own not counted. On 16 cores more of them took longer: each
 #: needs the interpreter twice a record, and is slow to wake up when another one has it.
-_MOST_THREADS = 2
+_DECODERS = 2
+#: Threads that verify and gather plain records.
+_GATHERERS = 4
 #: Records that a thread takes at a time, and bytes of records from which on threads pay.
 _AT_A_TIME = 8
+#: Bytes that a thread gathers, and records that it verifies, at a time.
+_GATHERED_BYTES = 8 * 2**20
+_VERIFIED = 32
 _WORTH_BYTES = 2**20
 
 
@@ -52,6 +59,10 @@ def pack_routing(
     nothing of worth.
     """
     mark = fingerprint(encoding, layout)
+    records = list(records)
+    run = PlainRun.of(records, mark, layout) if tree is None else None
+    if run is not None:
+        return _pack_run(run, layout, room or plain_room)
     found = [_look(key, value, mark, layout, tree is not None) for key, value in records]
     ciphers = [None if tree is None else tree.cipher(number_of(s.key)) for s in found]
     tokens_N = [sealed.header.tokens for sealed in found]
@@ -81,6 +92,36 @@ def pack_routing(
     )
 
 
+def _pack_run(run: PlainRun, layout: KVLayout, room: Room) -> PackedRouting:
+    """Raises CorruptRecordError."""
+    layers, chunk_bytes = len(layout.routed_layers), raw_bytes(1, 1, layout)
+    chunks_N = layout.chunks_of(run.tokens_N)
+    packed = np.frombuffer(room(int(chunks_N.sum()) * chunk_bytes), np.uint8)
+    packed_LB, sums = packed.reshape(layers, -1), run.sums()
+    gathering = Gathering.of(sums.bodies, layers, chunk_bytes // layers)
+    step = max(1, _GATHERED_BYTES // packed_LB.shape[1])
+    gathered = -(-layers // step) if gathering is not None else 0
+    verified = -(-len(run.keys) // _VERIFIED)
+
+    def work(part: int, _: bytearray) -> None:
+        if gathering is not None and part < gathered:
+            gathering.copy(packed_LB, part * step, min((part + 1) * step, layers))
+        else:
+            first = (part - gathered) * _VERIFIED
+            sums.verify(first, first + _VERIFIED)
+
+    _share(work, iter(range(gathered + verified)), packed.size, most=_GATHERERS)
+    if gathering is None:
+        arrays = [np.frombuffer(body, np.uint8).reshape(layers, -1) for body in sums.bodies]
+        np.concatenate(arrays, axis=1, out=packed_LB)
+    dtype = NUMPY_DTYPE[layout.dtype]
+    return PackedRouting(
+        numbers_N=np.array(list(map(number_of, run.keys)), np.int64),
+        tokens_N=run.tokens_N,
+        routing_key_LCE=cast(Bits, packed.view(dtype).reshape(layers, -1, layout.width)),
+    )
+
+
 def _look(key: bytes, value: memoryview, mark: bytes, layout: KVLayout, encrypted: bool) -> Sealed:
     """A record that is what it should be as far as it says so itself, and is as long as its
     keys; its bytes are verified where that is not so, or it does not say how long it has to be.
@@ -107,17 +148,21 @@ def _keys(sealed: Sealed, payload: memoryview, layout: KVLayout) -> Bits:
 @cache
 def _helpers() -> tuple[int, ThreadPoolExecutor | None]:
     """How many threads help, all callers together, and they; none on one core."""
-    threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)) - 1)
+    threads = min(_GATHERERS, len(os.sched_getaffinity(0)) - 1)
     return threads, ThreadPoolExecutor(threads, "decode") if threads else None
 
 
 def _share(
-    work: Callable[[int, bytearray], None], parts: Iterator[int], size: int, scratch_bytes: int = 0
+    work: Callable[[int, bytearray], None],
+    parts: Iterator[int],
+    size: int,
+    scratch_bytes: int = 0,
+    most: int = _DECODERS,
 ) -> None:
     """Does all parts, with what threads there are; all have let go of the work at return.
 
-    size: bytes that it makes. scratch_bytes: what each thread gets to decrypt into. Raises what
-    a part has raised; parts not begun by then are left.
+    size: bytes that it makes. scratch_bytes: what each thread gets to decrypt into. most: threads
+    that help. Raises what a part has raised; parts not begun by then are left.
     """
     failed = False
 
@@ -136,7 +181,7 @@ def _share(
     threads, helpers = _helpers()
     asked = []
     if helpers is not None and size >= _WORTH_BYTES:
-        asked = [helpers.submit(drain) for _ in range(threads)]
+        asked = [helpers.submit(drain) for _ in range(min(threads, most))]
     try:
         drain()
     finally:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import random
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from storage import routing_pack
@@ -17,12 +18,16 @@ from storage.block_records import BlockCodecs, Record, block_records, open_block
 from storage.codecs import Codec
 from storage.crypto import KeyTree
 from storage.keys import Kind
+from storage.layout import KVLayout
 from storage.layout_json import fingerprint
+from storage.plain_run import Gathering
 from storage.routing_pack import pack_routing, plain_room
 from storage.store import CorruptRecordError, ForeignRecordError, StorageError
 from tests.support.blocks import SHARED, encoding_id, make_block, memory_uid, same_bits
 
 A, ONE = memory_uid(1), encoding_id(1)
+#: Chunks of 128 bytes.
+ROWS = KVLayout((1, 4, 5), 2, 32, 4, "bf16", separate_routing_keys=False)
 TREE = KeyTree.grown_from(b"s" * 32)
 TOKENS = [1, 9, 4, 30, 5, 5, 2, 64, 3, 1, 1, 17] * 3
 BLOCKS = [make_block(SHARED, number, tokens) for number, tokens in enumerate(TOKENS, 1)]
@@ -87,6 +92,62 @@ def test_every_record_is_verified() -> None:
             broken = [*records[:place], (key, bytes(damaged)), *records[place + 1 :]]
             with pytest.raises(CorruptRecordError, match=key.hex()):
                 pack_routing(views(broken), ONE, SHARED, tree)
+
+
+def in_one_map(records: list[Record], step: int = 4096) -> Iterator[tuple[bytes, memoryview]]:
+    """As LMDB keeps what is large: each value behind a page's header, on pages of its own."""
+    size, places = 0, []
+    for _, value in records:
+        places.append(size + 16)
+        size += -(-(len(value) + 16) // step) * step
+    memory = bytearray(size)
+    for place, (_, value) in zip(places, records, strict=True):
+        memory[place : place + len(value)] = value
+    whole = memoryview(memory).toreadonly()
+    for place, (key, value) in zip(places, records, strict=True):
+        yield key, whole[place : place + len(value)]
+
+
+@pytest.mark.usefixtures("helpers")
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    tokens=st.lists(st.integers(1, 200), min_size=1, max_size=9),
+    order=st.randoms(use_true_random=False),
+    step=st.sampled_from([4096, 1024, 80]),
+)
+def test_plain_records_are_gathered_from_where_they_lie(
+    tokens: list[int], order: random.Random, step: int
+) -> None:
+    """In whole pieces where they lie in even steps, else one by one; in any order."""
+    blocks = [make_block(ROWS, number, count) for number, count in enumerate(tokens, 1)]
+    records = [block_records(A, ONE, ROWS, block, BlockCodecs())[0] for block in blocks]
+    places = list(range(len(blocks)))
+    order.shuffle(places)
+    lying = dict(zip(places, in_one_map([records[place] for place in places], step), strict=True))
+    packed = pack_routing((lying[place] for place in range(len(blocks))), ONE, ROWS, None)
+    expected = np.concatenate([block.routing_key_LCE for block in blocks], axis=1)
+    assert same_bits(packed.routing_key_LCE, expected)
+    assert packed.tokens_N.tolist() == tokens
+    bodies = [value[48:] for _, value in lying.values()]
+    assert step == 80 or Gathering.of(bodies, 3, 128) is not None
+
+
+@pytest.mark.usefixtures("helpers")
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.integers(0, 8), st.integers(0, 10**9))
+def test_no_flipped_bit_of_a_plain_record_passes(which: int, bit: int) -> None:
+    blocks = [make_block(ROWS, number, 3 * number) for number in range(1, 10)]
+    records = [block_records(A, ONE, ROWS, block, BlockCodecs())[0] for block in blocks]
+    key, value = records[which]
+    damaged = bytearray(value)
+    damaged[bit // 8 % len(value)] ^= 1 << bit % 8
+    records[which] = (key, bytes(damaged))
+    with pytest.raises(StorageError, match=key.hex()):
+        pack_routing(in_one_map(records), ONE, ROWS, None)
 
 
 @settings(max_examples=200, deadline=None)
