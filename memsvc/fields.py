@@ -109,7 +109,10 @@ class Fields:
         return hmac.digest(keys.tenant_fields(), _FINGERPRINT + digest, hashlib.sha256)
 
     async def _tenant(self, tenant_uid: str) -> TenantKeys | None:
-        return await asyncio.to_thread(self._keys.tenant, tenant_uid)
+        """A thread is needed only for keys that are not open yet: that reads their file."""
+        return self._keys.known(tenant_uid) or await asyncio.to_thread(
+            self._keys.tenant, tenant_uid
+        )
 
 
 def _seal(keys: TenantKeys, row: MemoryRow) -> MemoryRow:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Any, TypeAlias
@@ -75,6 +75,8 @@ class Gate(aio.ServerInterceptor):
 
     draining: once set, new calls are refused; those inside go on.
     limiter: which calls are let in. leases: whose data is served here.
+    require_room: by a call's path, what raises OVERLOADED for a tenant that has no room for one
+    more of it: such a call is no act yet, and costs no entry of the audit trail.
     max_calls: calls that are being authenticated at once.
     idle_s: how long a stream's client may do nothing.
     observe: told of every call that ended: its path, outcome, seconds and tenant id.
@@ -88,6 +90,7 @@ class Gate(aio.ServerInterceptor):
         limiter: Limiter,
         leases: Leading,
         *,
+        require_room: Mapping[str, Callable[[str], None]],
         max_calls: int,
         idle_s: float,
         observe: Observe | None = None,
@@ -97,6 +100,7 @@ class Gate(aio.ServerInterceptor):
         self._draining = draining
         self._limiter = limiter
         self._leases = leases
+        self._require_room = require_room
         self._max_calls = max_calls
         self._idle_s = idle_s
         self._observe = observe
@@ -202,6 +206,8 @@ class Gate(aio.ServerInterceptor):
             set_principal(principal)
             with self._authenticator.calls.watch(principal, ends=_ends(method)) as call:
                 async with self._limiter.enter(principal.tenant_uid, method) as admission:
+                    if method in self._require_room:
+                        self._require_room[method](principal.tenant_uid)
                     yield admission, call
             outcome = "OK"
         except aio.AbortError:

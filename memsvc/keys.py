@@ -85,6 +85,10 @@ class Keys:
                 self._open[tenant_uid] = keys
             return keys
 
+    def known(self, tenant_uid: str) -> TenantKeys | None:
+        """The tenant's keys where they are open and not destroyed; waits for nothing."""
+        return self._open.get(tenant_uid)
+
     def destroy(self, tenant_uid: str, memory: MemoryUid) -> None:
         """Destroys a memory's key; done twice is no error. Raises as `tenant` does."""
         keys = self.tenant(tenant_uid)

@@ -2,7 +2,9 @@
 
 A subscription holds one flag, not a queue: changes that happen while its reader
 is busy are one wake-up, so a slow reader costs nothing and sees the latest
-state. Everything here runs in the event loop's thread.
+state. Who waits for something that no append can bring says so, and is not woken
+by one: a flood of appends to a memory would wake all its questions each time.
+Everything here runs in the event loop's thread.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ class TooManySubscribersError(Exception):
 
 
 class Subscription:
-    """One reader's view of one memory's changes."""
+    """One reader's view of one memory's changes. appends: whether appends are among them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, appends: bool) -> None:
+        self.appends = appends
         self._event = asyncio.Event()
 
     async def changed(self) -> None:
@@ -50,21 +53,25 @@ class Progress:
         """Subscriptions open now."""
         return self._count
 
-    def publish(self, memory_uid: str) -> None:
-        """Wakes every subscriber of the memory. Never blocks."""
+    def publish(self, memory_uid: str, *, appended: bool = False) -> None:
+        """Wakes every subscriber of the memory. Never blocks.
+
+        appended: nothing happened but an append.
+        """
         for subscription in self._subscribers.get(memory_uid, ()):
-            subscription._notify()
+            if subscription.appends or not appended:
+                subscription._notify()
 
     @contextmanager
-    def subscribe(self, memory_uid: str) -> Iterator[Subscription]:
-        """A subscription for the length of a with block.
+    def subscribe(self, memory_uid: str, *, appends: bool = True) -> Iterator[Subscription]:
+        """A subscription for the length of a with block. appends: whether they count, too.
 
         Changes from the moment of entry count, so: subscribe, then read the
         state, then wait. Raises TooManySubscribersError.
         """
         if self._count >= self._max_subscribers:
             raise TooManySubscribersError(f"{self._count} subscriptions are open")
-        subscription = Subscription()
+        subscription = Subscription(appends=appends)
         self._subscribers.setdefault(memory_uid, set()).add(subscription)
         self._count += 1
         try:

@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
+from memsvc.api.archive import EXPORT
 from memsvc.api.service import AdminService, MemoryService, RegistryService
 from memsvc.application import Application
 from memsvc.audit import AuditTrail
@@ -246,8 +247,8 @@ async def _build(config: Config, stack: AsyncExitStack, place: Place | None = No
         config, catalog, stores, progress, workers, spend_tokens=limiter.spend_tokens
     )
 
-    def notify(memory: MemoryRow) -> None:
-        progress.publish(memory.uid)
+    def notify(memory: MemoryRow, appended: bool) -> None:
+        progress.publish(memory.uid, appended=appended)
         encoding.wake()
 
     receipts = Receipts(config.folder, server_key.derive(SEED_PURPOSE))
@@ -305,6 +306,7 @@ def _make_server(application: Application, metrics: Metrics | None) -> Server:
         application.draining,
         application.limiter,
         application.leases,
+        require_room={EXPORT: application.staging.require_room},
         max_calls=config.max_concurrent_calls,
         idle_s=config.stream_idle_s,
         observe=metrics.call if metrics is not None else None,

@@ -135,6 +135,10 @@ class Staging:
         """Files that a call is at now."""
         return self._active.keys()
 
+    def require_room(self, tenant_uid: str) -> None:
+        """Raises OVERLOADED when `file` would have no place for one more of the tenant's."""
+        self._places.require_room(tenant_uid)
+
     @asynccontextmanager
     async def file(self, tenant_uid: str, name: str = "") -> AsyncIterator[Staged]:
         """The file that was kept under this name, or one that is not there yet.

@@ -96,7 +96,7 @@ def memory_uid(row: MemoryRow) -> MemoryUid:
 class Writes:
     """All changes of what is in a memory.
 
-    notify: told of a memory after each visible change.
+    notify: told of a memory after each visible change, and whether that was an append.
     deletions: destroy what was deleted.
     quotas: what a tenant may use.
     """
@@ -105,7 +105,7 @@ class Writes:
         self,
         catalog: Catalog,
         stores: Stores,
-        notify: Callable[[MemoryRow], None],
+        notify: Callable[[MemoryRow, bool], None],
         deletions: Deletions,
         quotas: Callable[[str], Awaitable[Quotas]],
     ) -> None:
@@ -268,7 +268,7 @@ class Writes:
             memory = await self._catalog.begin_delete_memory(
                 row.tenant_uid, row.memory_id, expected_version, uid=row.uid, state=state
             )
-            self._notify(memory)
+            self._notify(memory, False)
             reach(Failpoint.DROP_MARKED)
             await self._deletions.purge_memory(memory)
 
@@ -315,14 +315,17 @@ class Writes:
         except NotFoundError as error:
             raise errors.memory_not_found(request.field) from error
 
-    def committed(self, memory: MemoryRow) -> None:
-        """Takes note of a row as it was committed under its lock, and tells of it."""
+    def committed(self, memory: MemoryRow, *, appended: bool = False) -> None:
+        """Takes note of a row as it was committed under its lock, and tells of it.
+
+        appended: by an append.
+        """
         key = (memory.tenant_uid, memory.memory_id)
         self._latest[key] = memory
         self._latest.move_to_end(key)
         if len(self._latest) > _ROWS_KEPT:
             self._latest.popitem(last=False)
-        self._notify(memory)
+        self._notify(memory, appended)
 
     async def _append(
         self,
@@ -360,7 +363,7 @@ class Writes:
             unseen = [number for number in numbers if number > now.last_number]
             await self._deletions.purge_texts(memory, unseen)
             raise
-        self.committed(memory)
+        self.committed(memory, appended=True)
         reach(Failpoint.APPEND_COMMITTED)
         return answer
 

@@ -47,6 +47,9 @@ from storage.catalog import (
 from storage.failpoints import Failpoint, reach
 from storage.store import KeyMissingError
 
+#: The call's path.
+EXPORT = "/memsvc.v1.MemoryService/ExportMemory"
+
 _PUBLIC_KEY = re.compile(r"[0-9a-fA-F]{64}")
 #: How a call ends that was cut; to the server a lost client may look like an early end.
 _CUT = (ErrorReason.STREAM_TIMEOUT, ErrorReason.ARCHIVE_TRUNCATED)
@@ -73,7 +76,7 @@ class ArchiveHandler:
         if not request.offset:
             self._staging.drop(memory.tenant_uid, name)
         try:
-            with self._app.progress.subscribe(memory.uid) as news:
+            with self._app.progress.subscribe(memory.uid, appends=False) as news:
                 async with self._staging.file(memory.tenant_uid, name) as staged:
                     await self._staged(request, memory, staged, purpose)
                     await current(self._app, memory)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from memsvc import errors, names, validation
@@ -125,8 +124,14 @@ class MemoriesHandler:
 
     async def get_memory(self, request: pb.GetMemoryRequest) -> resources_pb2.Memory:
         """One memory with how far it is encoded."""
-        row = await self._find("name", request.name)
-        return await shown(self._app, row)
+        memory_id, caller = names.parse_memory("name", request.name), current_principal()
+        try:
+            row, encodings = await self._catalog.show_memory(
+                caller.tenant_uid, memory_id, only=caller.memories
+            )
+        except NotFoundError as error:
+            raise errors.memory_not_found("name") from error
+        return memory_to_wire(await self._app.fields.opened(row), encodings)
 
     async def list_memories(self, request: pb.ListMemoriesRequest) -> pb.ListMemoriesResponse:
         """Newest first. A page may be shorter than asked, for its bytes."""
@@ -134,11 +139,8 @@ class MemoriesHandler:
         binding = (caller.tenant_uid, "ListMemories", *sorted(caller.memories or ()))
         limit = validation.check_page_size(request.page_size)
         position = self._app.page_tokens.open(binding, request.page_token)
-        rows, after = await self._catalog.list_memories(
+        rows, encodings, after = await self._catalog.show_memories(
             caller.tenant_uid, limit, cursor(position), caller.memories
-        )
-        encodings: Mapping[str, list[EncodingRow]] = await self._catalog.list_encodings_for(
-            [row.uid for row in rows]
         )
         opened = await self._app.fields.those_opened(rows)
         memories = [memory_to_wire(row, encodings.get(row.uid, ())) for row in opened]

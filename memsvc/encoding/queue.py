@@ -116,7 +116,7 @@ class EncodingQueue:
         OVERLOADED.
         """
         try:
-            with self._progress.subscribe(memory.uid) as subscription:
+            with self._progress.subscribe(memory.uid, appends=False) as subscription:
                 while True:
                     row = await self._encoding(memory, model)
                     if row.identity == model.identity and row.encoded_revision >= revision:

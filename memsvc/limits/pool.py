@@ -30,10 +30,14 @@ class FairPool:
         free, mine = self.bound - self.held, self.held_by(tenant)
         return amount <= free and (not mine or mine + amount <= self._share * free)
 
-    def take(self, tenant: str, amount: int = 1) -> None:
-        """Raises OVERLOADED; then nothing was taken."""
+    def require_room(self, tenant: str, amount: int = 1) -> None:
+        """Raises OVERLOADED when `take` would."""
         if not self.has_room(tenant, amount):
             raise errors.overloaded()
+
+    def take(self, tenant: str, amount: int = 1) -> None:
+        """Raises OVERLOADED; then nothing was taken."""
+        self.require_room(tenant, amount)
         self.held += amount
         self._held[tenant] = self.held_by(tenant) + amount
 

@@ -20,6 +20,7 @@ from storage.catalog.imports import Imports
 from storage.catalog.leases import Leases
 from storage.catalog.memories import Memories
 from storage.catalog.models import Models
+from storage.catalog.overview import Overview
 from storage.catalog.quotas import Quotas
 from storage.catalog.revisions import Revisions
 from storage.catalog.schema import require_head
@@ -31,6 +32,7 @@ class Catalog(
     Tenants,
     ApiKeys,
     Memories,
+    Overview,
     Documents,
     Revisions,
     Forks,

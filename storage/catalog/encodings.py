@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Row, delete, func, insert, not_, select, true, update
 
-from storage.catalog.base import MAX_BOUND, MAX_PAGE, CatalogPart, page_size, reads, slices, writes
+from storage.catalog.base import MAX_PAGE, CatalogPart, page_size, reads, slices, writes
 from storage.catalog.connections import Statements
 from storage.catalog.errors import ConflictError, NotFoundError
 from storage.catalog.memories import NOT_DELETING, memory_row
@@ -16,6 +16,7 @@ from storage.catalog.progress import (
     complete_encoding,
     encoding_query,
     encoding_row,
+    encodings_of,
     live_between,
     oldest_pending_us,
     scaled,
@@ -84,16 +85,8 @@ class Encodings(CatalogPart):
     @reads
     async def list_encodings_for(self, memory_uids: Sequence[str]) -> dict[str, list[EncodingRow]]:
         """Encodings by memory uid, each list by model id; every uid given is a key."""
-        found: dict[str, list[EncodingRow]] = {uid: [] for uid in memory_uids}
-        uids = list(found)
         async with self._database.reading() as connection:
-            for start in range(0, len(uids), MAX_BOUND):
-                query = encoding_query().where(
-                    encodings.c.memory_uid.in_(uids[start : start + MAX_BOUND])
-                )
-                for row in await connection.execute(query.order_by(encodings.c.model_id)):
-                    found[row.memory_uid].append(encoding_row(row))
-        return found
+            return await encodings_of(connection, memory_uids)
 
     @reads
     async def backlog(

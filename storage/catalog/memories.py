@@ -14,15 +14,14 @@ from sqlalchemy import (
     insert,
     or_,
     select,
-    tuple_,
     update,
 )
 from sqlalchemy.exc import IntegrityError
 
-from storage.catalog.base import CatalogPart, new_uid, page_size, reads, writes
+from storage.catalog.base import CatalogPart, new_uid, reads, writes
+from storage.catalog.connections import Statements
 from storage.catalog.errors import AlreadyExistsError, ConflictError, NotFoundError
 from storage.catalog.rows import (
-    Cursor,
     MemoryRow,
     MemoryState,
     Packing,
@@ -92,6 +91,22 @@ def default_model_query(tenant_uid: str) -> Select[Any]:
 
 def _labels(labels: Mapping[str, str]) -> str:
     return json.dumps(dict(labels), sort_keys=True, ensure_ascii=False)
+
+
+async def first_memory(
+    connection: Statements, query: Select[Any], memory_id: str, only: Iterable[str] | None
+) -> MemoryRow:
+    """The living one of those found, or the newest. Raises NotFoundError.
+
+    only: uids that count as there.
+    """
+    if only is not None:
+        query = query.where(memories.c.uid.in_(list(only)))
+    alive_first = (NOT_DELETING.desc(), memories.c.created_us.desc(), memories.c.uid.desc())
+    row = (await connection.execute(query.order_by(*alive_first).limit(1))).first()
+    if row is None:
+        raise NotFoundError(f"no memory {memory_id}")
+    return memory_row(row)
 
 
 def _named(tenant_uid: str, memory_id: str, uid: str | None) -> ColumnElement[bool]:
@@ -189,16 +204,10 @@ class Memories(CatalogPart):
         query = select(memories).where(
             memories.c.tenant_uid == tenant_uid, memories.c.memory_id == memory_id, NOT_PURGED
         )
-        if only is not None:
-            query = query.where(memories.c.uid.in_(list(only)))
         if not include_deleting:
             query = query.where(NOT_DELETING)
-        alive_first = (NOT_DELETING.desc(), memories.c.created_us.desc(), memories.c.uid.desc())
         async with self._database.reading() as connection:
-            row = (await connection.execute(query.order_by(*alive_first).limit(1))).first()
-        if row is None:
-            raise NotFoundError(f"no memory {memory_id}")
-        return memory_row(row)
+            return await first_memory(connection, query, memory_id, only)
 
     async def settled_memory(self, tenant_uid: str, memory_id: str) -> MemoryRow:
         """As get_memory, once no transaction that changes the row is under way: a commit whose
@@ -234,31 +243,6 @@ class Memories(CatalogPart):
         query = select(memories.c.uid).where(memories.c.tenant_uid == tenant_uid, named)
         async with self._database.reading() as connection:
             return frozenset((await connection.execute(query.where(NOT_DELETING))).scalars())
-
-    @reads
-    async def list_memories(
-        self,
-        tenant_uid: str,
-        limit: int,
-        after: Cursor | None = None,
-        only: Iterable[str] | None = None,
-    ) -> tuple[list[MemoryRow], Cursor | None]:
-        """One page of a tenant's living memories, newest first, and where the next starts.
-
-        only: uids to which the listing is limited.
-        """
-        limit = page_size(limit)
-        key = (memories.c.created_us, memories.c.uid)
-        query = select(memories).where(memories.c.tenant_uid == tenant_uid, NOT_DELETING)
-        query = query.order_by(*(column.desc() for column in key)).limit(limit + 1)
-        if after is not None:
-            query = query.where(tuple_(*key) < tuple_(*after))
-        if only is not None:
-            query = query.where(memories.c.uid.in_(list(only)))
-        async with self._database.reading() as connection:
-            rows = [memory_row(row) for row in await connection.execute(query)]
-        more = len(rows) > limit
-        return rows[:limit], (rows[limit - 1].created_us, rows[limit - 1].uid) if more else None
 
     @reads
     async def memories_with_retention(self) -> list[MemoryRow]:

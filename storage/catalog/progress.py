@@ -19,7 +19,7 @@ from typing import Any
 
 from sqlalchemy import Row, Select, and_, case, delete, func, select, update
 
-from storage.catalog.base import MAX_BOUND
+from storage.catalog.base import MAX_BOUND, slices
 from storage.catalog.connections import Statements
 from storage.catalog.rows import DocumentRow, EncodingRow, EncodingState, MemoryRow
 from storage.catalog.shown import first_shown, parts_of, shown, within
@@ -77,6 +77,18 @@ def encoding_row(row: Row[Any]) -> EncodingRow:
         failure=row.failure if state is EncodingState.FAILED else "",
         complete=row.complete,
     )
+
+
+async def encodings_of(
+    connection: Statements, memory_uids: Sequence[str]
+) -> dict[str, list[EncodingRow]]:
+    """Encodings by memory uid, each list by model id; every uid given is a key."""
+    found: dict[str, list[EncodingRow]] = {uid: [] for uid in memory_uids}
+    for uids in slices(list(found)):
+        query = encoding_query().where(encodings.c.memory_uid.in_(uids))
+        for row in await connection.execute(query.order_by(encodings.c.model_id)):
+            found[row.memory_uid].append(encoding_row(row))
+    return found
 
 
 async def grow_pending(

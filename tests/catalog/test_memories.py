@@ -111,6 +111,30 @@ async def test_uids_of_names_are_of_the_living_of_one_tenant(
     assert await catalog.memory_uids(tenant.uid, []) == set()
 
 
+async def test_what_is_shown_is_the_memory_with_its_encodings(
+    catalog: Catalog, tenant: TenantRow
+) -> None:
+    await catalog.upsert_model(model_row("a"))
+    other = await catalog.create_tenant("other", "")
+    first, second, theirs = [
+        await append(catalog, await make_memory(catalog, owner, name), [5])
+        for owner, name in ((tenant, "first"), (tenant, "second"), (other, "first"))
+    ]
+    encodings = {m.uid: await catalog.list_encodings(m.uid) for m in (first, second, theirs)}
+    assert all(len(one) == 1 for one in encodings.values())
+    assert await catalog.show_memory(tenant.uid, "first") == (first, encodings[first.uid])
+    assert await catalog.show_memory(other.uid, "first") == (theirs, encodings[theirs.uid])
+    with pytest.raises(NotFoundError):
+        await catalog.show_memory(tenant.uid, "first", only=[second.uid])
+    rows, shown, more = await catalog.show_memories(tenant.uid, 1)
+    assert (rows, shown) == ([second], {second.uid: encodings[second.uid]})
+    rows, shown, more = await catalog.show_memories(tenant.uid, 1, more)
+    assert (rows, shown, more) == ([first], {first.uid: encodings[first.uid]}, None)
+    await catalog.begin_delete_memory(tenant.uid, "first", None)
+    with pytest.raises(NotFoundError):
+        await catalog.show_memory(tenant.uid, "first")
+
+
 class TestChange:
     async def test_sets_only_what_is_given(self, catalog: Catalog, tenant: TenantRow) -> None:
         before = await make_memory(catalog, tenant, labels={"a": "1"})

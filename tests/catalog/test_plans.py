@@ -67,6 +67,8 @@ CALLS: dict[str, Call] = {
     "pending_by_tenant": lambda catalog, memory: catalog.pending_by_tenant("fake"),
     "list_encodings": lambda catalog, memory: catalog.list_encodings(memory.uid),
     "list_memories": lambda catalog, memory: catalog.list_memories(memory.tenant_uid, 10),
+    "show_memory": lambda catalog, memory: catalog.show_memory(memory.tenant_uid, memory.memory_id),
+    "show_memories": lambda catalog, memory: catalog.show_memories(memory.tenant_uid, 10),
     "usage": lambda catalog, memory: catalog.usage(memory.tenant_uid),
 }
 

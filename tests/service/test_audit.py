@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -25,6 +26,9 @@ EVERYDAY = {
     "AttachModel",
     "Register",
 }
+
+#: Archives that one tenant may have on their way at once.
+_ARCHIVES_OF_TENANT = 2
 
 
 async def events(
@@ -115,6 +119,26 @@ async def test_an_export_is_written_down_also_when_its_reader_leaves(served: Ser
         ("ExportMemory", "memories/absent", "STARTED"),
         ("ExportMemory", "memories/absent", "MEMORY_NOT_FOUND"),
     ]
+
+
+async def test_an_export_without_room_is_no_act(served: Served) -> None:
+    memory = await served.create("wanted")
+    before = len(await events(served))
+    tenant = (await served.server.application.catalog.get_tenant("default")).uid
+    async with AsyncExitStack() as stack:
+        for _ in range(_ARCHIVES_OF_TENANT):
+            await stack.enter_async_context(served.server.application.staging.file(tenant))
+        request = pb.ExportMemoryRequest(name=memory.name)
+        call = served.as_operator(served.memories.ExportMemory, request)
+        assert (await refused(_read(call))).reason == "OVERLOADED"
+    assert len(await events(served)) == before
+    await _read(served.as_operator(served.memories.ExportMemory, request))
+    assert len(await events(served)) == before + 2
+
+
+async def _read(replies: Any) -> None:
+    async for _ in replies:
+        pass
 
 
 async def test_keys_are_in_the_trail_of_their_tenant(served: Served) -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from memsvc.canaries import Search
 from memsvc.fields import Fields
 from memsvc.v1 import memory_service_pb2 as pb
 from memsvc.v1 import resources_pb2 as resources
 from memsvc.writes import memory_uid
-from storage.store import KeyMissingError, WrongKeyError
+from storage.store import KeyMissingError, TenantRemovedError, WrongKeyError
 from tests.service.test_deletion import row_of
 from tests.support.served import Serve, Served, refused
 
@@ -42,6 +43,25 @@ async def test_names_and_labels_come_back_and_rest_nowhere(start: Serve) -> None
         row = await row_of(served, memory.name)
         assert row.display_name.startswith("\x01")
         assert row.labels == {}
+
+
+async def test_a_memory_is_shown_at_one_look_and_its_open_keys_need_none(start: Serve) -> None:
+    """Each look is a hop to a thread, for which other tenants' work may be in the way."""
+    async with start() as served:
+        memory = await served.create("herons")
+        app = served.server.application
+        begun: list[object] = []
+        event.listen(app.catalog._database.engine, "begin", begun.append)
+        await served.as_operator(served.memories.GetMemory, pb.GetMemoryRequest(name=memory.name))
+        assert len(begun) == 1
+        await served.as_operator(served.memories.ListMemories, pb.ListMemoriesRequest())
+        assert len(begun) == 2
+        tenant = (await row_of(served, memory.name)).tenant_uid
+        assert app.keys.known(tenant) is app.keys.tenant(tenant)
+        app.keys.destroy_tenant(tenant)
+        assert app.keys.known(tenant) is None
+        with pytest.raises(TenantRemovedError):
+            await app.fields.fingerprint(tenant, b"digest")
 
 
 async def test_a_memory_whose_key_is_gone_is_no_memory_and_hides_no_other(start: Serve) -> None:

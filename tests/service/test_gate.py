@@ -201,7 +201,7 @@ async def test_a_fault_is_internal_with_an_incident_and_leaks_nothing(
     async def fail(*_: object, **__: object) -> None:
         raise RuntimeError("what the user wrote")
 
-    monkeypatch.setattr(served.server.application.catalog, "get_memory", fail)
+    monkeypatch.setattr(served.server.application.catalog, "show_memory", fail)
     with caplog.at_level(logging.ERROR):
         answer = await refused(
             served.as_operator(served.memories.GetMemory, pb.GetMemoryRequest(name="memories/here"))

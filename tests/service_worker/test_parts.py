@@ -44,6 +44,15 @@ async def test_a_waiter_is_woken() -> None:
         await asyncio.wait_for(waiting, 1)
 
 
+async def test_an_append_wakes_only_whom_it_may_bring_something() -> None:
+    progress = Progress()
+    with progress.subscribe("a") as watching, progress.subscribe("a", appends=False) as asking:
+        progress.publish("a", appended=True)
+        assert watching.take() and not asking.take()
+        progress.publish("a")
+        assert watching.take() and asking.take()
+
+
 async def test_subscriptions_are_bounded_and_leave_nothing() -> None:
     progress = Progress(max_subscribers=2)
     with (
