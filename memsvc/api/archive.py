@@ -67,7 +67,9 @@ class ArchiveHandler:
     async def export(
         self, request: pb.ExportMemoryRequest
     ) -> AsyncGenerator[pb.ExportMemoryResponse]:
-        """The archive of one revision. Ends with MEMORY_NOT_FOUND when it is deleted meanwhile."""
+        """The archive of one revision. Ends with MEMORY_NOT_FOUND when the memory is deleted
+        meanwhile, with OFFSET_NOT_AVAILABLE when something of it is.
+        """
         name = _kept_name("export", validation.check_request_id(request.request_id))
         if request.offset < 0 or (request.offset and not name):
             raise errors.field_invalid("offset", "goes on with the export of a request_id")
@@ -83,8 +85,11 @@ class ArchiveHandler:
                     staged.keep_as = name
                     total = staged.size
                     async for data in _pieces(staged, request.offset):
-                        if news.take():
+                        if news.take() or staged.forgotten:
                             await current(self._app, memory)
+                        if staged.forgotten:
+                            # No call shows what was deleted, and this archive holds it.
+                            raise _offset_not_available("offset", 0)
                         yield pb.ExportMemoryResponse(data=data, total_bytes=total)
                         total = 0
                     staged.keep_as = ""

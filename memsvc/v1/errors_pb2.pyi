@@ -64,7 +64,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT: the archive breaks a limit or holds a forbidden member (path tricks, expansion bombs, false lengths)."""
     OFFSET_NOT_AVAILABLE: _ErrorReason.ValueType  # 24
     """FAILED_PRECONDITION: an export or import cannot go on at the offset: the server holds less of it, or nothing any
-    more. metadata: available (bytes; where it can go on, 0 for the start alone).
+    more, as when something that an archive on its way out holds was deleted. metadata: available (bytes; where it can go on, 0 for the start alone).
     """
     ARCHIVE_SIGNATURE_INVALID: _ErrorReason.ValueType  # 25
     """INVALID_ARGUMENT: the archive's signature does not verify, or it is not signed by the key that was asked for."""
@@ -184,7 +184,7 @@ ARCHIVE_FORBIDDEN: ErrorReason.ValueType  # 23
 """INVALID_ARGUMENT: the archive breaks a limit or holds a forbidden member (path tricks, expansion bombs, false lengths)."""
 OFFSET_NOT_AVAILABLE: ErrorReason.ValueType  # 24
 """FAILED_PRECONDITION: an export or import cannot go on at the offset: the server holds less of it, or nothing any
-more. metadata: available (bytes; where it can go on, 0 for the start alone).
+more, as when something that an archive on its way out holds was deleted. metadata: available (bytes; where it can go on, 0 for the start alone).
 """
 ARCHIVE_SIGNATURE_INVALID: ErrorReason.ValueType  # 25
 """INVALID_ARGUMENT: the archive's signature does not verify, or it is not signed by the key that was asked for."""

@@ -266,7 +266,8 @@ async def test_quotas_hold_for_imports(start: Serve) -> None:
 LETTERS = [chr(code) for code in range(0x100, 0x500)]
 
 
-async def test_a_memory_deleted_meanwhile_ends_its_export(shared: Asking) -> None:
+@pytest.mark.parametrize("what", ["document", "memory"])
+async def test_a_deletion_ends_what_is_on_its_way_out(shared: Asking, what: str) -> None:
     memory = await shared.create()
     chance = random.Random(5)
     # Too varied to compress: the archive must not fit the buffers on its way.
@@ -276,8 +277,12 @@ async def test_a_memory_deleted_meanwhile_ends_its_export(shared: Asking) -> Non
     call = _export(shared, memory.name, without_blocks=True)
     async for _ in call:
         break
-    await shared.delete(memory.name)
-    assert (await refused(call)).reason == "MEMORY_NOT_FOUND"
+    if what == "document":
+        await shared.delete_documents(memory.name, 100)
+    else:
+        await shared.delete(memory.name)
+    expected = {"document": "OFFSET_NOT_AVAILABLE", "memory": "MEMORY_NOT_FOUND"}
+    assert (await refused(call)).reason == expected[what]
     assert not list(shared.app.data.staging.iterdir())
 
 
