@@ -9,12 +9,15 @@ on the device. The first lease is not counted: in it the pager takes its pinned 
 all, and torch its memory. The floor is the slower of two rates of the same run: reading the file
 from the page cache, and a pinned copy to the device (on a CPU a plain copy); `over_floor` is the
 lease's time over the floor's. `--encrypted` measures the same memory encrypted, beside it.
-`fetch` brings one layer's content of 1, 16 and 64 documents from host RAM, in milliseconds until
-the device has it: as a lease does, joined in a pinned buffer (`carried`); and the way that is
-usual, index_select on the host and a copy (`select_copy`), also into a pinned buffer that is kept
-and with a copy that nobody waits for before the end (`select_pinned`). `lease` is what a layer
-asks of a lease: keys from the table and values from RAM, found by document. Without a GPU nothing
-is pinned.
+`fetch` brings one layer's values of 1, 16 and 64 documents from host RAM, in milliseconds until
+the device has them: as a lease does that reads them from the store, joined in a pinned buffer
+(`carried`); as it does after that on a GPU, by a kernel from where they lie, the keys from the
+device's table at the same time, with the addresses looked up (`fetched`) or known from another
+layer (`fetched_again`); and the way that is usual, index_select on the host and a copy
+(`select_copy`), also into a pinned buffer that is kept and with a copy that nobody waits for
+before the end (`select_pinned`). `select_copy_over` says how many times as long the usual way
+takes. `lease` is what a layer asks of a lease: keys from the table and values from RAM, found by
+document; `lease_over_select_copy` compares them. Without a GPU nothing is pinned.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from benchmarks.machine import machine
 from benchmarks.storage import keys_for
 from model_adapter.carrying import Carrier
 from model_adapter.engines import choose_device
+from model_adapter.fetching import Fetcher, Selection
 from model_adapter.msa.kernels import KeyStorage
 from model_adapter.pager import Budgets, Pager
 from model_adapter.readers import Readers
@@ -133,7 +137,8 @@ def fetches(layout: KVLayout, device: torch.device, repeats: int) -> dict[str, d
     buffer_CE = torch.empty(64 * CHUNKS_EACH, layout.width, dtype=torch.bfloat16)
     if on_gpu:
         held_CE, buffer_CE = held_CE.pin_memory(), buffer_CE.pin_memory()
-    carrier, words_CW = Carrier(device), words(held_CE)
+    carrier, words_CW, fetcher = Carrier(device), words(held_CE), Fetcher.of(device, layout)
+    table_CE = held_CE.to(device)
     found: dict[str, dict[str, float]] = {}
     for count in COUNTS:
         firsts_n = CHUNKS_EACH * chosen_of(documents, count)
@@ -153,12 +158,41 @@ def fetches(layout: KVLayout, device: torch.device, repeats: int) -> dict[str, d
 
         assert torch.equal(carried(), usual()) and torch.equal(pinned(), usual())
         ways: dict[str, Callable[[], object]]
-        ways = {"carried": carried, "select_copy": usual, "select_pinned": pinned}
+        ways = {"select_copy": usual, "select_pinned": pinned, "carried": carried}
+        if fetcher is not None:
+            ways |= kernel_ways(fetcher, table_CE, held_CE, firsts_n)
+            for name in ("fetched", "fetched_again"):
+                values_RE = ways[name]()
+                assert isinstance(values_RE, torch.Tensor) and torch.equal(values_RE, usual())
         taken = {name: best(way, device, repeats) for name, way in ways.items()}
         found[str(count)] = {f"{name}_ms": round(s * 1000, 4) for name, s in taken.items()}
-        for name in ("select_copy", "select_pinned"):
-            found[str(count)][f"{name}_over_carried"] = round(taken[name] / taken["carried"], 2)
+        for name in [name for name in taken if name != "select_copy"]:
+            ratio = round(taken["select_copy"] / taken[name], 2)
+            found[str(count)][f"select_copy_over_{name}"] = ratio
     return found
+
+
+def kernel_ways(
+    fetcher: Fetcher,
+    table_CE: torch.Tensor,
+    held_CE: torch.Tensor,
+    firsts_n: npt.NDArray[np.int64],
+) -> dict[str, Callable[[], object]]:
+    """Values of the documents that begin at these chunks, with keys out of a table."""
+    chunks_n = np.full(len(firsts_n), CHUNKS_EACH)
+
+    def select() -> Selection:
+        keys_n, values_n = (
+            t.data_ptr() + firsts_n * fetcher.row_bytes for t in (table_CE, held_CE)
+        )
+        rows = fetcher.rows(keys_n, chunks_n), fetcher.rows(values_n, chunks_n)
+        return fetcher.select([], *rows, [], 0)
+
+    known = select()
+    return {
+        "fetched": lambda: fetcher(select(), 0)[1],
+        "fetched_again": lambda: fetcher(known, 0)[1],
+    }
 
 
 def leases(
@@ -168,7 +202,9 @@ def leases(
     many; all held in RAM."""
     readers = Readers(lambda _: LmdbReader(folder))
     storing = KeyStorage(group=128)
-    pager = Pager(layout, ENCODING, readers, Budgets(1 << 40, 1 << 30), device, storing=storing)
+    fetcher = Fetcher.of(device, layout)
+    budgets = Budgets(1 << 40, 1 << 28)
+    pager = Pager(layout, ENCODING, readers, budgets, device, storing=storing, fetcher=fetcher)
     found: dict[str, float] = {}
     with pager.lease(MemoryKey(TENANT, MEMORY), MAX_NUMBER, 0) as view:
         for count in (count for count in COUNTS if count <= documents):
@@ -224,6 +260,11 @@ def main() -> None:
         "over_floor": round(taken * min(reading, copying) / size, 2),
         "fetch": fetched,
         "lease": leased,
+        "lease_over_select_copy": {
+            count: round(leased[f"{count}_ms"] / fetched[count]["select_copy_ms"], 2)
+            for count in fetched
+            if f"{count}_ms" in leased
+        },
     }
     if secret_taken:
         found["encrypted_gb_per_s"] = round(size / secret_taken / 1e9, 3)

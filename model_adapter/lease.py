@@ -13,10 +13,12 @@ import numpy.typing as npt
 import torch
 
 from model_adapter.carrying import Carrier
+from model_adapter.content import HeldContent
 from model_adapter.engine import EngineError
 from model_adapter.errors import CorruptRecordError, MemoryChangedError, UnwantedError
+from model_adapter.fetching import Fetcher, Selection
 from model_adapter.msa.kernels import ResidentKeys
-from model_adapter.residency import HeldContent, HeldMemory
+from model_adapter.residency import HeldMemory
 from model_adapter.superseding import Statement, statement_of
 from storage.filters import DocumentFilter
 
@@ -46,6 +48,7 @@ class Lease:
         self._segments = memory.table.segments
         self._resident = memory.table.index.until(last_number)
         self._keys: ResidentKeys | None = None
+        self._selection: Selection | None = None
         if pager.by_kernels and len(self._resident.numbers_N) == len(self._index.numbers_N):
             self._keys = memory.table.resident(self._index)
         self._released = False
@@ -84,6 +87,10 @@ class Lease:
     def content(self, layer: int, documents: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """See MemoryView. Raises CorruptRecordError and MemoryChangedError."""
         assert not self._released
+        if self._selection is not None and self._selection.documents == documents:
+            fetched = self._pager.fetch(self._selection, layer)
+            if fetched is not None:
+                return fetched
         places_n = np.asarray(documents, np.int64)
         firsts_n = self._index.offsets_N1[places_n]
         chunks_n = self._index.offsets_N1[places_n + 1] - firsts_n
@@ -91,10 +98,15 @@ class Lease:
         apart_n = (places_n >= len(self._resident.numbers_N)) | self._coarse
 
         def take(
-            held: Sequence[HeldContent], carrier: Carrier
+            held: Sequence[HeldContent], carrier: Carrier, drops: int
         ) -> tuple[torch.Tensor, torch.Tensor]:
             found = [content.value_LCE.shape[1] for content in held]
             self._pager.source(self._memory.key).check_same(chunks_n, found)
+            fetcher = self._pager.fetcher
+            if fetcher is not None and all(content.place is not None for content in held):
+                rows = self._rows(fetcher, held, firsts_n, chunks_n)
+                self._selection = fetcher.select(list(documents), *rows, held, drops)
+                return fetcher(self._selection, layer)
             dtype, ends_n = held[0].value_LCE.dtype, np.cumsum(chunks_n)
             within_R = np.arange(ends_n[-1]) - np.repeat(ends_n - chunks_n, chunks_n)
             chunks_R = np.repeat(firsts_n, chunks_n) + within_R
@@ -201,6 +213,27 @@ class Lease:
         except EngineError:
             self._pager.discard(self._memory)
             raise
+
+    def _rows(
+        self,
+        fetcher: Fetcher,
+        held: Sequence[HeldContent],
+        firsts_n: npt.NDArray[np.int64],
+        chunks_n: npt.NDArray[np.int64],
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Where the keys of these documents lie, and their values. firsts_n: their first chunks."""
+        keys_n, values_n = np.array([content.addresses for content in held], np.int64).T
+        steps_n = chunks_n * fetcher.row_bytes
+        if self._segments and not keys_n.all():
+            tables = [segment.keys.values_LCE for segment in self._segments]
+            bases_S = np.array([table.data_ptr() for table in tables])
+            steps_S = np.array([table.stride(0) * table.element_size() for table in tables])
+            begins_S = np.array([segment.first for segment in self._segments])
+            at_n = np.searchsorted(begins_S, firsts_n, side="right") - 1
+            there_n = bases_S[at_n] + (firsts_n - begins_S[at_n]) * fetcher.row_bytes
+            steps_n = np.where(keys_n == 0, steps_S[at_n], steps_n)
+            keys_n = np.where(keys_n == 0, there_n, keys_n)
+        return fetcher.rows(keys_n, chunks_n, steps_n), fetcher.rows(values_n, chunks_n)
 
     def _table_keys(
         self, layer: int, segment_R: npt.NDArray[np.int64], rows_R: torch.Tensor

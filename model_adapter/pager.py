@@ -18,7 +18,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeVar
@@ -26,21 +26,18 @@ from typing import TypeVar
 import torch
 
 from model_adapter.carrying import Carrier
+from model_adapter.content import ContentCache, HeldContent
+from model_adapter.content_pool import ContentPool
 from model_adapter.derived import Derived
 from model_adapter.engine import EngineError
 from model_adapter.errors import MemoryInUseError, UnwantedError
+from model_adapter.fetching import Fetcher, Selection
 from model_adapter.keys import HeldKeys
 from model_adapter.lease import Lease
 from model_adapter.msa.kernels import KeyStorage
 from model_adapter.paging import BlockSource, Slab
 from model_adapter.readers import Readers
-from model_adapter.residency import (
-    ContentCache,
-    HeldContent,
-    HeldMemory,
-    MemoryKey,
-    RoutingTable,
-)
+from model_adapter.residency import HeldMemory, MemoryKey, RoutingTable
 from model_adapter.staging import CudaLane, HostLane, Staging
 from storage.crypto import MemorySecret
 from storage.layout import KVLayout
@@ -96,8 +93,10 @@ class Pager:
         keys: HeldKeys | None = None,
         *,
         storing: KeyStorage | None = None,
+        fetcher: Fetcher | None = None,
     ) -> None:
-        """storing: how kernels want routing keys on the device; None: they are not for kernels."""
+        """storing: how kernels want routing keys on the device; None: they are not for kernels.
+        fetcher: reads content out of RAM; None: it is carried."""
         self._storing = storing
         # A slab is what so many documents take on the average: most are smaller than this.
         buffer_bytes = budgets.slab_bytes * 5 // 4
@@ -114,7 +113,9 @@ class Pager:
         self._changed = threading.Condition()
         self._memories: OrderedDict[MemoryKey, HeldMemory] = OrderedDict()
         self._leaving: set[HeldMemory] = set()
-        self._content = ContentCache(budgets.content_bytes)
+        self.fetcher = fetcher
+        pool = ContentPool(budgets.content_bytes, fetcher.memory) if fetcher else None
+        self._content = ContentCache(budgets.content_bytes, pool)
         self._carrier = Carrier(device)
         #: What leases ask by words and by filters.
         self.derived = Derived(self.source, budgets.lexical_bytes, budgets.attribute_bytes)
@@ -363,21 +364,21 @@ class Pager:
         self,
         memory: HeldMemory,
         wanted: Sequence[tuple[int, bool]],
-        take: Callable[[Sequence[HeldContent], Carrier], _T],
+        take: Callable[[Sequence[HeldContent], Carrier, int], _T],
     ) -> _T:
         """What `take` makes of documents' content, read from the store unless held in RAM.
 
         wanted: numbers, and whether the keys are needed though routing keys are the keys. take:
-        called under the lock, must copy.
+        called under the lock, with the cache's `drops`; must copy.
         """
         source, read = self.source(memory.key), dict[int, HeldContent]()
         try:
             while True:
                 with self._changed:
-                    held = [self._known(memory, *one, read) for one in wanted]
+                    held = [self._content.find(memory, *one, read) for one in wanted]
                     found = [content for content in held if content is not None]
                     if len(found) == len(held):
-                        return take(found, self._carrier)
+                        return take(found, self._carrier, self._content.drops)
                 missing = [one for one, content in zip(wanted, held, strict=True) if not content]
                 read.update({one[0]: source.content(*one) for one in missing})
         finally:
@@ -386,8 +387,14 @@ class Pager:
                     if not self._content.put(memory, number, content):
                         content.wipe()
 
-    def _known(
-        self, memory: HeldMemory, number: int, keys_too: bool, read: Mapping[int, HeldContent]
-    ) -> HeldContent | None:
-        held = read.get(number) or self._content.get(memory, number)
-        return None if held is None or (keys_too and held.key_LCE is None) else held
+    def fetch(self, selection: Selection, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Keys and values; None if what was selected may have been dropped meanwhile."""
+        with self._changed:
+            if self.fetcher is None or selection.drops != self._content.drops:
+                return None
+            return self.fetcher(selection, layer)
+
+    @property
+    def drops(self) -> int:
+        """How often content was dropped."""
+        return self._content.drops

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from model_adapter.content import HeldContent
 from model_adapter.engine import ModelMismatchError
 from model_adapter.errors import CorruptRecordError, MemoryChangedError
 from model_adapter.readers import Readers
-from model_adapter.residency import HeldContent
 from model_adapter.tensors import as_tensor
 from storage import store
 from storage.documents import Source, render

@@ -6,10 +6,8 @@ Shape suffixes as in `storage.layout`; N documents.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +15,7 @@ import torch
 
 from model_adapter.msa.kernels import KeyStack, KeyStorage, Part, ResidentKeys, Spans
 from model_adapter.staging import Staging
-from model_adapter.tensors import TORCH_DTYPE, Words, copy_into, tensor_bytes, wipe, words
+from model_adapter.tensors import TORCH_DTYPE, copy_into, wipe
 from storage.layout import KVLayout
 
 #: Room in the smallest segment.
@@ -249,39 +247,6 @@ class RoutingTable:
         assert firsts[:1] in ([], [0]) and self.room >= 0
 
 
-@dataclass(frozen=True, eq=False)
-class HeldContent:
-    """Content KV of one document in RAM, [L, C, E].
-
-    key_LCE is None when the routing keys are the keys and the table holds them.
-    """
-
-    key_LCE: torch.Tensor | None
-    value_LCE: torch.Tensor
-
-    @cached_property
-    def key_words(self) -> Words | None:
-        """[L, C, W] of the keys, the same memory."""
-        return None if self.key_LCE is None else words(self.key_LCE)
-
-    @cached_property
-    def value_words(self) -> Words:
-        """[L, C, W] of the values, the same memory."""
-        return words(self.value_LCE)
-
-    @property
-    def bytes(self) -> int:
-        """Of both tensors."""
-        key = 0 if self.key_LCE is None else tensor_bytes(self.key_LCE)
-        return key + tensor_bytes(self.value_LCE)
-
-    def wipe(self) -> None:
-        """Overwrites both with zeros."""
-        if self.key_LCE is not None:
-            wipe(self.key_LCE)
-        wipe(self.value_LCE)
-
-
 @dataclass(frozen=True)
 class MemoryKey:
     """Names a memory in the worker. Both uids are 32 hex digits."""
@@ -305,55 +270,3 @@ class HeldMemory:
     reserved: int = 0
     pins: int = 0
     loading: threading.Lock = field(default_factory=threading.Lock)
-
-
-class ContentCache:
-    """Content KV of documents; the least recently used is wiped and dropped first.
-
-    Its user copies what it needs under the lock that it also calls `put` under,
-    so that nobody reads a tensor that is being wiped.
-    """
-
-    def __init__(self, budget_bytes: int) -> None:
-        self.budget_bytes = budget_bytes
-        self.bytes = 0
-        self._held: OrderedDict[tuple[Hashable, int], HeldContent] = OrderedDict()
-
-    def get(self, memory: Hashable, number: int) -> HeldContent | None:
-        """What is held of a document; it is then the most recently used."""
-        held = self._held.get((memory, number))
-        if held is not None:
-            self._held.move_to_end((memory, number))
-        return held
-
-    def put(self, memory: Hashable, number: int, content: HeldContent) -> bool:
-        """Holds it if it fits the budget at all, dropping others for it."""
-        self._drop((memory, number))
-        if content.bytes > self.budget_bytes:
-            return False
-        while self.bytes + content.bytes > self.budget_bytes:
-            self._drop(next(iter(self._held)))
-        self._held[memory, number] = content
-        self.bytes += content.bytes
-        return True
-
-    def drop_memory(self, memory: Hashable) -> int:
-        """Drops all documents of a memory; returns the bytes freed."""
-        before = self.bytes
-        for key in [key for key in self._held if key[0] is memory]:
-            self._drop(key)
-        return before - self.bytes
-
-    def _drop(self, key: tuple[Hashable, int]) -> None:
-        held = self._held.pop(key, None)
-        if held is not None:
-            self.bytes -= held.bytes
-            held.wipe()
-
-    def __iter__(self) -> Iterator[tuple[Hashable, int]]:
-        return iter(self._held)
-
-    def check_integrity(self) -> None:
-        """Raises AssertionError when the count of bytes is wrong or over the budget."""
-        assert self.bytes == sum(held.bytes for held in self._held.values())
-        assert self.bytes <= self.budget_bytes

@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
 from model_adapter.engine import Engine
+from model_adapter.fetching import Fetcher
 from model_adapter.keys import HeldKeys
 from model_adapter.limits import Limits
 from model_adapter.pager import Budgets, Pager
@@ -78,6 +79,7 @@ async def serving(
         device,
         keys,
         storing=description.storing,
+        fetcher=Fetcher.of(device, description.layout),
     )
     scheduler = Scheduler(engine, config.limits, on_fault=on_fault)
     service = ModelAdapter(description, scheduler, pager, config.budgets)

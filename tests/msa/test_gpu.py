@@ -12,13 +12,17 @@ import torch
 from benchmarks import models
 from benchmarks.generate import remembered
 from model_adapter.carrying import Carrier
+from model_adapter.content import HeldContent
+from model_adapter.content_pool import ContentPool
 from model_adapter.engine import DocumentText, Event, Generate, TextEvent
+from model_adapter.fetching import Fetcher
 from model_adapter.msa.config import LoadedModel
 from model_adapter.msa.decode_step import Way
 from model_adapter.msa.encode import TokenisedDocument, batches, encode_batch, from_bits
 from model_adapter.msa.engine import MsaEngine
 from model_adapter.msa.kernel_choice import RoutingKeyChoice, choose
 from model_adapter.staging import CudaLane, Staging
+from storage.layout import KVLayout
 from storage.paths import DataFolder
 from tests.support.tiny_msa import answer, finish
 
@@ -107,3 +111,32 @@ def test_staging_and_fetching_bring_every_bit() -> None:
         assert torch.equal(values_RE.cpu(), expected) and there_R.tolist() == places_R.tolist()
     carrier.wipe()
     assert not any(buffer.any() for buffer, _ in carrier._ring)
+
+
+def test_a_kernel_fetches_what_lies_on_both_sides() -> None:
+    layout = KVLayout((0, 1, 2), 2, 32, 4, "bf16", separate_routing_keys=True)
+    fetcher = Fetcher.of(GPU, layout)
+    assert fetcher is not None
+    made = [torch.randn(2, 3, chunks, 64).bfloat16() for chunks in (1, 700, 3)]
+    pool = ContentPool(1 << 22, fetcher.memory)
+    places = [pool.take(each.nbytes) for each in made]
+    held = [
+        HeldContent(*each).copied(place)
+        for each, place in zip(made, places, strict=True)
+        if place is not None
+    ]
+    assert len(held) == 3
+    there_LCE = torch.cat([each[0] for each in made], dim=1).to(GPU)
+    chunks_n = np.array([1, 700, 3])
+    firsts_n = np.cumsum(chunks_n) - chunks_n
+    table_n = there_LCE.data_ptr() + firsts_n * fetcher.row_bytes
+    steps_n = np.full(3, there_LCE.stride(0) * 2)
+    pooled_n = np.array([content.addresses for content in held]).T
+    for keys_R2 in (fetcher.rows(table_n, chunks_n, steps_n), fetcher.rows(pooled_n[0], chunks_n)):
+        chosen = fetcher.select([0, 1, 2], keys_R2, fetcher.rows(pooled_n[1], chunks_n), held, 0)
+        for layer in (0, 2, 1, 2):
+            found = torch.stack(fetcher(chosen, layer)).cpu()
+            assert torch.equal(found, torch.cat([each[:, layer] for each in made], dim=1))
+    for content in held:
+        content.wipe()
+    assert not any(place.memory.any() for place in places if place is not None)

@@ -13,7 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from model_adapter.msa.kernels import KeyFormat, KeyStorage, fused, fused_best
+from model_adapter.msa.kernels import KeyFormat, KeyStorage, fused, fused_best, fused_fetch
 from model_adapter.msa.kernels.launches import way_of
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -63,10 +63,17 @@ def best_documents(merged: int, kept: int) -> None:
     compiled(fused_best.best_documents, pointers, constants, num_warps=8)
 
 
+def fetch_rows(words: int, block: int) -> None:
+    pointers = {"table": "*i64", "out": "*i64"}
+    compiled(fused_fetch.fetch_rows, pointers, {"WORDS": words, "BLOCK": block}, num_warps=4)
+
+
 def main() -> None:
     score_tiles(KeyFormat.FLOAT, 256, 16)
     score_tiles(KeyFormat.INT4, 32, 32)
     best_documents(2048, 16)
+    fetch_rows(256, 256)
+    fetch_rows(600, 512)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from model_adapter.engine import MemoryView
+from model_adapter.fetching import Fetcher
 from model_adapter.msa.kernels import KeyStorage
 from model_adapter.pager import Budgets, Pager
 from model_adapter.readers import Readers
@@ -71,10 +72,15 @@ class World:
     def __post_init__(self) -> None:
         self.pager = self.new_pager(self.budgets)
 
-    def new_pager(self, budgets: Budgets, storing: KeyStorage | None = None) -> Pager:
+    def new_pager(
+        self,
+        budgets: Budgets,
+        storing: KeyStorage | None = None,
+        fetcher: Fetcher | None = None,
+    ) -> Pager:
         """Another pager over the same stores."""
-        cpu, readers = torch.device("cpu"), Readers(self._open)
-        return Pager(self.layout, self.encoding, readers, budgets, cpu, storing=storing)
+        place = self.layout, self.encoding, Readers(self._open), budgets, torch.device("cpu")
+        return Pager(*place, storing=storing, fetcher=fetcher)
 
     def _open(self, tenant: str) -> BlockReader:
         if tenant not in self.stores:
