@@ -176,7 +176,7 @@ class ModelAdapter(ModelAdapterServiceServicer):
             target = wire.evict_target(request)
             loop = asyncio.get_running_loop()
             freed = await loop.run_in_executor(None, self._evict, *target)
-        return pb.EvictResponse(freed_bytes=freed)
+        return pb.EvictResponse(freed_bytes=freed, padding=bytes(len(request.padding)))
 
     def _evict(self, tenant: str, memory: str) -> int:
         self._scheduler.stop_memory(tenant, memory, _STOP_TIMEOUT_S)

@@ -40,6 +40,8 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 #: A batch takes seconds; a worker that is silent for this long hangs.
 _ENCODE_TIMEOUT_S = 600.0
+#: Several times what gRPC keeps of what a connection received last (8 KiB at first, more later).
+_PADDING_BYTES = 128 * 1024
 
 _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -151,9 +153,10 @@ class WorkerClient:
     async def evict(self, tenant: str, memory_uid: str, timeout_s: float) -> int:
         """Drops a memory, or with an empty uid a tenant, from the worker. Returns bytes freed."""
         with self._failures():
-            reply = await self._stub.Evict(
-                pb.EvictRequest(tenant=tenant, memory_uid=memory_uid), timeout=timeout_s
+            request = pb.EvictRequest(
+                tenant=tenant, memory_uid=memory_uid, padding=bytes(_PADDING_BYTES)
             )
+            reply = await self._stub.Evict(request, timeout=timeout_s)
         return reply.freed_bytes
 
     @contextmanager

@@ -1039,19 +1039,25 @@ class EvictRequest(_message.Message):
 
     TENANT_FIELD_NUMBER: _builtins.int
     MEMORY_UID_FIELD_NUMBER: _builtins.int
+    PADDING_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """Tenant uid, 32 hex digits. Empty, with an empty memory_uid: everything that is held."""
     memory_uid: _builtins.str
     """Empty: every memory of the tenant."""
+    padding: _builtins.bytes
+    """Means nothing. It takes the place, in the buffer that a connection keeps, of what the connection
+    received last: a text that was encoded, say.
+    """
     def __init__(
         self,
         *,
         tenant: _builtins.str = ...,
         memory_uid: _builtins.str = ...,
+        padding: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_uid", b"memory_uid", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_uid", b"memory_uid", "padding", b"padding", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1062,16 +1068,20 @@ class EvictResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FREED_BYTES_FIELD_NUMBER: _builtins.int
+    PADDING_FIELD_NUMBER: _builtins.int
     freed_bytes: _builtins.int
     """Bytes overwritten and released."""
+    padding: _builtins.bytes
+    """As many bytes as the request's, to the same end."""
     def __init__(
         self,
         *,
         freed_bytes: _builtins.int = ...,
+        padding: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["freed_bytes", b"freed_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["freed_bytes", b"freed_bytes", "padding", b"padding"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -44,10 +46,6 @@ def test_nothing_of_what_was_deleted_is_left(tmp_path: Path) -> None:
         assert {"process"} == {line["hit"]["where"].split()[0] for line in lines[:-1]}, "encrypted"
         with server.client() as client:
             client.memories.delete("herons")
-            # What the worker read last is its connection's too, until it reads on.
-            client.memories.create("otters")
-            client.memory("otters").append([Turn("user", "otters " * 40) for n in range(120)])
-            client.memory("otters").ask("What is there?")
         deadline = time.monotonic() + 10
         while code != ExitCode.OK and time.monotonic() < deadline:
             code, lines = run(server.folder, *search)
@@ -80,9 +78,12 @@ def test_keys_are_rotated_and_everything_still_opens(tmp_path: Path) -> None:
         assert code == ExitCode.CONFIGURATION, "a server holds the folder"
         server.stop()
         before = (server.folder / "root.key").read_text()
+        (data,) = server.folder.glob("tenants/*/data.mdb")
+        written = data.read_bytes()
         for command in ("keys rotate-root", "keys rotate-tenants", "keys rewrap"):
             assert run(server.folder, command) == (ExitCode.OK, [{"tenants": 1}])
         assert before not in (server.folder / "root.key").read_text()
+        assert data.read_bytes() == written, "no data is written anew"
         server.start()
         with server.client() as client:
             document = client.memory("herons").documents.get(1)
@@ -108,6 +109,24 @@ def test_each_form_of_a_canary_is_found_wherever_it_lies(tmp_path: Path, canary:
     search = Search(["not there at all", canary])
     assert {hit.canary for hit in search.folder(tmp_path)} == {1}
     assert search.searched.files == len(whole)
+
+
+def test_a_file_that_was_removed_is_found_in_the_map_of_it(tmp_path: Path) -> None:
+    file = tmp_path / "removed"
+    file.write_text(TEXT * 100)
+    code = (
+        "import mmap, os, sys; file = open(sys.argv[1], 'rb')\n"
+        "held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)\n"
+        "os.unlink(sys.argv[1]); print('ready', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"ready\n"
+        hits = list(Search([TEXT]).process(holder.pid))
+        holder.communicate()
+    assert len(hits) == 100
+    assert {hit.where for hit in hits} == {f"process {holder.pid} {file} (deleted)"}
 
 
 def test_a_short_canary_is_refused(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from memsvc.client import ApiError, Client, Role, TextSource, Turn
 from memsvc.v1 import resources_pb2
-from tests.fuzz.target import METHODS
+from memsvc.wire import METHODS as METHODS_BY_PATH
 from tests.privacy.canaries import MARK, Planter, Sender, canary
 from tests.support.live import LiveServer
 from tests.support.served import free_port
@@ -70,6 +70,7 @@ KNOWN: Mapping[str, Any] = {
     "view": resources_pb2.FULL,
 }
 LONG = "x" * 300_000
+METHODS: Mapping[str, MethodDescriptor] = {m.name: m for m in METHODS_BY_PATH.values()}
 
 
 class Watched:
