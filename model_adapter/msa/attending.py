@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn import functional
 
+from model_adapter.msa.fetching import expected
 from model_adapter.msa.model import Decoder, Projected
 from model_adapter.msa.pool import PooledCache
 from model_adapter.msa.rows_attention import RowsAttention
@@ -24,8 +25,11 @@ def attention_of(decoder: Decoder, segments: Sequence[Segment]) -> Attention:
         masks = [_mask(segment, decoder.device) for segment in segments]
         return lambda layer, projected: _attend(layer, segments, projected, masks)
     counts = [len(segment.ids) for segment in segments]
-    flash, settled = decoder.rows.way.flash, not any(segment.routing for segment in segments)
-    rows = RowsAttention(caches, counts, decoder.device, flash=flash, settled=settled)
+    joining = None
+    if any(segment.routing for segment in segments):
+        joining = [expected(segment) for segment in segments]
+    flash = decoder.rows.way.flash
+    rows = RowsAttention(caches, counts, decoder.device, flash=flash, joining_R=joining)
     return lambda layer, made: rows.attend(layer, made.q_THD, made.k_TKD, made.v_TKD)
 
 
@@ -46,7 +50,8 @@ def step(decoder: Decoder, segments: Sequence[Segment]) -> torch.Tensor | None:
     if any(segment.routing is not None or len(segment.ids) > 1 for segment in segments):
         return None
     positions = [segment.row.position for segment in segments]
-    logits_RV = decoder.rows.step(caches, [segment.ids[0] for segment in segments], positions)
+    with decoder.phase("decode"):
+        logits_RV = decoder.rows.step(caches, [segment.ids[0] for segment in segments], positions)
     if logits_RV is not None:
         for segment in segments:
             segment.row.position += 1

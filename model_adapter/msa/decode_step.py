@@ -11,6 +11,7 @@ import logging
 from collections.abc import Sequence
 from enum import Enum
 
+import numpy as np
 import torch
 
 from model_adapter.msa import rows_attention
@@ -52,11 +53,14 @@ class DecodeStep:
         #: What a captured graph reads stays where it is as long as the graph.
         self._read: tuple[torch.Tensor, ...] = ()
         self._generation = -1
-        #: ids, positions, then the slots of every layer [2 + L, B].
-        self._wide = torch.zeros(2 + layers, rows, dtype=torch.int64, device=device)
-        #: starts [L, B + 1] and used [L, B] of every layer.
-        self._starts = torch.zeros(layers, rows + 1, dtype=torch.int32, device=device)
-        self._used = torch.ones(layers, rows, dtype=torch.int32, device=device)
+        #: What changes with every step, in one transfer: ids, positions and the slots of every
+        #: layer [2 + L, B], then starts [L, B + 1] and used [L, B] of every layer.
+        wide, narrow = (2 + layers) * rows, layers * (2 * rows + 1)
+        self._held = torch.zeros(8 * wide + 4 * narrow, dtype=torch.uint8, device=device)
+        self._wide = self._held[: 8 * wide].view(torch.int64).view(2 + layers, rows)
+        table = self._held[8 * wide :].view(torch.int32)
+        self._starts = table[: layers * (rows + 1)].view(layers, rows + 1)
+        self._used = table[layers * (rows + 1) :].view(layers, rows).fill_(1)
         self._ends = torch.arange(rows + 1, dtype=torch.int32, device=device)
         self._logits_BV: torch.Tensor | None = None
         self._most = 1
@@ -80,19 +84,25 @@ class DecodeStep:
     def _fill(
         self, caches: Sequence[PooledCache], tokens: Sequence[int], positions: Sequence[int]
     ) -> None:
-        spare = self._rows - len(tokens)
-        wide = [[*tokens, *[0] * spare], [*positions, *[0] * spare]]
-        starts, used = [], []
-        for layer in range(self._decoder.config.num_layers):
-            slots = [self._pool.reserve(layer, cache.spans[layer], 1) for cache in caches]
-            wide.append([*slots, *[NOBODYS] * spare])
-            spans = [cache.spans[layer] for cache in caches]
-            starts.append([*(span.start for span in spans), *[NOBODYS] * (spare + 1)])
-            used.append([*(span.length for span in spans), *[1] * spare])
-        self._wide.copy_(torch.tensor(wide))
-        self._starts.copy_(torch.tensor(starts, dtype=torch.int32))
-        self._used.copy_(torch.tensor(used, dtype=torch.int32))
-        self._most = max(max(row) for row in used)
+        pool, kind_L, asked = self._pool, self._pool.kind_L, len(caches)
+        spans = [cache.spans for cache in caches]
+        used_RL = np.stack([one.used_L for one in spans]) + 1
+        pool.make_room(caches, pool.fullest(used_RL))
+        for one, used_L in zip(spans, used_RL, strict=True):
+            one.used_L[:] = used_L
+        start_RL = np.stack([one.start_2 for one in spans])[:, kind_L]
+        layers = len(kind_L)
+        wide = np.zeros((2 + layers, self._rows), np.int64)
+        wide[2:] = NOBODYS
+        wide[0, :asked], wide[1, :asked] = tokens, positions
+        wide[2:, :asked] = (start_RL + used_RL - 1).T
+        starts = np.full((layers, self._rows + 1), NOBODYS, np.int32)
+        starts[:, :asked] = start_RL.T
+        used = np.ones((layers, self._rows), np.int32)
+        used[:, :asked] = used_RL.T
+        parts = [part.view(np.uint8).ravel() for part in (wide, starts, used)]
+        self._held.copy_(torch.from_numpy(np.concatenate(parts)))
+        self._most = int(used_RL.max())
 
     def _forward(self) -> torch.Tensor:
         decoder = self._decoder

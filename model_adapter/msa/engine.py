@@ -13,8 +13,6 @@ from model_adapter.engine import (
     DocumentTooLongError,
     Encoded,
     EncodeFailure,
-    EngineError,
-    Event,
     Generate,
     Generation,
     LexicalPrior,
@@ -35,13 +33,14 @@ from model_adapter.msa.encode import (
     packed_batches,
     packs,
 )
-from model_adapter.msa.forward import Attend, Segment, encode_prefix, run
+from model_adapter.msa.forward import Attend, encode_prefix, new_row, run
 from model_adapter.msa.generate import Limits, Model, Session
 from model_adapter.msa.interleave import InterleaveSession
 from model_adapter.msa.kernel_choice import RoutingChoice
 from model_adapter.msa.model import Decoder
 from model_adapter.msa.prompt import Answering, PromptBuilder
 from model_adapter.msa.routed_text import RoutedTextSession, routing_segment
+from model_adapter.msa.stepping import advance, prefill_tokens
 
 #: Limits of a model with room for them; a small context lowers them.
 MAX_DOCUMENT_TOKENS = 32768
@@ -100,6 +99,8 @@ class MsaEngine:
             else:
                 decoder.rows = PooledRows(decoder, limits.positions, pooled)
                 attending = f"rows attend by {pooled.value}"
+            # In the pool, where there is one, rows begin with them at once.
+            prefix, opened = (new_row(decoder, each).cache for each in (prefix, opened))
         self._model = Model(
             decoder=decoder,
             tokenizer=model.tokenizer,
@@ -111,6 +112,7 @@ class MsaEngine:
             limits=limits,
             injection=injection,
         )
+        self._prefill_tokens = prefill_tokens(decoder)
         reasons = [routing.reason] if routing else []
         self._description = ModelDescription(
             model_id=model.model_id,
@@ -166,7 +168,7 @@ class MsaEngine:
         self._check_question(question)
         k = self._model.decoder.config.msa.top_k
         with torch.inference_mode():
-            segment = routing_segment(self._model, question, memory, k)
+            segment = routing_segment(self._model, question, memory, k, prior)
             found = run(self._model.decoder, [segment], only_routing=True).routings[0]
         assert found is not None and found.error is None
         return list(ranking.rank(found, memory.numbers_N, limit, prior, arrange))
@@ -180,21 +182,14 @@ class MsaEngine:
         return RoutedTextSession(self._model, request, memory)
 
     def step(self, generations: Sequence[Generation]) -> list[StepResult]:
-        """Advances each by one unit.
-
-        Rows that only continue share one pass. A row that routes has a pass of its own,
-        unless kernels score all such rows at once; a memory that cannot be read ends its
-        row alone.
-        """
+        """Advances each by one unit, but for those whose prompts wait; see stepping."""
         sessions = [generation for generation in generations if isinstance(generation, Session)]
         if len(sessions) != len(generations) or any(session.done for session in sessions):
             raise ValueError("a generation of another engine, or one that is done")
-        events: dict[int, list[Event]] = {}
-        errors: dict[int, EngineError] = {}
         with torch.inference_mode():
-            self._advance_together(sessions, events, errors)
+            made = advance(self._model.decoder, sessions, self._prefill_tokens)
         return [
-            StepResult(session, tuple(events.get(place, ())), errors.get(place))
+            StepResult(session, tuple(made.events.get(place, ())), made.errors.get(place))
             for place, session in enumerate(sessions)
         ]
 
@@ -202,58 +197,6 @@ class MsaEngine:
         """See Engine."""
         if (rows := self._model.decoder.rows) is not None:
             rows.pool.settle()
-
-    def _advance_together(
-        self,
-        sessions: Sequence[Session],
-        events: dict[int, list[Event]],
-        errors: dict[int, EngineError],
-    ) -> None:
-        segments = [session.segment() for session in sessions]
-        for places in self._passes(sessions, segments):
-            try:
-                outcome = run(
-                    self._model.decoder,
-                    [segments[place] for place in places],
-                    only_routing=sessions[places[0]].only_routes,
-                )
-            except EngineError as error:
-                if len(places) > 1:  # nothing of a shared pass belongs to one row
-                    raise
-                sessions[places[0]].fail()
-                errors[places[0]] = error
-                continue
-            # One wait for the device, not one a row.
-            best: list[int] = []
-            if outcome.logits is not None:
-                best = outcome.logits.argmax(dim=-1).tolist()
-            for row, place in enumerate(places):
-                logits_V = None if outcome.logits is None else outcome.logits[row]
-                routing = outcome.routings[row]
-                try:
-                    if routing is not None and routing.error is not None:
-                        raise routing.error
-                    events[place] = sessions[place].accept(
-                        logits_V, routing, best[row] if best else None
-                    )
-                except EngineError as error:
-                    sessions[place].fail()
-                    errors[place] = error
-
-    def _passes(self, sessions: Sequence[Session], segments: Sequence[Segment]) -> list[list[int]]:
-        """Places of the rows that run together."""
-        continuing, routing, answering = [], [], []
-        for place, segment in enumerate(segments):
-            if segment.routing is None:
-                continuing.append(place)
-            elif sessions[place].only_routes:
-                routing.append(place)
-            else:
-                answering.append(place)
-        if self._model.decoder.kernels is not None:
-            return [places for places in (continuing, routing, answering) if places]
-        alone = [[place] for place in sorted(routing + answering)]
-        return [continuing, *alone] if continuing else alone
 
     def _check_question(self, question: str) -> None:
         tokens = len(self._model.prompts.text(question))

@@ -11,16 +11,19 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import torch
 
-from model_adapter.engine import EngineError, ResidentView
+from model_adapter.engine import EngineError
 from model_adapter.msa.attending import attention_of, step
 from model_adapter.msa.config import LayerChoice
+from model_adapter.msa.fetching import take_in
 from model_adapter.msa.kernel_pass import Asked, KernelPass, voters_of
 from model_adapter.msa.model import Decoder, Probe, Projected, Want
-from model_adapter.msa.pool import Cache
+from model_adapter.msa.packed import moved
+from model_adapter.msa.pool import Cache, spread
 from model_adapter.msa.routing import prepare, score_documents, select
 from model_adapter.msa.segments import (
     Attend,
@@ -79,37 +82,69 @@ def run(
         routings = _look_ahead(decoder, segments)
     else:
         routings = [RowRouting() if segment.routing else None for segment in segments]
-    kernels = None if together and not only_routing else _kernel_pass(decoder, segments)
-    device = decoder.device
-    ids_T = torch.tensor([token for segment in segments for token in segment.ids], device=device)
-    positions = [s.row.position + offset for s in segments for offset in range(len(s.ids))]
-    positions_T = torch.tensor(positions, device=device)
-    cos_TD, sin_TD = decoder.rope.at(positions_T, max(positions) + 1)
+    with decoder.phase("prefill"):
+        hidden_TM = _layers(decoder, segments, routings, only_routing=only_routing, probe=probe)
+        if hidden_TM is None:
+            return Outcome(None, routings)
+        for segment in segments:
+            if segment.attend is not Attend.GHOST:
+                segment.row.position += len(segment.ids)
+        if not every_token:
+            ends = np.cumsum([len(segment.ids) for segment in segments]) - 1
+            hidden_TM = hidden_TM[moved(torch.from_numpy(ends), decoder.device)]
+        return Outcome(decoder.logits(hidden_TM, probe), routings)
+
+
+def _layers(
+    decoder: Decoder,
+    segments: Sequence[Segment],
+    routings: Sequence[RowRouting | None],
+    *,
+    only_routing: bool,
+    probe: Probe | None,
+) -> torch.Tensor | None:
+    """Hidden states [T, M] behind the last layer; None when it stopped after routing."""
+    c = decoder.config
+    with decoder.phase("routing"):
+        chosen_before = c.msa.layer_choice is LayerChoice.COMBINED and not only_routing
+        kernels = None if chosen_before else _kernel_pass(decoder, segments)
+    ids_T, positions_T, end = _tokens(segments, decoder.device)
+    cos_TD, sin_TD = decoder.rope.at(positions_T, end)
     attend = attention_of(decoder, segments)
     hidden_TM = decoder.embed(ids_T)
     if probe is not None:
         probe("embed", hidden_TM)
-    routed_layers = decoder.config.msa.routed_layers
-    for index in range(decoder.config.num_layers):
+    routed_layers, last = c.msa.routed_layers, c.msa.routed_layers[-1]
+    for index in range(c.num_layers):
         routes = index in routed_layers and any(segment.routing for segment in segments)
         want = Want.ROUTING_QUERY if routes else Want.CONTENT
         projected = decoder.project(index, hidden_TM, cos_TD, sin_TD, want)
-        if routes and probe is not None and projected.routing_THD is not None:
-            probe(f"routing_query{index}", projected.routing_THD)
         if routes:
-            _route(decoder, index, segments, projected, routings, kernels=kernels)
-        if index == routed_layers[-1]:
-            _end_routing(decoder, segments, routings, kernels)
+            with decoder.phase("routing"):
+                if probe is not None and projected.routing_THD is not None:
+                    probe(f"routing_query{index}", projected.routing_THD)
+                _route(decoder, index, segments, projected, routings, kernels=kernels)
+        if index == last:
+            with decoder.phase("routing"):
+                _end_routing(decoder, segments, routings, kernels)
             if only_routing:
-                return Outcome(None, routings)
+                return None
+        if routes:
+            with decoder.phase("fetch"):
+                take_in(decoder, index, segments, routings)
         hidden_TM = decoder.finish(index, hidden_TM, attend(index, projected), probe)
-    for segment in segments:
-        if segment.attend is not Attend.GHOST:
-            segment.row.position += len(segment.ids)
-    if not every_token:
-        ends = torch.tensor([len(segment.ids) for segment in segments]).cumsum(0) - 1
-        hidden_TM = hidden_TM[ends.to(device)]
-    return Outcome(decoder.logits(hidden_TM, probe), routings)
+    return hidden_TM
+
+
+def _tokens(
+    segments: Sequence[Segment], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """All segments' ids and positions [T], in one transfer, and a bound above the positions."""
+    counts = np.array([len(segment.ids) for segment in segments])
+    firsts = np.array([segment.row.position for segment in segments])
+    ids = np.fromiter(chain.from_iterable(segment.ids for segment in segments), np.int64)
+    both = moved(torch.from_numpy(np.stack((ids, spread(firsts, counts)))), device)
+    return both[0], both[1], int((firsts + counts).max())
 
 
 def _look_ahead(decoder: Decoder, segments: Sequence[Segment]) -> list[RowRouting | None]:
@@ -131,12 +166,11 @@ def _kernel_pass(decoder: Decoder, segments: Sequence[Segment]) -> KernelPass | 
     asked, first = list[Asked](), 0
     for place, segment in enumerate(segments):
         request = segment.routing
-        memory = None if request is None or request.forced is not None else request.memory
-        if request is not None and isinstance(memory, ResidentView):
-            resident = memory.resident_keys()
+        if request is not None and request.forced is None and request.resident is not None:
             voters = voters_of(request.votes, first, request.last, msa)
-            if resident is not None and voters:
-                asked.append(Asked(place, resident, voters, request.k))
+            if voters:
+                known = request.resident
+                asked.append(Asked(place, known, voters, request.k, others=request.others))
         first += len(segment.ids)
     together, fused = msa.layer_choice is LayerChoice.COMBINED, decoder.kernels.fused
     return KernelPass(asked, msa, together=together, fused=fused) if asked else None
@@ -158,12 +192,14 @@ def _end_routing(
     started = time.perf_counter()
     if together:
         kernels.choose_together()
-    for asked, board in zip(kernels.asked, kernels.boards(), strict=True):
+    boards = kernels.boards()
+    seconds = time.perf_counter() - started
+    for asked, board in zip(kernels.asked, boards, strict=True):
         found = routings[asked.place]
         assert found is not None
         found.board = board
         found.chosen.update(asked.chosen)
-        found.seconds += time.perf_counter() - started
+        found.seconds += seconds
 
 
 def _choose_together(
@@ -189,10 +225,9 @@ def _route(
     *,
     kernels: KernelPass | None,
 ) -> None:
-    """Scores documents for every row that routes and appends its choice to its cache."""
+    """Scores documents for every row that routes, and chooses unless layers choose together."""
     routing_THD = projected.routing_THD
     assert routing_THD is not None
-    layer = decoder.config.msa.routed_layers.index(index)
     started = time.perf_counter()
     by_kernels = {}
     if kernels is not None:
@@ -204,19 +239,18 @@ def _route(
         stop = first + len(segment.ids)
         request = segment.routing
         if request is not None and found is not None and found.error is None:
-            try:
-                if place in by_kernels:
-                    found.chosen.update(by_kernels[place].chosen)
-                    found.seconds += elapsed
-                elif index not in found.chosen:
-                    started = time.perf_counter()
+            if place in by_kernels:
+                found.chosen.update(by_kernels[place].chosen)
+                found.seconds += elapsed
+            elif index not in found.chosen:
+                started = time.perf_counter()
+                try:
                     _score(decoder, index, request, routing_THD[first:stop], found)
-                    found.seconds += time.perf_counter() - started
-                _take_in(decoder, index, layer, segment, found)
-            except EngineError as error:
-                if len(segments) == 1:
-                    raise
-                found.error = error
+                except EngineError as error:
+                    if len(segments) == 1:
+                        raise
+                    found.error = error
+                found.seconds += time.perf_counter() - started
         first = stop
 
 
@@ -246,18 +280,6 @@ def _score(
     if not together:
         forced = None if request.forced is None else request.forced[index]
         found.chosen[index] = select(scores_N, request.k) if forced is None else forced
-
-
-def _take_in(decoder: Decoder, index: int, layer: int, segment: Segment, found: RowRouting) -> None:
-    """Appends the chunks of the chosen documents to the row's cache, in document order."""
-    chosen = found.chosen.get(index)
-    if chosen is None or not len(chosen) or segment.routing is None:
-        return
-    keys_CE, values_CE = segment.routing.memory.content(layer, sorted(int(n) for n in chosen))
-    shape = (keys_CE.shape[0], decoder.config.num_kv_heads, decoder.config.head_dim)
-    segment.row.cache.append(
-        index, keys_CE.to(decoder.device).view(shape), values_CE.to(decoder.device).view(shape)
-    )
 
 
 def encode_prefix(decoder: Decoder, head: Sequence[int]) -> Cache:

@@ -76,6 +76,18 @@ class Model:
         return new_row(self.decoder, self.prefix, len(self.template.head) + k)
 
 
+@dataclass(frozen=True)
+class Told:
+    """What is known of logits without looking at them again. best: the likeliest token. share: the
+    probability of the token that was wondered about."""
+
+    best: int | None = None
+    share: float | None = None
+
+
+NOTHING_TOLD = Told()
+
+
 class Session(ABC):
     """One running query."""
 
@@ -87,6 +99,7 @@ class Session(ABC):
         self._k = request.top_k or model.decoder.config.msa.top_k
         self._sampler = Sampler(request.temperature, request.top_p, request.seed)
         self._done = False
+        self._upcoming: Segment | None = None
 
     @property
     def done(self) -> bool:
@@ -98,16 +111,38 @@ class Session(ABC):
         """The next segment is run for its routing alone."""
         return False
 
+    @property
+    def samples(self) -> bool:
+        """Tokens are drawn from the logits: they are best handed over in RAM."""
+        return self._request.temperature > 0
+
+    @property
+    def wonders(self) -> int | None:
+        """The token whose probability behind the next segment is wanted."""
+        return None
+
+    def upcoming(self) -> Segment:
+        """The next segment, the same until it is run."""
+        if self._upcoming is None:
+            self._upcoming = self.segment()
+        return self._upcoming
+
+    def advance(
+        self, logits_V: torch.Tensor | None, routing: RowRouting | None, told: Told
+    ) -> list[Event]:
+        """Takes the result of `upcoming`; see accept."""
+        self._upcoming = None
+        return self.accept(logits_V, routing, told)
+
     @abstractmethod
     def segment(self) -> Segment:
         """What to run next. Called once before each accept."""
 
     @abstractmethod
     def accept(
-        self, logits_V: torch.Tensor | None, routing: RowRouting | None, best: int | None = None
+        self, logits_V: torch.Tensor | None, routing: RowRouting | None, told: Told = NOTHING_TOLD
     ) -> list[Event]:
-        """Takes the result of the segment: fp32 logits [V] after it, and its routing. best: the
-        likeliest token, where it is known."""
+        """Takes the result of the segment: fp32 logits [V] after it, and its routing."""
 
     def fail(self) -> None:
         """Ends the session without further events."""

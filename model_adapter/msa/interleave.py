@@ -32,7 +32,7 @@ from model_adapter.engine import (
     TextEvent,
 )
 from model_adapter.msa.forward import Attend, RoutingRequest, RowRouting, Segment
-from model_adapter.msa.generate import AnswerText, Model, Session
+from model_adapter.msa.generate import NOTHING_TOLD, AnswerText, Model, Session, Told
 from model_adapter.msa.prompt import Part, join
 
 _NAMED = re.compile(r"\[([0-9]{1,18})\]")
@@ -62,7 +62,7 @@ class InterleaveSession(Session):
         return Segment(self._row, self._pending, self._routing)
 
     def accept(
-        self, logits_V: torch.Tensor | None, routing: RowRouting | None, best: int | None = None
+        self, logits_V: torch.Tensor | None, routing: RowRouting | None, told: Told = NOTHING_TOLD
     ) -> list[Event]:
         """Takes one token and decides what follows it."""
         assert logits_V is not None
@@ -74,7 +74,7 @@ class InterleaveSession(Session):
             self._pending, self._queued = self._queued, []
             return events
         self._asking = False
-        token = self._sampler.pick(logits_V, best)
+        token = self._sampler.pick(logits_V, told.best)
         if token in self._model.eos_ids:
             return [*events, *self._end(FinishReason.STOP)]
         self.counts.answer_tokens += 1

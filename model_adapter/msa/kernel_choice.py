@@ -15,6 +15,7 @@ from model_adapter.msa.kernel_pass import why_not
 from model_adapter.msa.kernels import Batch, Kernels, KeyFormat, KeyStorage, ResidentKeys, Rows
 from model_adapter.msa.kernels.rows import MOST_ROWS, padded_tokens
 from model_adapter.msa.kernels.score import fused_available
+from model_adapter.msa.pass_boards import AHEAD
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +107,7 @@ def warm(storing: KeyStorage, width: int, dtype: torch.dtype, device: torch.devi
             asked = [torch.ones(tokens, width, device=device)] * questions
             batch.score(0, Rows.of(asked, batch.first), fused=True)
         tokens *= 2
+    kernels.best(torch.zeros(1, AHEAD, device=device), AHEAD, fused=True)
     if storing.exact:  # to score the best again
         warm(KeyStorage(group=storing.group), width, dtype, device)
 

@@ -22,6 +22,8 @@ from model_adapter.msa.kernels import Batch, KeyStorage, Plan, ResidentKeys, Row
 from model_adapter.msa.kernels.launches import LOWEST
 from model_adapter.msa.kernels.rows import padded_tokens
 from model_adapter.msa.kernels.sharding import gather_scores, merge
+from model_adapter.msa.packed import moved
+from model_adapter.msa.pass_boards import Ranked, boards
 from model_adapter.msa.routing import INVALID, Positions, mean_heads, scaled_query
 
 #: Documents of each row whose exact scores replace the coarse ones, at least, and for each
@@ -44,7 +46,8 @@ def why_not(msa: MsaConfig, head_dim: int) -> str:
 class Asked:
     """One row: its place among the pass's segments, and the tokens that vote (in the pass).
 
-    chosen: positions by model layer, best first, as far as known.
+    chosen: positions by model layer, best first, as far as known. others: positions whose scores a
+    ranking will ask for, whether they are among the best or not.
     """
 
     place: int
@@ -52,6 +55,7 @@ class Asked:
     voters: Sequence[int]
     k: int
     chosen: dict[int, Positions] = field(default_factory=dict)
+    others: Positions = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 class KernelPass:
@@ -74,13 +78,11 @@ class KernelPass:
         device = self._batch.device
         self._tokens = padded_tokens(len(one.voters) for one in asked)
         # Of every padded row the token that it is made of, or -1.
-        sources = [
-            place
-            for one in self.asked
-            for place in (*one.voters, *[-1] * (self._tokens - len(one.voters)))
-        ]
-        sources_R = torch.tensor(sources).to(device)
-        self._bias_R = torch.zeros(len(sources), device=device)
+        sources = np.full((len(self.asked), self._tokens), -1, np.int64)
+        for row, one in zip(sources, self.asked, strict=True):
+            row[: len(one.voters)] = one.voters
+        sources_R = moved(torch.from_numpy(sources.ravel()), device)
+        self._bias_R = torch.zeros(sources.size, device=device)
         self._bias_R.masked_fill_(sources_R < 0, -torch.inf)
         self._sources_R = sources_R.clamp_min_(0)  # of a row that never wins, any token
         self._two_stage = self._memories[0].two_stage
@@ -116,16 +118,27 @@ class KernelPass:
 
     def boards(self) -> list[DeviceBoard]:
         """All scores of each row, in the order of `asked`."""
-        parts = {layer: self._batch.plan.split(flat) for layer, flat in self._scores.items()}
+        scores, documents = self._scores, list(self._batch.plan.asked)
+        if self._shards:
+            scores, documents = self._gathered()
+        firsts = np.cumsum([0, *documents]).tolist()
+        rows = [
+            Ranked(first, size, one.chosen, one.others)
+            for first, size, one in zip(firsts, documents, self.asked, strict=False)
+        ]
+        return boards(scores, rows, together=self._together)
+
+    def _gathered(self) -> tuple[dict[int, torch.Tensor], list[int]]:
+        """Scores of all ranks' documents, laid out as a rank lays out its own, and how many
+        documents there are of each row."""
+        parts = [self._batch.plan.split(flat) for flat in self._scores.values()]
         found = []
         for memory, count in enumerate(self._counts):
             for question in range(count):
-                scores_Ln = torch.stack([split[memory][question] for split in parts.values()])
-                if self._shards:
-                    scores_Ln = gather_scores(scores_Ln, self._shards[memory])
-                scores_N = dict(zip(parts, scores_Ln, strict=True))
-                found.append(DeviceBoard(scores_N, together=self._together))
-        return found
+                scores_Ln = torch.stack([split[memory][question] for split in parts])
+                found.append(gather_scores(scores_Ln, self._shards[memory]))
+        flats = torch.cat(found, dim=1)
+        return dict(zip(self._scores, flats, strict=True)), [one.shape[1] for one in found]
 
     def _best(self, scores: torch.Tensor, k: int, *, own: bool = False) -> list[Positions]:
         """Best first. own: of this rank's documents alone, by their places among these."""

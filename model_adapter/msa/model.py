@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from model_adapter.msa.config import TORCH_DTYPE, LoadedModel, ModelConfig
 from model_adapter.msa.kernels import Kernels
+from model_adapter.msa.phases import Phase, unmeasured
 from model_adapter.msa.rope import RopeTable, rotate
 
 if TYPE_CHECKING:  # It steps a Decoder.
@@ -101,6 +102,8 @@ class Decoder:
         self.kernels: Kernels | None = None
         #: Where all rows keep their keys and values; None: every row its own.
         self.rows: PooledRows | None = None
+        #: Told what a pass is at.
+        self.phase: Phase = unmeasured
         self._before_attention = before_attention
         self._after_attention = after_attention
 

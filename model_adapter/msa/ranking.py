@@ -52,7 +52,7 @@ def rank(
     words: dict[int, float] = {}
     order = list(best.items())
     if prior is not None:
-        words = _by_position(prior, numbers_N)
+        words = by_position(prior, numbers_N)
         order = blend(best, words, prior.weight, limit)
         best |= _scored(board, [n for n, _ in order if n not in best])
     return tuple(
@@ -86,11 +86,11 @@ def _scored(board: Board, positions: Sequence[int] | Positions) -> dict[int, flo
     """Scores over all layers, by position."""
     if not len(positions):
         return {}
-    scores = board.at(positions)
-    return {int(n): float(score) for n, score in zip(positions, scores, strict=True)}
+    places = np.asarray(positions, np.int64)
+    return dict(zip(places.tolist(), board.at(places).tolist(), strict=True))
 
 
-def _by_position(prior: LexicalPrior, numbers_N: Positions) -> dict[int, float]:
+def by_position(prior: LexicalPrior, numbers_N: Positions) -> dict[int, float]:
     """The prior's scores by position in numbers_N; documents that are not there are left out."""
     numbers = np.fromiter(prior.scores, np.int64, len(prior.scores))
     places = np.searchsorted(numbers_N, numbers)
@@ -105,7 +105,7 @@ def _layer_scores(routing: RowRouting, board: Board) -> dict[int, list[LayerScor
     found: dict[int, list[LayerScore]] = {}
     scores = board.layers_at(routing.chosen)
     for layer, positions in routing.chosen.items():
-        ranked = zip(positions, scores[layer], strict=True)
+        ranked = zip(positions.tolist(), scores[layer].tolist(), strict=True)
         for place, (n, score) in enumerate(ranked, start=1):
-            found.setdefault(int(n), []).append(LayerScore(layer, place, float(score)))
+            found.setdefault(n, []).append(LayerScore(layer, place, score))
     return found

@@ -8,6 +8,7 @@ such a base has never attended to mean-pooled keys and values.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from model_adapter.engine import (
@@ -15,11 +16,13 @@ from model_adapter.engine import (
     Event,
     FinishReason,
     Generate,
+    LexicalPrior,
     MemoryView,
     TextEvent,
 )
+from model_adapter.msa import ranking
 from model_adapter.msa.forward import RoutingRequest, Row, RowRouting, Segment
-from model_adapter.msa.generate import AnswerText, Model, Session
+from model_adapter.msa.generate import NOTHING_TOLD, AnswerText, Model, Session, Told
 from model_adapter.msa.prompt import join
 
 
@@ -37,22 +40,33 @@ class RoutedTextSession(Session):
         """True until the documents are known."""
         return self._row is None
 
+    @property
+    def wonders(self) -> int | None:
+        """Before an answer: the first token of `unknown`."""
+        template = self._model.template
+        answers = self._row is not None and not self.counts.answer_tokens
+        if not (answers and template.unknown and template.unknown_share):
+            return None
+        return self._model.prompts.text(template.unknown)[0]
+
     def segment(self) -> Segment:
         """The question to be routed, then the chat turn, then one token at a time."""
         if self._row is not None:
             return Segment(self._row, self._pending)
-        return routing_segment(self._model, self._request.question, self._memory, self._k)
+        asked = self._request
+        return routing_segment(self._model, asked.question, self._memory, self._k, asked.prior)
 
     def accept(
-        self, logits_V: torch.Tensor | None, routing: RowRouting | None, best: int | None = None
+        self, logits_V: torch.Tensor | None, routing: RowRouting | None, told: Told = NOTHING_TOLD
     ) -> list[Event]:
         """Documents after the first segment, text after the others."""
         if self._row is None:
             assert routing is not None
             return self._open_chat(routing)
         assert logits_V is not None
-        pick = self._sampler.pick if self.counts.answer_tokens else self._first
-        token = pick(logits_V, best)
+        token = self._unknown(logits_V, told)
+        if token is None:
+            token = self._sampler.pick(logits_V, told.best)
         if token in self._model.eos_ids:
             return self._finish(FinishReason.STOP, self._answer.flush())
         self.counts.answer_tokens += 1
@@ -65,14 +79,13 @@ class RoutedTextSession(Session):
         self._pending = [token]
         return [TextEvent(text)] if text else []
 
-    def _first(self, logits_V: torch.Tensor, best: int | None) -> int:
-        """The answer's first token: that of `unknown` when it is likely enough."""
-        template = self._model.template
-        if template.unknown and template.unknown_share:
-            start = self._model.prompts.text(template.unknown)[0]
-            if float(logits_V.softmax(-1)[start]) >= template.unknown_share:
-                return start
-        return self._sampler.pick(logits_V, best)
+    def _unknown(self, logits_V: torch.Tensor, told: Told) -> int | None:
+        """The first token of `unknown`, for an answer's first one when it is likely enough."""
+        start = self.wonders
+        if start is None:
+            return None
+        share = float(logits_V.softmax(-1)[start]) if told.share is None else told.share
+        return start if share >= self._model.template.unknown_share else None
 
     def _open_chat(self, routing: RowRouting) -> list[Event]:
         chosen = self._take_routing(routing, by_rank=True)
@@ -91,8 +104,14 @@ class RoutedTextSession(Session):
         return [chosen, *citations]
 
 
-def routing_segment(model: Model, question: str, memory: MemoryView, k: int) -> Segment:
-    """A question's first-round row, to be routed over a memory."""
+def routing_segment(
+    model: Model, question: str, memory: MemoryView, k: int, prior: LexicalPrior | None = None
+) -> Segment:
+    """A question's first-round row, to be routed over a memory. prior: of the ranking to come."""
     prompt = join(model.prompts.question(question))
-    routing = RoutingRequest(memory, prompt.votes, k)
+    if prior is None:
+        routing = RoutingRequest(memory, prompt.votes, k)
+    else:
+        named = np.fromiter(ranking.by_position(prior, memory.numbers_N), np.int64)
+        routing = RoutingRequest(memory, prompt.votes, k, others=named)
     return Segment(model.question_row(k), prompt.ids, routing)

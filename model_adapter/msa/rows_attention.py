@@ -7,14 +7,15 @@ Shape suffixes are those of model.py; R rows, S positions of the pool.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from model_adapter.msa.pool import PooledCache
+from model_adapter.msa.packed import moved
+from model_adapter.msa.pool import PooledCache, spread
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +33,11 @@ class Placed:
 
 
 class RowsAttention:
-    """Rows of one pass, each with its own number of tokens, every token causal."""
+    """Rows of one pass, each with its own number of tokens, every token causal.
+
+    What is known from the start is worked out, and brought to the device, for all layers at once:
+    where tokens go, but for layers in which documents join a row on the way.
+    """
 
     def __init__(
         self,
@@ -41,57 +46,64 @@ class RowsAttention:
         device: torch.device,
         *,
         flash: bool,
-        settled: bool,
+        joining_R: Sequence[int] | None = None,
     ) -> None:
-        """settled: nothing but the tokens joins the rows on the way, so that all layers' places
-        are worked out, and brought to the device, at once."""
-        self._caches, self._counts, self._device = caches, counts, device
-        self._flash = flash
-        ends_R1 = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
-        self._ends_R1 = torch.from_numpy(ends_R1).to(device)
-        layers = range(len(caches[0].spans)) if settled else range(0)
-        self._placed = place(caches, counts, layers, device) if settled else []
+        """joining_R: positions of documents that are expected to join each row in routed layers;
+        None where none do."""
+        self._caches, self._device, self._flash = caches, device, flash
+        self._pool = pool = caches[0].pool
+        self._count_R = count_R = np.asarray(counts, np.int64)
+        self._longest = int(count_R.max())
+        needed_R2 = pool.fullest(np.stack([cache.spans.used_L for cache in caches]))
+        needed_R2 += count_R[:, None]
+        if joining_R is not None:
+            needed_R2[:, 1] += np.asarray(joining_R)
+        pool.make_room(caches, needed_R2)
+        ends_R1 = np.concatenate(([0], count_R.cumsum())).astype(np.int32)
+        self._ends_R1 = moved(torch.from_numpy(ends_R1), device)
+        fixed = range(len(pool.layers)) if joining_R is None else pool.kinds.get(0, ())
+        self._placed = self._place(fixed)
 
     def attend(
         self, layer: int, q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor
     ) -> torch.Tensor:
         """Appends the tokens' keys and values to their rows; attention output [T, H, D]."""
-        if self._placed:
-            placed = self._placed[layer]
-        else:
-            (placed,) = place(self._caches, self._counts, [layer], self._device)
-        store = self._caches[0].pool.layers[layer]
+        if layer not in self._placed:
+            self._placed |= self._place([layer])
+        placed, store = self._placed[layer], self._pool.layers[layer]
         write(store, placed.slots_T, k_TKD, v_TKD)
         if self._flash:
-            return flash(q_THD, store, self._ends_R1, placed, max(self._counts))
-        return padded(q_THD, store, self._counts, placed)
+            return flash(q_THD, store, self._ends_R1, placed, self._longest)
+        return padded(q_THD, store, self._count_R.tolist(), placed)
 
-
-def place(
-    caches: Sequence[PooledCache],
-    counts: Sequence[int],
-    layers: Sequence[int],
-    device: torch.device,
-) -> list[Placed]:
-    """Reserves positions of some layers for the tokens of all rows; one for each layer."""
-    pool, count_R = caches[0].pool, np.asarray(counts)
-    firsts, starts, used = [], [], []
-    for layer in layers:
-        spans = [cache.spans[layer] for cache in caches]
-        firsts.append([pool.reserve(layer, *each) for each in zip(spans, counts, strict=True)])
-        starts.append([*(span.start for span in spans), 0])
-        used.append([span.length for span in spans])
-    # Of every token, how far behind its row's first one it is.
-    behind_T = np.arange(count_R.sum()) - np.repeat(count_R.cumsum() - count_R, count_R)
-    slots_LT = np.repeat(np.array(firsts, np.int64), count_R, axis=1) + behind_T
-    wide_LX = torch.from_numpy(np.concatenate((starts, used), axis=1).astype(np.int32)).to(device)
-    rows = len(caches) + 1
-    return [
-        Placed(slots_T, table_X[:rows], table_X[rows:], max(most))
-        for slots_T, table_X, most in zip(
-            torch.from_numpy(slots_LT).to(device), wide_LX, used, strict=True
-        )
-    ]
+    def _place(self, layers: Iterable[int]) -> dict[int, Placed]:
+        """Where the tokens go in each of these layers, of one kind or all; rows grow by them."""
+        index_L = np.fromiter(layers, np.int64)
+        if not len(index_L):
+            return {}
+        pool, spans = self._pool, [cache.spans for cache in self._caches]
+        used_LR = np.stack([one.used_L[index_L] for one in spans], axis=1) + self._count_R
+        kind_L = pool.kind_L[index_L]
+        needed_R2 = np.zeros((len(spans), 2), np.int64)
+        for kind in np.unique(kind_L):
+            needed_R2[:, kind] = used_LR[kind_L == kind].max(axis=0)
+        pool.make_room(self._caches, needed_R2)
+        for one, used_L in zip(spans, used_LR.T, strict=True):
+            one.used_L[index_L] = used_L
+        start_LR = np.stack([one.start_2 for one in spans], axis=1)[kind_L]
+        firsts_LR = start_LR + used_LR - self._count_R
+        slots_LT = np.stack([spread(first_R, self._count_R) for first_R in firsts_LR])
+        ends_L1 = np.zeros((len(index_L), 1), np.int64)
+        table_LX = np.concatenate((start_LR, ends_L1, used_LR), axis=1).astype(np.int32)
+        slots = moved(torch.from_numpy(slots_LT), self._device)
+        table, rows = moved(torch.from_numpy(table_LX), self._device), len(spans) + 1
+        most_L = used_LR.max(axis=1).tolist()
+        return {
+            layer: Placed(slots_T, table_X[:rows], table_X[rows:], most)
+            for layer, slots_T, table_X, most in zip(
+                index_L.tolist(), slots, table, most_L, strict=True
+            )
+        }
 
 
 def write(

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 
-from model_adapter.engine import EngineError, MemoryView
+import numpy as np
+
+from model_adapter.engine import EngineError, MemoryView, ResidentView
 from model_adapter.msa.boards import Board
+from model_adapter.msa.kernels import ResidentKeys
 from model_adapter.msa.kvcache import KVCache
 from model_adapter.msa.model import Decoder
 from model_adapter.msa.pool import Cache, PooledCache
@@ -39,7 +43,8 @@ class Row:
 class RoutingRequest:
     """Asks a prefill to route. votes: per token. k: documents per routed layer.
 
-    forced: positions per model layer, taken instead of the best (parity runs).
+    forced: positions per model layer, taken instead of the best (parity runs). others: positions
+    whose scores a ranking will ask for, whether they are among the best or not.
     """
 
     memory: MemoryView
@@ -47,6 +52,13 @@ class RoutingRequest:
     k: int
     last: int | None = None
     forced: Mapping[int, Positions] | None = None
+    others: Positions = field(default_factory=lambda: np.empty(0, np.int64))
+
+    @cached_property
+    def resident(self) -> ResidentKeys | None:
+        """The memory's keys on the device, if they lie there. Views with the same ones have the
+        same documents at the same positions."""
+        return self.memory.resident_keys() if isinstance(self.memory, ResidentView) else None
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,14 @@ from model_adapter.engine import (
     TextEvent,
 )
 from model_adapter.msa import kernel_pass
-from model_adapter.msa.boards import DeviceBoard, HostBoard
+from model_adapter.msa.boards import DeviceBoard, HostBoard, combined
 from model_adapter.msa.config import LayerChoice
 from model_adapter.msa.engine import MsaEngine
 from model_adapter.msa.forward import RowRouting
 from model_adapter.msa.kernel_choice import RoutingChoice, check, warm
 from model_adapter.msa.kernels import Kernels, KeyFormat, KeyStorage, ResidentKeys, twin
 from model_adapter.msa.memory import InMemoryView
+from model_adapter.msa.pass_boards import Ranked, boards
 from model_adapter.msa.prompt import Answering
 from model_adapter.msa.ranking import combine
 from tests.support.tiny_msa import TEXTS, answer, finish, tiny_engine, tiny_model
@@ -199,15 +200,22 @@ def test_boards_agree_with_ties_and_equal_layers() -> None:
     layers = {layer: torch.randint(-3, 3, (40,), generator=generator) / 2 for layer in (2, 5)}
     layers[7] = torch.full((40,), 1.5)  # says nothing: its spread is zero
     routing = RowRouting({layer: scores.numpy() for layer, scores in layers.items()})
-    host, device = (
-        HostBoard(combine(routing), routing.scores_N),
-        DeviceBoard(layers, together=False),
-    )
-    np.testing.assert_allclose(device.at(range(40)), host.at(range(40)), atol=1e-6)
-    assert host.best(40).tolist() == device.best(40).tolist()
+    host = HostBoard(combine(routing), routing.scores_N)
     some = {2: np.array([3, 1]), 5: np.array([], dtype=np.int64), 7: np.array([9])}
-    for layer, scores in host.layers_at(some).items():
-        np.testing.assert_array_equal(device.layers_at(some)[layer], scores)
+    others = np.array([0, 39])
+    flat = {layer: torch.cat((-scores, scores)) for layer, scores in layers.items()}
+    rows = [Ranked(40 * place, 40, some, others) for place in range(2)]
+    _, told = boards(flat, rows, together=False)
+    asked = DeviceBoard(
+        flat, 40, combined(torch.stack(list(layers.values()))[:, None], together=False), 0
+    )
+    for device in (told, asked):
+        np.testing.assert_allclose(device.at(range(40)), host.at(range(40)), atol=1e-6)
+        for k in (1, 7, 40, 50):
+            assert host.best(k).tolist() == device.best(k).tolist()
+        for layer, scores in host.layers_at(some).items():
+            np.testing.assert_array_equal(device.layers_at(some)[layer], scores)
+        assert device.layers_at({2: np.array([5])})[2] == host.layers_at({2: np.array([5])})[2]
 
 
 @pytest.mark.parametrize("to", [KeyFormat.INT4])

@@ -6,10 +6,12 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn import functional
 
 from model_adapter.msa.kernels import launches, twin
 from model_adapter.msa.kernels.keys import RoutingKeys, floats
@@ -144,8 +146,11 @@ def _best_keys(
         fused = fused_available(scores.device)
     if fused and k <= launches.MOST_KEPT:
         return launches.best(scores, questions_B2, done_B, max(sizes), k)
-    rows = []
-    for scores_N in torch.split(scores, list(sizes)):
-        kept_k = twin.order_keys(scores_N[None])[0].topk(min(k, len(scores_N))).values
-        rows.append(torch.nn.functional.pad(kept_k, (0, k - len(kept_k)), value=LOWEST))
-    return torch.stack(rows)
+    rows, first = [], 0
+    for documents, alike in groupby(sizes):  # neighbours over memories of one size at once
+        stop = first + documents * len(list(alike))
+        keys_BN = twin.order_keys(scores[first:stop].view(-1, documents))
+        kept_BK = keys_BN.topk(min(k, documents), dim=1).values
+        rows.append(functional.pad(kept_BK, (0, k - kept_BK.shape[1]), value=LOWEST))
+        first = stop
+    return torch.cat(rows)
