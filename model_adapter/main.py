@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from model_adapter import logs
-from model_adapter.allocator import keep_freed_memory
+from model_adapter.allocator import keep_few_kernels, keep_freed_memory
 from model_adapter.engine import Engine
 from model_adapter.engines import UnusableModelError, choose_device, load_engine
 from model_adapter.lexical import NoFullTextSearchError, check_available
@@ -124,6 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     logs.configure(options.log_level)
     keep_freed_memory()
+    keep_few_kernels()
     if options.threads > 0:
         torch.set_num_threads(options.threads)
     try:

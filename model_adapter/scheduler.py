@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from model_adapter.allocator import FreedMemory
 from model_adapter.engine import (
     DocumentText,
     Encoded,
@@ -81,8 +82,8 @@ class Scheduler:
         self._asked_at = -math.inf
         self._pacer = EncodePacer(share)
         self._clock = clock
-        self._draining = False
-        self._stopped = False
+        self._freed = FreedMemory()
+        self._draining = self._stopped = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -376,6 +377,7 @@ class Scheduler:
                 self._encoding.append(job)
         if over:
             job.end(error or job.stopping)
+        self._freed.bound()
 
     def _take_encode(self) -> tuple[EncodeJob, Sequence[DocumentText]] | None:
         """The next batch and its job, which is then out of the queue; None when it must wait."""
