@@ -17,7 +17,9 @@ layer (`fetched_again`); and the way that is usual, index_select on the host and
 (`select_copy`), also into a pinned buffer that is kept and with a copy that nobody waits for
 before the end (`select_pinned`). `select_copy_over` says how many times as long the usual way
 takes. `lease` is what a layer asks of a lease: keys from the table and values from RAM, found by
-document; `lease_over_select_copy` compares them. Without a GPU nothing is pinned.
+document, where all layers ask for the same (`together`) or each for others than the one before
+(`each`); `lease_over_select_copy` compares them with the usual way. Without a GPU nothing is
+pinned.
 """
 
 from __future__ import annotations
@@ -190,8 +192,8 @@ def kernel_ways(
 
     known = select()
     return {
-        "fetched": lambda: fetcher(select(), 0)[1],
-        "fetched_again": lambda: fetcher(known, 0)[1],
+        "fetched": lambda: fetcher.bring(select(), 0, 1)[0][1],
+        "fetched_again": lambda: fetcher.bring(known, 0, 1)[0][1],
     }
 
 
@@ -199,26 +201,38 @@ def leases(
     folder: Path, layout: KVLayout, device: torch.device, repeats: int, documents: int
 ) -> dict[str, float]:
     """Milliseconds of one layer's keys and values, by number of documents, as far as there are so
-    many; all held in RAM."""
+    many; all held in RAM. Of all layers one after another, which ask for the same, or for others
+    than the layer before."""
     readers = Readers(lambda _: LmdbReader(folder))
     storing = KeyStorage(group=128)
     fetcher = Fetcher.of(device, layout)
     budgets = Budgets(1 << 40, 1 << 28)
     pager = Pager(layout, ENCODING, readers, budgets, device, storing=storing, fetcher=fetcher)
     found: dict[str, float] = {}
+    layers, places = len(layout.routed_layers), min(documents, 512)
+
+    def together(chosen: list[list[int]]) -> None:
+        for layer in range(layers):
+            view.content(layer, chosen[0])
+
+    def each(chosen: list[list[int]]) -> None:
+        for layer in range(layers):
+            view.content(layer, chosen[layer % 2])
+
     with pager.lease(MemoryKey(TENANT, MEMORY), MAX_NUMBER, 0) as view:
         for count in (count for count in COUNTS if count <= documents):
-            chosen = chosen_of(min(documents, 512), count).tolist()
-            seconds = best(partial(view.content, 1, chosen), device, repeats)
-            found[f"{count}_ms"] = round(seconds * 1000, 4)
+            chosen = [chosen_of(places, count, seed).tolist() for seed in (1, 2)]
+            for name, way in (("together", together), ("each", each)):
+                seconds = best(partial(way, chosen), device, max(1, repeats // 10))
+                found[f"{count}_{name}_ms"] = round(seconds / layers * 1000, 4)
     pager.evict(TENANT)
     readers.close()
     return found
 
 
-def chosen_of(documents: int, count: int) -> npt.NDArray[np.int64]:
+def chosen_of(documents: int, count: int, seed: int = 0) -> npt.NDArray[np.int64]:
     """Positions of so many documents, ascending."""
-    chosen = np.random.default_rng(count).choice(documents, count, replace=False)
+    chosen = np.random.default_rng([count, seed]).choice(documents, count, replace=False)
     return np.sort(chosen).astype(np.int64)
 
 
@@ -261,9 +275,8 @@ def main() -> None:
         "fetch": fetched,
         "lease": leased,
         "lease_over_select_copy": {
-            count: round(leased[f"{count}_ms"] / fetched[count]["select_copy_ms"], 2)
-            for count in fetched
-            if f"{count}_ms" in leased
+            name: round(ms / fetched[name.partition("_")[0]]["select_copy_ms"], 2)
+            for name, ms in leased.items()
         },
     }
     if secret_taken:

@@ -1,8 +1,9 @@
 """Content of chosen documents to the device, read by a kernel where it lies.
 
 One launch brings a layer's keys and values of all documents: keys from the device's table or from
-a pool of pinned memory, values from the pool. Where the rows lie is found out once for documents
-that several layers ask for; a layer more is then a launch and nothing else.
+a pool of pinned memory, values from the pool. Where a second layer asks for the same documents,
+the launch brings what the next layers need of them as well: layers that choose together all ask
+for the same, and find it there. A layer that asks for others is given those.
 Shape suffixes as in `storage.layout`; n documents, R rows of them, each a key or a value.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -28,8 +29,11 @@ log = logging.getLogger(__name__)
 _WORD_BYTES = 8
 #: Programs of a launch, and 64-bit words that one moves at a time, at most.
 _PROGRAMS, _MOST_WORDS = 256, 512
+#: Brought ahead at most, for one lease.
+_AHEAD_BYTES = 4 * 2**20
 
 _Numbers = npt.NDArray[np.int64]
+_Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(eq=False)
@@ -45,6 +49,8 @@ class Selection:
     held: Sequence[HeldContent]
     drops: int
     fence: Fence | None = None
+    asked: bool = False
+    ahead: dict[int, _Pair] = field(default_factory=dict)
 
 
 class Fetcher:
@@ -59,6 +65,7 @@ class Fetcher:
         if self.row_bytes % _WORD_BYTES:
             raise ValueError(f"rows of {self.row_bytes} bytes are not whole 64-bit words")
         self._words = self.row_bytes // _WORD_BYTES
+        self._layers = len(layout.routed_layers)
 
     @classmethod
     def of(cls, device: torch.device, layout: KVLayout) -> Fetcher | None:
@@ -79,19 +86,16 @@ class Fetcher:
 
     def check(self) -> None:
         """Raises unless a fetch brings what there is."""
-        rows, layers = 5, 3
+        rows, layers = 5, self._layers
         memory = self.memory(layers * rows * self.row_bytes)
         memory.random_()
         held = HeldContent(None, memory.view(layers, rows, -1))
-        address, chunks = held.addresses[1], np.array([rows])
-        keys, values = (
-            self.rows(np.array([address]), chunks),
-            self.rows(np.array([address]), chunks),
-        )
-        made = self.select([0], keys, values, [held], 0)
-        for layer in range(layers):
-            for found in self(made, layer):
-                if not torch.equal(found.cpu().view(torch.uint8), held.value_LCE[layer]):
+        rows_R2 = self.rows(np.array([held.addresses[1]]), np.array([rows]))
+        made = self.select([0], rows_R2, rows_R2, [held], 0)
+        alone = [self.bring(made, layer, 1)[0] for layer in range(layers)]
+        for brought in (alone, self.bring(made, 0, layers)):
+            for pair, expected in zip(brought, held.value_LCE, strict=True):
+                if any(not torch.equal(found.cpu().view(torch.uint8), expected) for found in pair):
                     raise RuntimeError("a fetch brought other bytes")
 
     def rows(
@@ -124,18 +128,33 @@ class Fetcher:
         fence = torch.cuda.Event()  # type: ignore[no-untyped-call]  # untyped
         return Selection(documents, there_R2, held, drops, fence)
 
-    def __call__(self, selection: Selection, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, selection: Selection, layer: int) -> _Pair:
         """Keys and values [R, E] of a layer, on the device; nobody waits for them."""
+        ready = selection.ahead.pop(layer, None)
+        if ready is not None:
+            return ready
+        layers = 1
+        if selection.asked:
+            fitting = _AHEAD_BYTES // (len(selection.table_R2) * self.row_bytes)
+            layers = max(1, min(self._layers - layer, fitting))
+        selection.asked = True
+        brought = self.bring(selection, layer, layers)
+        selection.ahead = {layer + n: pair for n, pair in enumerate(brought)}
+        return selection.ahead.pop(layer)
+
+    def bring(self, selection: Selection, layer: int, layers: int) -> list[_Pair]:
+        """Keys and values of so many layers from `layer` on."""
         rows = len(selection.table_R2)
-        out = torch.empty((rows, self._words), dtype=torch.int64, device=self._device)
+        size = layers * rows, self._words
+        out = torch.empty(size, dtype=torch.int64, device=self._device)
         launch = _launch(out.get_device(), self._words)
-        launch((selection.table_R2, out), rows, layer)
+        launch((selection.table_R2, out), rows, layer, layers)
         if isinstance(selection.fence, torch.cuda.Event):
             selection.fence.record()
             for content in selection.held:
                 content.fence = selection.fence
-        keys_RE, values_RE = out.view(self._dtype).view(2, rows // 2, -1).unbind()
-        return keys_RE, values_RE
+        parts = out.view(self._dtype).view(2 * layers, rows // 2, -1).unbind()
+        return list(zip(parts[::2], parts[1::2], strict=True))
 
 
 @lru_cache(maxsize=64)

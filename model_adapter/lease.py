@@ -177,7 +177,7 @@ class Lease:
     def release(self) -> None:
         """Unpins the memory. Tensors it lent may be overwritten from now on."""
         if not self._released:
-            self._released = True
+            self._released, self._selection = True, None
             self._pager.release(self._memory)
 
     def __enter__(self) -> Lease:

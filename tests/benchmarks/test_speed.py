@@ -55,7 +55,8 @@ def test_paging(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     fetched = found["fetch"]
     assert isinstance(fetched, dict) and list(fetched) == ["1", "16", "64"]
     leased = found["lease"]
-    assert isinstance(leased, dict) and list(leased) == ["1_ms", "16_ms"]
+    names = [f"{count}_{way}_ms" for count in (1, 16) for way in ("together", "each")]
+    assert isinstance(leased, dict) and list(leased) == names
 
 
 def test_a_worker_over_a_memory(

@@ -99,14 +99,14 @@ def test_content_is_exact_however_coarse_the_keys_are(storing: KeyStorage) -> No
 
 
 def test_layers_of_the_same_documents_are_looked_up_once() -> None:
-    """Carried as they come from the store, then looked up, then launched alone; until something is
-    dropped."""
+    """Carried as they come from the store, then looked up, then brought for all layers at a time;
+    until something is dropped."""
     world = filled(SEPARATE, Budgets(1 << 20, 3 * SEPARATE.block_bytes(200)))
     with world.pager.lease(key(1), len(TOKENS), 0) as view:
-        with spy("select") as selected, spy("__call__") as launched:
+        with spy("select") as selected, spy("bring") as brought:
             for _ in range(4):
                 check_layers(view, world, [0, 2])
-            assert (selected.call_count, launched.call_count) == (1, 2 * 4 - 1)
+            assert (selected.call_count, brought.call_count) == (1, 1 + 3)
             check_layers(view, world, [5, 6, 7, 8, 9])
             check_layers(view, world, [0, 2])
             assert selected.call_count == 3
@@ -116,6 +116,20 @@ def test_layers_of_the_same_documents_are_looked_up_once() -> None:
             other.content(0, list(range(10)))
         assert world.pager._content.drops > before
         check_layers(view, world, [0, 2])
+
+
+def test_what_is_brought_ahead_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By bytes, and by the layers there are; one layer is brought whatever it takes."""
+    world = filled(SHARED, Budgets(1 << 20, 1 << 20))
+    rows = 2 * sum(SHARED.chunks(TOKENS[pick]) for pick in (0, 3))
+    with world.pager.lease(key(1), len(TOKENS), 0) as view, spy("bring") as brought:
+        check_layers(view, world, [0, 3])
+        for most, expected in ((0, [(0, 1), (1, 1), (2, 1)]), (2, [(0, 2), (2, 1)]), (9, [(0, 3)])):
+            monkeypatch.setattr(fetching, "_AHEAD_BYTES", most * rows * 32)
+            brought.reset_mock()
+            check_layers(view, world, [0, 3])
+            assert [call.args[2:] for call in brought.call_args_list] == expected
+    assert view._selection is None
 
 
 def test_rows_of_odd_bytes_are_carried() -> None:
