@@ -10,7 +10,6 @@ import asyncio
 import gc
 import logging
 import signal
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 
@@ -73,10 +72,6 @@ SERVICES = tuple(
 #: Calls that are still inside when the grace has passed are cancelled; this is
 #: how long they get to notice.
 _CANCEL_S = 2.0
-#: How long the event loop waits for a thread of this process to let go of the interpreter
-#: (sys.setswitchinterval). It does so at every call it takes or answers while threads pack
-#: and encrypt; with Python's 5 ms, each of them costs it as much.
-_SWITCH_S = 0.0001
 
 
 class ServerStartError(Exception):
@@ -347,7 +342,6 @@ async def run(config: Config, on_serving: Callable[[str], None]) -> None:
 
     on_serving: told the address once calls are taken.
     """
-    sys.setswitchinterval(_SWITCH_S)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     serving: list[Server] = []
