@@ -44,16 +44,25 @@ def _created_tenant(request: Any) -> str:
     return names.tenant_name(request.tenant_id)
 
 
+def _changes_retention(request: Any) -> bool:
+    """Whether documents may go by it that would have stayed."""
+    return request.memory.HasField("retention") or "retention" in request.update_mask.paths
+
+
 @dataclass(frozen=True)
 class Audited:
-    """resource: what a request is about. made: what a reply says was made, if anything."""
+    """resource: what a request is about. made: what a reply says was made, if anything.
+    meant: whether a request is such an act.
+    """
 
     resource: Callable[[Any], str]
     made: Callable[[Any], str] = lambda _: ""
+    meant: Callable[[Any], bool] = lambda _: True
 
 
 #: The acts that are written down. A test goes through all calls that are not reads.
 AUDITED: Mapping[str, Audited] = {
+    _M + "UpdateMemory": Audited(lambda request: request.memory.name, meant=_changes_retention),
     _M + "DeleteMemory": Audited(lambda request: request.name),
     _M + "DeleteDocuments": Audited(lambda request: request.parent),
     _M + "ExportMemory": Audited(lambda request: request.name),
@@ -99,6 +108,8 @@ class AuditTrail:
         """The handler of an audited call, with its entries."""
 
         async def audited(request: Any, context: Any) -> Any:
+            if not AUDITED[method].meant(request):
+                return await run(request, context)
             act = await self._begin(method, request)
             try:
                 reply = await run(request, context)

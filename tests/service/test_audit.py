@@ -7,19 +7,21 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from memsvc.audit import AUDITED, REFUSALS_PER_MINUTE, audit_key
 from memsvc.audit_check import contains, verify_trails
 from memsvc.auth import SCOPES, load_server_key
 from memsvc.v1 import admin_service_pb2 as admin
 from memsvc.v1 import memory_service_pb2 as pb
+from memsvc.v1 import resources_pb2 as resources
 from storage.catalog import CatalogUnavailableError, Scope
 from tests.support.served import Caller, Served, refused, turns
 
 #: Calls that change something and are neither administrative nor destructive.
 EVERYDAY = {
     "CreateMemory",
-    "UpdateMemory",
     "AppendTurns",
     "PutDocuments",
     "ImportMemory",
@@ -302,8 +304,21 @@ async def test_the_chain_holds_under_many_writers(served: Served) -> None:
 async def test_everyday_calls_are_not_written_down(served: Served) -> None:
     before = len(await events(served))
     memory = await served.create("everyday")
+    labelled = resources.Memory(name=memory.name, labels={"kind": "person"})
+    await served.as_operator(served.memories.UpdateMemory, pb.UpdateMemoryRequest(memory=labelled))
     await served.as_operator(
         served.memories.AppendTurns,
         pb.AppendTurnsRequest(memory=memory.name, turns=turns("nothing to see")),
     )
     assert len(await events(served)) == before
+
+
+@pytest.mark.parametrize("paths", [[], ["retention"]])
+async def test_a_retention_is_written_down(served: Served, paths: list[str]) -> None:
+    """What is older goes by it."""
+    memory = await served.create()
+    brief = resources.Memory(name=memory.name, retention=Duration(seconds=3600))
+    request = pb.UpdateMemoryRequest(memory=brief, update_mask=FieldMask(paths=paths))
+    await served.as_operator(served.memories.UpdateMemory, request)
+    written = [("UpdateMemory", memory.name, outcome) for outcome in ("STARTED", "OK")]
+    assert told(await events(served))[-2:] == written
