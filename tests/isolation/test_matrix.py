@@ -94,12 +94,12 @@ async def test_a_difference_would_be_noticed(world: World, monkeypatch: pytest.M
     """With tenancy broken in one handler, its cases fail."""
     catalog = world.served.server.application.catalog
     victim = await catalog.get_tenant("victim")
-    honest = catalog.get_memory
+    honest = catalog.show_memory
 
     async def leaky(tenant_uid: str, memory_id: str, **named: object) -> object:
         return await honest(victim.uid, memory_id, **named)  # type: ignore[arg-type]  # as given
 
-    monkeypatch.setattr(catalog, "get_memory", leaky)
+    monkeypatch.setattr(catalog, "show_memory", leaky)
     matrix = Matrix(world)
     await matrix.run("GetMemory")
     assert any("shows what is the victim's" in failure for failure in matrix.report.failures)
