@@ -8,7 +8,15 @@ start to the last one's end; every answer has the same number of tokens. A query
 another ends (`--waves` times the number at once in all), so time to first token (`ttft_ms`)
 is that under load, routing and prefill of others included. `over_one_by_one` compares with
 the run at 1. `plain` is the same base in transformers, given prompts of the same length, in
-one batch; left out where transformers is not installed.
+one batch; left out where transformers is not installed, or with `--no-plain`.
+
+`--profile` adds where the time of one more wave goes: milliseconds by phase, and how often each
+was gone through. `routing` scores and chooses documents, `fetch` brings their content, `rows`
+gives rows room, `prefill` is what else passes over prompts take, `decode` the steps of a token,
+`host` all outside of passes (texts, tokens, rankings). The device is waited for between phases.
+
+Every line is printed as soon as it is known. `--seconds` bounds all of it: what runs then is cut
+(`cut`; its figures are of what was done), the rest is left out.
 """
 
 from __future__ import annotations
@@ -16,8 +24,9 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -27,6 +36,7 @@ import torch
 
 from benchmarks import models
 from benchmarks.machine import machine
+from benchmarks.plain import Plain
 from benchmarks.workload import conversation
 from model_adapter.engine import CitationEvent, DocumentText, Generate, Generation
 from model_adapter.engines import choose_device
@@ -35,9 +45,13 @@ from model_adapter.msa.decode_step import Way
 from model_adapter.msa.engine import MsaEngine
 from model_adapter.msa.kernel_choice import RoutingKeyChoice, choose
 from model_adapter.msa.memory import InMemoryView
+from model_adapter.msa.phases import Phases, unmeasured
 from storage.paths import DataFolder
 
 QUESTIONS = ("What did Mara repair in Lisbon?", "Which thing did Emil lose?", "Who has a beehive?")
+
+#: Of every answer of a profile: enough to see what a step of decoding takes.
+_PROFILED_TOKENS = 16
 
 
 @dataclass
@@ -47,12 +61,15 @@ class Load:
     tokens: int = 0
     seconds: float = 0.0
     first_s: list[float] = field(default_factory=list)
+    cut: bool = False
 
     def figures(self) -> dict[str, float]:
         """Rounded."""
-        p50, p99 = np.percentile(self.first_s, (50, 99)) * 1000
-        rate = round(self.tokens / self.seconds, 1)
-        return {"tokens_per_s": rate, "ttft_p50_ms": round(p50, 2), "ttft_p99_ms": round(p99, 2)}
+        found = {"tokens_per_s": round(self.tokens / self.seconds, 1)}
+        if self.first_s:
+            p50, p99 = np.percentile(self.first_s, (50, 99)) * 1000
+            found |= {"ttft_p50_ms": round(p50, 2), "ttft_p99_ms": round(p99, 2)}
+        return found | ({"cut": True} if self.cut else {})
 
 
 def remembered(engine: MsaEngine, documents: int, device: torch.device) -> InMemoryView:
@@ -64,12 +81,27 @@ def remembered(engine: MsaEngine, documents: int, device: torch.device) -> InMem
     return InMemoryView(own.layout, encoded.blocks, texts, storing=own.storing, device=device)
 
 
-def run(engine: MsaEngine, view: InMemoryView, at_once: int, total: int, tokens: int) -> Load:
-    """`total` queries, `at_once` of them at a time, each answered with `tokens` tokens."""
+def run(
+    engine: MsaEngine,
+    view: InMemoryView,
+    at_once: int,
+    total: int,
+    tokens: int,
+    *,
+    until: float = math.inf,
+) -> Load:
+    """`total` queries, `at_once` of them at a time, each answered with `tokens` tokens.
+
+    until: of time.perf_counter, when it is cut.
+    """
     load, running = Load(), dict[int, tuple[Generation, float]]()
     started = time.perf_counter()
     asked = 0
     while asked < total or running:
+        load.cut = time.perf_counter() > until
+        if load.cut:
+            load.tokens += sum(one.counts.answer_tokens for one, _ in running.values())
+            break
         while asked < total and len(running) < at_once:
             request = Generate(f"{QUESTIONS[asked % len(QUESTIONS)]} ({asked})", tokens)
             running[asked] = engine.start(request, view), time.perf_counter()
@@ -88,57 +120,22 @@ def run(engine: MsaEngine, view: InMemoryView, at_once: int, total: int, tokens:
                 load.tokens += generation.counts.answer_tokens
                 del running[number]
     load.seconds = time.perf_counter() - started
-    assert len(load.first_s) == total
+    assert load.cut or len(load.first_s) == total
     return load
 
 
-class Plain:
-    """The same base in transformers. weights: taken before an engine takes them."""
-
-    def __init__(self, model: LoadedModel, device: torch.device) -> None:
-        import transformers  # noqa: PLC0415  # optional
-
-        c = model.config
-        kind = "Qwen3" if c.qk_norm else "Llama"
-        config = getattr(transformers, f"{kind}Config")(
-            vocab_size=c.vocab_size,
-            hidden_size=c.hidden_size,
-            intermediate_size=c.intermediate_size,
-            num_hidden_layers=c.num_layers,
-            num_attention_heads=c.num_heads,
-            num_key_value_heads=c.num_kv_heads,
-            head_dim=c.head_dim,
-            rms_norm_eps=c.rms_norm_eps,
-            max_position_embeddings=c.max_positions,
-            tie_word_embeddings=c.tie_word_embeddings,
-            rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta},
-            pad_token_id=0,
-            eos_token_id=None,
-            bos_token_id=None,
-        )
-        dtype = torch.bfloat16 if model.compute_dtype == "bf16" else torch.float32
-        self._device = device
-        self._model = getattr(transformers, f"{kind}ForCausalLM")(config).to(device, dtype)
-        own = {name: value for name, value in model.weights.items() if "router" not in name}
-        missing, unexpected = self._model.load_state_dict(own, strict=False)
-        assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
-        self._model.tie_weights()
-        self._model.eval()
-
-    def tokens_per_s(self, prompts: Sequence[Sequence[int]], tokens: int) -> float:
-        """Of greedy answers to all prompts in one left-padded batch."""
-        longest = max(len(prompt) for prompt in prompts)
-        ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[row, longest - len(prompt) :] = 1
-        ids, mask = ids.to(self._device), mask.to(self._device)
-        exactly = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
-        started = time.perf_counter()
-        made = self._model.generate(input_ids=ids, attention_mask=mask, **exactly)
-        made.cpu()
-        return float(len(prompts) * tokens / (time.perf_counter() - started))
+def profile(engine: MsaEngine, view: InMemoryView, at_once: int, tokens: int) -> dict[str, object]:
+    """Where the time of one wave of queries goes."""
+    decoder = engine._model.decoder
+    phases = Phases(decoder.device)
+    decoder.phase = phases
+    try:
+        with phases("host"):
+            run(engine, view, at_once, at_once, tokens)
+    finally:
+        decoder.phase = unmeasured
+    took = {name: round(seconds * 1000, 2) for name, seconds in phases.seconds.items()}
+    return {"at_once": at_once, "profile_ms": took, "turns": dict(phases.turns)}
 
 
 def prompts(engine: MsaEngine, view: InMemoryView, count: int) -> list[list[int]]:
@@ -151,34 +148,49 @@ def prompts(engine: MsaEngine, view: InMemoryView, count: int) -> list[list[int]
 def compare(
     model: LoadedModel, device: torch.device, arguments: argparse.Namespace
 ) -> list[dict[str, object]]:
-    """One row for each number at once."""
+    """One row for each number at once; what is found out about it is printed at once."""
+    until = time.perf_counter() + (arguments.seconds or math.inf)
     has_plain = arguments.plain and importlib.util.find_spec("transformers") is not None
     plain = Plain(model, device) if has_plain else None
     keys = RoutingKeyChoice(arguments.routing_keys)
     routing = choose(keys, model.config, model.compute_dtype, device)
     way = Way[arguments.way.upper()] if arguments.way != "auto" else None
     engine = MsaEngine(model, str(device), routing=routing, pooled=way)
-    print(json.dumps({"placement": engine.description.placement}), flush=True)
+    tell({"placement": engine.description.placement})
     view = remembered(engine, arguments.documents, device)
     run(engine, view, 2, 2, 4)
-    rows: list[dict[str, object]] = []
-    alone = 0.0
+    rows = dict[int, dict[str, object]]()
+    rates = dict[int, float]()
     for at_once in arguments.concurrent:
-        run(engine, view, at_once, at_once, 4)  # warms up: captures what will be replayed
-        figures = run(engine, view, at_once, at_once * arguments.waves, arguments.tokens).figures()
-        alone = alone or figures["tokens_per_s"]
-        row: dict[str, object] = {"at_once": at_once, **figures}
-        if arguments.concurrent[0] == 1:
-            row["over_one_by_one"] = round(figures["tokens_per_s"] / alone, 2)
-        if plain is not None:
-            asked = prompts(engine, view, at_once)
-            plain.tokens_per_s(asked, 4)
-            rate = plain.tokens_per_s(asked, arguments.tokens)
-            row["plain_tokens_per_s"] = round(rate, 1)
-            row["over_plain"] = round(figures["tokens_per_s"] / rate, 2)
-        rows.append(row)
-        print(json.dumps(row), flush=True)
-    return rows
+        if time.perf_counter() > until:
+            break
+        run(engine, view, at_once, at_once, 4, until=until)  # captures what will be replayed
+        total = at_once * arguments.waves
+        figures = run(engine, view, at_once, total, arguments.tokens, until=until).figures()
+        rates[at_once] = figures["tokens_per_s"]
+        rows[at_once] = {"at_once": at_once, **figures}
+        if 1 in rates:
+            rows[at_once]["over_one_by_one"] = round(rates[at_once] / max(rates[1], 0.1), 2)
+        tell(rows[at_once])
+        if arguments.profile and time.perf_counter() < until:
+            found = profile(engine, view, at_once, _PROFILED_TOKENS)
+            rows[at_once] |= found
+            tell(found)
+    for at_once, row in rows.items() if plain is not None else ():
+        if plain is None or time.perf_counter() > until:
+            break
+        asked = prompts(engine, view, at_once)
+        plain.tokens_per_s(asked, 4)
+        rate = plain.tokens_per_s(asked, arguments.tokens)
+        over = {"over_plain": round(rates[at_once] / rate, 2)}
+        row |= {"plain_tokens_per_s": round(rate, 1), **over}
+        tell({"at_once": at_once, **over})
+    return list(rows.values())
+
+
+def tell(row: Mapping[str, object]) -> None:
+    """Prints a line of JSON."""
+    print(json.dumps(row), flush=True)
 
 
 def main() -> None:
@@ -193,6 +205,8 @@ def main() -> None:
     parser.add_argument("--waves", type=int, default=2)
     parser.add_argument("--documents", type=int, default=200)
     parser.add_argument("--data-dir", type=Path, default=Path(".data"))
+    parser.add_argument("--profile", action="store_true", help="where the time goes, too")
+    parser.add_argument("--seconds", type=float, default=0, help="in all, 0 for no bound")
     parser.add_argument("--no-plain", dest="plain", action="store_false")
     parser.add_argument("--json", action="store_true", help="one JSON object last")
     arguments = parser.parse_args()
@@ -205,7 +219,7 @@ def main() -> None:
     if arguments.json:
         held = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
         found = {"model": arguments.model, "machine": machine(), "peak_gb": round(held / 1e9, 2)}
-        print(json.dumps({**found, "results": rows}))
+        tell({**found, "results": rows})
 
 
 if __name__ == "__main__":

@@ -110,7 +110,8 @@ def _layers(
         kernels = None if chosen_before else _kernel_pass(decoder, segments)
     ids_T, positions_T, end = _tokens(segments, decoder.device)
     cos_TD, sin_TD = decoder.rope.at(positions_T, end)
-    attend = attention_of(decoder, segments)
+    with decoder.phase("rows"):
+        attend = attention_of(decoder, segments)
     hidden_TM = decoder.embed(ids_T)
     if probe is not None:
         probe("embed", hidden_TM)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,36 @@ def test_generate(
     rows = found["results"]
     assert isinstance(rows, list) and [row["at_once"] for row in rows] == [1, 2]
     assert all(row["tokens_per_s"] > 0 and row["ttft_p99_ms"] >= row["ttft_p50_ms"] for row in rows)
+
+
+def test_generate_says_where_the_time_goes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = "--model random:tiny --device cpu --concurrent 2 --tokens 2 --way padded --profile"
+    found = report(
+        generate.main, f"{arguments} --documents 5 --no-plain --json", monkeypatch, capsys
+    )
+    rows = found["results"]
+    assert isinstance(rows, list)
+    assert set(rows[0]["profile_ms"]) >= {"routing", "prefill", "rows", "decode", "host"}
+    assert rows[0]["turns"]["host"] == 1
+
+
+def test_generate_ends_in_time_and_says_what_it_has(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever is not done by then is cut or left out."""
+    arguments = "--model random:tiny --device cpu --concurrent 1 2 --tokens 9 --documents 5"
+    ends = f"{arguments} --no-plain --json --seconds 1e-9"
+    assert report(generate.main, ends, monkeypatch, capsys)["results"] == []
+    clock = count(0, 0.001)
+    monkeypatch.setattr("benchmarks.generate.time.perf_counter", lambda: next(clock))
+    rows = report(
+        generate.main, f"{arguments} --no-plain --json --seconds 0.1", monkeypatch, capsys
+    )
+    found = rows["results"]
+    assert isinstance(found, list) and [row["at_once"] for row in found] == [1]
+    assert found[0]["cut"] and found[0]["tokens_per_s"] > 0
 
 
 def test_encode(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -250,5 +250,5 @@ def test_passes_say_what_they_are_at(pooled: bool) -> None:
     phases = Phases(torch.device("cpu"))
     engine._model.decoder.phase = phases
     finish(engine, engine.start(asked(0), memory))
-    wanted = {"prefill", "routing", "fetch"} | ({"decode"} if pooled else set())
+    wanted = {"prefill", "rows", "routing", "fetch"} | ({"decode"} if pooled else set())
     assert set(phases.seconds) == wanted
