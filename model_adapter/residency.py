@@ -153,6 +153,8 @@ class RoutingTable:
         self._storing = storing or KeyStorage()
         self.index = Index.empty()
         self.segments: tuple[Segment, ...] = ()
+        #: What was read of these segments last: whoever reads the same shares a pass's work.
+        self._read: tuple[tuple[Segment, ...], ResidentKeys] | None = None
 
     @property
     def bytes(self) -> int:
@@ -219,7 +221,12 @@ class RoutingTable:
             copy_into(target, source)
 
     def resident(self, index: Index) -> ResidentKeys | None:
-        """What kernels read of a prefix of the documents; None for no document."""
+        """What kernels read of a prefix of the documents; None for no document. The same object
+        for who asks for the same prefix again."""
+        ends_N = index.offsets_N1[1:]
+        read, known = self._read or ((), None)
+        if known is not None and read is self.segments and np.array_equal(known.ends_N, ends_N):
+            return known
         parts = []
         for position, segment in enumerate(self.segments):
             last = position + 1 == len(self.segments)
@@ -227,14 +234,18 @@ class RoutingTable:
             if stop > segment.first:
                 parts.append(segment.part(index, stop))
         offsets_N1 = index.offsets_N1
-        return ResidentKeys(offsets_N1[:-1], offsets_N1[1:], tuple(parts)) if parts else None
+        if not parts:
+            return None
+        made = ResidentKeys(offsets_N1[:-1], offsets_N1[1:], tuple(parts))
+        self._read = (self.segments, made)
+        return made
 
     def wipe(self) -> None:
         """Overwrites everything with zeros and lets go of it. Nobody may be reading."""
         for segment in self.segments:
             for tensor in segment.tensors():
                 wipe(tensor)
-        self.segments = ()
+        self.segments, self._read = (), None
         self.index = Index.empty()
 
     def check_integrity(self) -> None:

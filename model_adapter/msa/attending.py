@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn import functional
 
-from model_adapter.msa.fetching import expected
+from model_adapter.msa.intake import expected
 from model_adapter.msa.model import Decoder, Projected
 from model_adapter.msa.pool import PooledCache
 from model_adapter.msa.rows_attention import RowsAttention

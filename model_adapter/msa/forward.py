@@ -19,7 +19,7 @@ import torch
 from model_adapter.engine import EngineError
 from model_adapter.msa.attending import attention_of, step
 from model_adapter.msa.config import LayerChoice
-from model_adapter.msa.fetching import take_in
+from model_adapter.msa.intake import take_in
 from model_adapter.msa.kernel_pass import Asked, KernelPass, voters_of
 from model_adapter.msa.model import Decoder, Probe, Projected, Want
 from model_adapter.msa.packed import moved

@@ -76,6 +76,18 @@ def test_a_lease_lends_the_keys_that_were_written(layout: KVLayout, storing: Key
         pager.check_integrity()
 
 
+def test_who_reads_the_same_reads_the_same_keys() -> None:
+    """So that questions over one memory are scored by one pass over it."""
+    world = filled(SHARED)
+    pager = world.new_pager(ROOMY, STORAGES[0])
+    with pager.lease(key(1), 9, 0) as one, pager.lease(key(1), 9, 0) as other:
+        assert one.resident_keys() is other.resident_keys() is not None
+        with pager.lease(key(1), 5, 0) as before, pager.lease(key(1), 12, 0) as more:
+            for view, documents in ((before, 5), (more, 12), (one, 9)):
+                resident = view.resident_keys()
+                assert resident is not None and resident.documents == documents
+
+
 def test_a_memory_over_the_budget_is_routed_by_slabs() -> None:
     world = filled(SEPARATE)
     pager = world.new_pager(Budgets(3 * document_bytes(SEPARATE, 65), 0), STORAGES[0])
