@@ -12,7 +12,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,12 +73,14 @@ class _Slices:
         """In the working thread, between two items."""
         if self._stop.is_set():
             raise _StoppedError
-        worked_s = time.monotonic() - self._began
-        if worked_s < _SLICE_S:
-            return
-        waited = self._turns.worked(self._tenant_uid, worked_s)
+        if time.monotonic() - self._began >= _SLICE_S:
+            self.end()
+            self.begin()
+
+    def end(self) -> None:
+        """In the working thread: counts what was done since it began, and waits for its turn."""
+        waited = self._turns.worked(self._tenant_uid, time.monotonic() - self._began)
         asyncio.run_coroutine_threadsafe(waited, self._loop).result()
-        self.begin()
 
 
 @dataclass(frozen=True)
@@ -216,4 +218,14 @@ def _stage(  # noqa: PLR0917 - passed on to a thread as they are
         signer=signer,
         pause=slices.pause,
     )
-    return stage_archive(path, key.encrypted(pieces))
+    size = stage_archive(path, key.encrypted(_pausing(pieces, slices)))
+    # What was packed since the last item, which may be nearly all of a small memory.
+    slices.end()
+    return size
+
+
+def _pausing(pieces: Iterable[bytes], slices: _Slices) -> Iterator[bytes]:
+    """With a pause after each: a whole member is packed between two items."""
+    for piece in pieces:
+        yield piece
+        slices.pause()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,28 @@ async def test_an_export_lies_encrypted(start: Serve, tmp_path: Path) -> None:
         assert len(lying) == total
         assert list(Search([TEXT, "manifest.json"]).file(path)) == []
         assert key.opener()(lying).startswith(b"manifest.json")
+
+
+async def test_all_of_an_export_counts_as_its_tenants_work(
+    start: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of one that ends before its first pause."""
+    async with start() as served:
+        memory = await served.create("herons")
+        await served.append(memory.name, TEXT)
+        row = await row_of(served, memory.name)
+        application, counted = served.server.application, []
+        worked = application.limiter.turns.worked
+
+        async def noting(uid: str, seconds: float) -> None:
+            counted.append((uid, seconds))
+            await worked(uid, seconds)
+
+        monkeypatch.setattr(application.limiter.turns, "worked", noting)
+        before = time.monotonic()
+        await stage_export(application, row, tmp_path / "a", StagingKey(), with_blocks=True)
+        assert {uid for uid, _ in counted} == {row.tenant_uid}
+        assert 0 < sum(seconds for _, seconds in counted) <= time.monotonic() - before
 
 
 @given(st.lists(st.binary(max_size=70), max_size=6), st.integers(0, 400))
