@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -115,11 +116,39 @@ def encode_batch(
     return blocks
 
 
+class _ChunkSums(torch.autograd.Function):
+    """Sums over each chunk's tokens in one order, which index_add_ does not have on a GPU."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_TE: torch.Tensor, slots_CP: torch.Tensor, chunk_T: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(chunk_T)
+        filled_CPE = functional.pad(x_TE, (0, 0, 0, 1))[slots_CP]
+        return filled_CPE.sum(1, dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (chunk_T,) = ctx.saved_tensors
+        return gradients[0].index_select(0, chunk_T), None, None
+
+
 class Pooling:
     """Means over chunks of consecutive tokens of one document, exact: fp32 sums over
-    the chunk's own tokens, divided by its true length."""
+    the chunk's own tokens, divided by its true length.
 
-    def __init__(self, lengths: Sequence[int], pool_tokens: int, device: torch.device) -> None:
+    ordered: sum in the same order at every run, as index_add_ does on a CPU alone; by
+    default on a GPU.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        pool_tokens: int,
+        device: torch.device,
+        *,
+        ordered: bool | None = None,
+    ) -> None:
         tokens = np.array(lengths)
         chunks = -(-tokens // pool_tokens)
         ends = chunks.cumsum()
@@ -131,9 +160,22 @@ class Pooling:
         )
         self._chunk_T = moved(torch.from_numpy(np.repeat(np.arange(len(counts)), counts)), device)
         self._counts_C = moved(torch.from_numpy(counts.astype(np.float32)), device)
+        self._slots_CP: torch.Tensor | None = None
+        if device.type == "cuda" if ordered is None else ordered:
+            place = np.arange(pool_tokens)[None, :]
+            slots = (counts.cumsum() - counts)[:, None] + place
+            slots[place >= counts[:, None]] = counts.sum()
+            self._slots_CP = moved(torch.from_numpy(slots), device)
 
     def mean(self, x_TKD: torch.Tensor) -> torch.Tensor:
         """[T, K, D] to fp32 [C, K, D]."""
+        if self._slots_CP is not None:
+            apply: Any = _ChunkSums.apply
+            sums_CE = apply(x_TKD.flatten(1), self._slots_CP, self._chunk_T)
+            mean_CKD: torch.Tensor = (
+                sums_CE.view(-1, *x_TKD.shape[1:]) / self._counts_C[:, None, None]
+            )
+            return mean_CKD
         sums_CKD = x_TKD.new_zeros(
             (len(self._counts_C), *x_TKD.shape[1:]), dtype=torch.float32
         ).index_add_(0, self._chunk_T, x_TKD.float())

@@ -12,7 +12,10 @@ from model_adapter.training.settings import Settings
 
 REFUSAL = "I don't know."
 MAX_ANSWER_TOKENS = 48
-MAX_DISTRACTORS = 2
+MAX_DISTRACTORS = 5
+#: Tokens of a row beside its documents, question and answer; and of a document beside its text.
+FRAME_TOKENS = 64
+CITED_TOKENS = 8
 
 
 class AnswerRows:
@@ -45,15 +48,13 @@ class AnswerRows:
 
     def _row(self, query: Query, rng: np.random.Generator) -> AnswerRow | None:
         prompts, corpus = self._prompts, self._corpus
-        near = corpus.neighbours_NX[query.gold[0]]
-        near = [int(n) for n in near if n >= 0 and int(n) not in query.gold]
-        count = min(int(rng.integers(MAX_DISTRACTORS + 1)), len(near))
-        distractors = [near[int(n)] for n in rng.permutation(len(near))[:count]]
-        refuses = bool(distractors) and rng.random() < self._settings.refusals
-        answer = REFUSAL if refuses else query.answers[0]
-        target = [*prompts.text(answer), *prompts.template.turn_end]
+        target = [*prompts.text(query.answers[0]), *prompts.template.turn_end]
         if len(target) > MAX_ANSWER_TOKENS:
             return None
+        distractors = self._distractors(query, rng)
+        refuses = bool(distractors) and rng.random() < self._settings.refusals
+        if refuses:
+            target = [*prompts.text(REFUSAL), *prompts.template.turn_end]
         shown = distractors if refuses else [*query.gold, *distractors]
         # Under numbers that say nothing of which of them answers, as a memory's do.
         ordered = [shown[int(n)] for n in rng.permutation(len(shown))]
@@ -62,3 +63,18 @@ class AnswerRows:
         if len(ids) > self._settings.max_answer_row:
             return None
         return AnswerRow(tuple(ids), len(target))
+
+    def _distractors(self, query: Query, rng: np.random.Generator) -> list[int]:
+        """Neighbours of the gold document in any order, as far as a row has room for them."""
+        corpus = self._corpus
+        near = corpus.neighbours_NX[query.gold[0]]
+        near = [int(n) for n in near if n >= 0 and int(n) not in query.gold]
+        room = self._settings.max_answer_row - FRAME_TOKENS - len(query.ids) - MAX_ANSWER_TOKENS
+        room -= sum(len(corpus.tokens[n]) + CITED_TOKENS for n in query.gold)
+        wanted, found = int(rng.integers(MAX_DISTRACTORS + 1)), list[int]()
+        for place in rng.permutation(len(near)):
+            size = len(corpus.tokens[near[int(place)]]) + CITED_TOKENS
+            if len(found) < wanted and size <= room:
+                found.append(near[int(place)])
+                room -= size
+        return found

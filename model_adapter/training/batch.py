@@ -12,6 +12,7 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from model_adapter.msa.packed import moved
@@ -36,7 +37,8 @@ class Stream:
 class Batch:
     """documents and queries route; answers are read out at at_A, where targets_A come next.
 
-    slots_QS: places of voting tokens in the query stream, votes_QS: which of them are real.
+    slots_QS: places of voting tokens in the query stream, votes_QS: which of them are real;
+    place_T: where in slots_QS (q * S + s) each token of that stream votes, Q * S if it does not.
     """
 
     documents: Stream
@@ -44,6 +46,7 @@ class Batch:
     answers: Stream | None
     slots_QS: torch.Tensor
     votes_QS: torch.Tensor
+    place_T: torch.Tensor
     positive_QD: torch.Tensor
     ignored_QD: torch.Tensor
     teacher_QD: torch.Tensor | None
@@ -95,6 +98,8 @@ class Batcher:
             (len(self._head), gap),
         )
         slots_QS, votes_QS = self._slots([len(query.ids) for query in asked])
+        place_T = np.full(len(queries.ids_T), slots_QS.size)
+        place_T[slots_QS[votes_QS]] = np.flatnonzero(votes_QS)
         at, targets = _targets(rows)
         positive_QD, ignored_QD = self._relevance(drawn)
         answers = None
@@ -104,8 +109,9 @@ class Batcher:
             documents=documents,
             queries=queries,
             answers=answers,
-            slots_QS=slots_QS,
-            votes_QS=votes_QS,
+            slots_QS=torch.from_numpy(slots_QS),
+            votes_QS=torch.from_numpy(votes_QS),
+            place_T=torch.from_numpy(place_T),
             positive_QD=positive_QD,
             ignored_QD=ignored_QD,
             teacher_QD=self._teacher(drawn),
@@ -137,13 +143,13 @@ class Batcher:
             used=len(lengths),
         )
 
-    def _slots(self, lengths: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _slots(self, lengths: Sequence[int]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         count, head = np.array(lengths), len(self._head)
         starts = np.cumsum(count + head) - count
         place = np.arange(self._settings.max_question if self._constant else int(count.max()))
         votes = place[None, :] < count[:, None]
         slots = np.where(votes, starts[:, None] + place[None, :], starts[:, None])
-        return torch.from_numpy(slots), torch.from_numpy(votes)
+        return slots, votes
 
     def _relevance(self, drawn: Drawn) -> tuple[torch.Tensor, torch.Tensor]:
         corpus = self._corpus

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,7 +69,7 @@ def build(
     log.info("the sets are in %s", path)
     held = prepared.read(path)
     corpus = Corpus(
-        sources=[*settings.sources, *([_generated(settings)] if settings.dialogues else [])],
+        sources=[*settings.sources, *(source for source, _ in _generated(settings))],
         documents=held.documents,
         tokens=held.tokens,
         numbers=held.numbers,
@@ -91,24 +91,38 @@ def _prepare(
     for kept, dropped in clean(sets, Evaluation.read(evaluation)):
         log.info("%s: dropped %s", kept.name, dropped)
         cleaned.append(kept)
-    if settings.dialogues:
-        cleaned.append(dialogue.generate(settings.dialogues, settings.seed))
-        sources.append(_generated(settings))
+    for source, generate in _generated(settings):
+        cleaned.append(generate())
+        sources.append(source)
     preparing = _Preparing(prepared.Prepared(), settings, prompts)
     for place, (source, kept) in enumerate(zip(sources, cleaned, strict=True)):
         preparing.take(source, place, kept)
     return preparing.made
 
 
-def _generated(settings: Settings) -> SourceSettings:
+def _generated(settings: Settings) -> list[tuple[SourceSettings, Callable[[], QuestionSet]]]:
+    """Sets that are made up: how they are drawn from, and what makes them."""
+    s = settings
+    made: list[tuple[SourceSettings, Callable[[], QuestionSet]]] = []
+    if s.dialogues:
+        turns = _made_up(dialogue.NAME, s.dialogue_weight)
+        made.append((turns, lambda: dialogue.generate(s.dialogues, s.sets_seed)))
+    if s.sessions:
+        sessions = _made_up(dialogue.SESSIONS_NAME, s.session_weight, s.max_session)
+        made.append((sessions, lambda: dialogue.generate_sessions(s.sessions, s.sets_seed)))
+    return made
+
+
+def _made_up(name: str, weight: float, max_document: int = 0) -> SourceSettings:
     return SourceSettings(
-        name=dialogue.NAME,
+        name=name,
         licence="Apache-2.0",
         attribution="made from templates in model_adapter/training/dialogue.toml",
-        weight=settings.dialogue_weight,
-        pseudo_weight=settings.dialogue_weight / 4,
+        weight=weight,
+        pseudo_weight=weight / 4,
         pseudo=1,
-        answers=settings.dialogue_weight,
+        max_document=max_document,
+        answers=weight,
     )
 
 
@@ -123,7 +137,8 @@ class _Preparing:
     def take(self, source: SourceSettings, place: int, kept: QuestionSet) -> None:
         """Adds a set: its documents, questions and made-up questions; holds some out."""
         made, settings, prompts = self.made, self.settings, self.prompts
-        rng = np.random.default_rng([settings.seed, place, 0x5E7])
+        rng = np.random.default_rng([settings.sets_seed, place, 0x5E7])
+        longest = source.max_document or settings.max_document
         chosen = list(kept.documents.values())
         asked = {id_ for question in kept.questions for id_ in question.gold}
         if source.max_documents and len(chosen) > source.max_documents:
@@ -135,7 +150,7 @@ class _Preparing:
         cut: dict[int, str] = {}
         for document in chosen:
             number = int(np.exp(rng.uniform(0, np.log(MAX_NUMBER))))
-            ids, whole = document_tokens(prompts, number, document.text, settings.max_document)
+            ids, whole = document_tokens(prompts, number, document.text, longest)
             if not whole:
                 cut[len(made.documents)] = prompts.decode(ids).lower()
             made.documents.append(document)

@@ -1,5 +1,7 @@
 """Conversations made up from templates of our own, with questions about single turns.
 
+As documents they are turns, or whole sessions of a longer conversation.
+
 Memory is asked about what people said of their lives, and no training set at hand has that.
 Every conversation has two speakers with names, dates that pass, turns that tell something
 and turns that only keep talk going; a question names the speaker and what it is about.
@@ -16,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from model_adapter.training.data import Document, Question, QuestionSet
-from storage.documents import Conversation, Role, Turn
+from storage.documents import Conversation, Role, TextSource, Turn
 
 
 class Fact(NamedTuple):
@@ -37,9 +39,12 @@ FACTS = tuple(
 )
 
 NAME = "generated_dialogues"
+SESSIONS_NAME = "generated_sessions"
 FACTS_EACH = 24
 #: Share of turns that tell something.
 TELLING = 0.6
+#: Turns of a session, fewest and most; half of them tell something.
+SESSION_TURNS = (10, 28)
 
 _SLOT = re.compile(r"\{(\w+)\}")
 
@@ -51,6 +56,50 @@ def generate(conversations: int, seed: int) -> QuestionSet:
     for number in range(conversations):
         _converse(found, f"{NAME}:{number}", rng)
     return found
+
+
+def generate_sessions(conversations: int, seed: int) -> QuestionSet:
+    """That many conversations of several sessions each, one document a session: as a text
+    under its date, or as turns with theirs. Each speaker tells everything once."""
+    rng = np.random.default_rng([seed, 0x5E5])
+    found = QuestionSet(SESSIONS_NAME)
+    for number in range(conversations):
+        _meet(found, f"{SESSIONS_NAME}:{number}", rng)
+    return found
+
+
+def _meet(found: QuestionSet, id_: str, rng: np.random.Generator) -> None:
+    speakers, moment = _begin(rng)
+    told = [(place, fact) for place in (0, 1) for fact in FACTS]
+    told = [told[int(n)] for n in rng.permutation(len(told))]
+    as_text = rng.random() < 0.5
+    while told:
+        turns: list[Turn] = []
+        asked: list[Question] = []
+        name = f"{id_}:{len(found.documents)}"
+        for place in range(int(rng.integers(*SESSION_TURNS))):
+            tells = bool(told) and rng.random() < 0.5
+            speaks, fact = told.pop() if tells else (place % 2, None)
+            values = {"me": speakers[speaks], "you": speakers[1 - speaks]}
+            moment += timedelta(minutes=int(rng.integers(1, 5)))
+            turns.append(Turn(Role.USER, _turn(fact, values, rng), moment, speakers[speaks]))
+            if fact is not None:
+                asked += _questions(fact, name, values, rng)
+        body = "\n".join(f"{turn.speaker}: {turn.text}" for turn in turns)
+        title = f"{turns[0].occurred_at:%-d %B %Y, %H:%M}" if as_text else ""
+        source = TextSource(body, title) if as_text else Conversation(tuple(turns))
+        found.documents[name] = Document.of(name, source, body, title=title, scope=id_)
+        found.questions += asked
+        moment += timedelta(hours=int(rng.integers(20, 400)))
+
+
+def _begin(rng: np.random.Generator) -> tuple[tuple[str, str], datetime]:
+    """Two speakers, and when they begin."""
+    first, second = rng.permutation(len(NAMES))[:2]
+    hours = int(rng.integers(24 * 1200))
+    return (NAMES[first], NAMES[second]), datetime(2021, 1, 1, 9, tzinfo=UTC) + timedelta(
+        hours=hours
+    )
 
 
 def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
@@ -70,9 +119,7 @@ def _fill(template: str, values: dict[str, str], rng: np.random.Generator) -> st
 
 
 def _converse(found: QuestionSet, id_: str, rng: np.random.Generator) -> None:
-    first, second = rng.permutation(len(NAMES))[:2]
-    speakers = (NAMES[first], NAMES[second])
-    moment = datetime(2021, 1, 1, 9, tzinfo=UTC) + timedelta(hours=int(rng.integers(24 * 1200)))
+    speakers, moment = _begin(rng)
     facts = [FACTS[place] for place in rng.permutation(len(FACTS))[:FACTS_EACH]]
     place = 0
     while facts:

@@ -70,7 +70,7 @@ def _bank(corpus: Corpus, place: int, queries: Sequence[Query], settings: Settin
     """Gold documents, and others of the set up to held_out_bank."""
     gold = dict.fromkeys(n for query in queries for n in query.gold)
     others = np.flatnonzero(corpus.source_N == place)
-    others = np.random.default_rng([settings.seed, place, 0xBA4C]).permutation(others)
+    others = np.random.default_rng([settings.sets_seed, place, 0xBA4C]).permutation(others)
     more = [int(n) for n in others if int(n) not in gold]
     return sorted([*gold, *more[: max(settings.held_out_bank - len(gold), 0)]])
 

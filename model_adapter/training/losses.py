@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from model_adapter.training.winners import NEVER, best_scores
+
 #: A document that the teacher scores this much above the gold one is no negative.
 FALSE_NEGATIVE_MARGIN = 0.1
 TEACHER_TEMPERATURE = 0.05
-#: Far below any score, yet finite: a softmax over it has no NaN in its gradient.
-NEVER = -1e4
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,11 @@ def document_scores(
     slots_QS: slots that hold a voting token. chunks_DX: places of a document's chunks, the
     first one repeated where it has fewer than others.
     """
-    queries, slots, _ = query_QSE.shape
     if mean_tokens:
         mean_QE = (query_QSE * slots_QS[:, :, None]).sum(1) / slots_QS.sum(1, keepdim=True)
         scores_QC = mean_QE @ keys_CE.T
-    else:
-        product_QSC = (query_QSE.flatten(0, 1) @ keys_CE.T).view(queries, slots, -1)
-        product_QSC = product_QSC.masked_fill(~slots_QS[:, :, None], NEVER)
-        scores_QC = product_QSC.max(dim=1).values
-    return scores_QC[:, chunks_DX].max(dim=2).values
+        return scores_QC[:, chunks_DX].max(dim=2).values
+    return best_scores(query_QSE, slots_QS, keys_CE, chunks_DX)
 
 
 def contrastive(logits_QD: torch.Tensor, relevance: Relevance) -> torch.Tensor:

@@ -29,12 +29,15 @@ _DOCUMENT = tuple(item.name for item in fields(Document))
 _SHAPING = (
     "sources",
     "evaluation",
-    "seed",
+    "sets_seed",
     "max_document",
     "max_question",
     "held_out",
     "dialogues",
     "dialogue_weight",
+    "sessions",
+    "session_weight",
+    "max_session",
 )
 #: Modules and data of this package by which sets become a corpus.
 _CODE = (

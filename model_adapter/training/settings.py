@@ -54,7 +54,8 @@ RECIPES = {
 class SourceSettings:
     """One training set. weight: its share of draws, before normalising; pseudo_weight: of
     draws that ask a made-up question. pseudo: made-up questions per document. extractive:
-    the answer is a span of the document, so a question whose answer was cut off is dropped."""
+    the answer is a span of the document, so a question whose answer was cut off is dropped.
+    max_document: tokens, 0 for the run's."""
 
     name: str
     licence: str
@@ -63,6 +64,7 @@ class SourceSettings:
     pseudo_weight: float = 0.0
     pseudo: int = 3
     max_documents: int = 0
+    max_document: int = 0
     extractive: bool = False
     answers: float = 0.0
 
@@ -71,7 +73,9 @@ class SourceSettings:
 class Settings:
     """One run. Paths are as given; `data` holds the sets, `run` takes all that is written.
 
-    seed, steps: with the data they determine every batch. *_tokens: of one step. evaluated:
+    seed, steps: with the prepared sets they determine every batch. sets_seed: what is made up
+    and held out in preparing, so that runs of several seeds share it. *_tokens: of one step.
+    evaluated:
     held-out questions per set that a run asks as it goes. batch_processes: that make batches
     ahead, 0 for two threads.
     delta_layers: lowest layer with a delta; those below run without gradients.
@@ -87,6 +91,7 @@ class Settings:
     evaluation: tuple[str, ...] = ("eval_*", "mem_*", "bank_*", "conv_*")
     recipe: str = "tried"
     seed: int = 1
+    sets_seed: int = 1
     steps: int = 1000
     warm_up_steps: int = 40
     routed_layers: tuple[int, ...] = tuple(range(18, 30))
@@ -112,6 +117,9 @@ class Settings:
     refusals: float = 0.1
     dialogues: int = 400
     dialogue_weight: float = 0.05
+    sessions: int = 0
+    session_weight: float = 0.03
+    max_session: int = 640
     teacher: bool = True
     held_out: int = 200
     held_out_bank: int = 600
@@ -144,6 +152,7 @@ class Settings:
             "held_out",
             "evaluated",
             "dialogues",
+            "sessions",
             "batch_processes",
         ):
             if getattr(self, key) < 0:

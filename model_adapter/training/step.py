@@ -15,6 +15,7 @@ from model_adapter.msa.routing import mean_heads, scaled_query
 from model_adapter.training import losses
 from model_adapter.training.batch import Batch, Stream
 from model_adapter.training.settings import Settings, Weights
+from model_adapter.training.winners import NEVER, take_slots
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Step:
     def run(self, batch: Batch, weights: Weights, scale: torch.Tensor) -> Outcome:
         """Losses of a batch; scale: the combined score's inverse temperature."""
         keys = self._document_keys(batch.documents)
-        queries = self._query_vectors(batch.queries, batch.slots_QS)
+        queries = self._query_vectors(batch)
         chunks_DX = self._chunk_places(batch.documents)
         mean_tokens = self._decoder.config.msa.query_reduce is QueryReduce.MEAN
         scores = [
@@ -63,7 +64,7 @@ class Step:
             logits_AV = self._answer_logits(batch.answers, batch.at_A)
             parts["answer"] = losses.answers(logits_AV, batch.targets_A)
         total = torch.stack([getattr(weights, name) * part for name, part in parts.items()]).sum()
-        best_Q = combined_QD.masked_fill(relevance.ignored_QD, losses.NEVER).argmax(dim=1)
+        best_Q = combined_QD.masked_fill(relevance.ignored_QD, NEVER).argmax(dim=1)
         hits_Q = batch.positive_QD.gather(1, best_Q[:, None])
         parts["hits"] = hits_Q.float().mean()
         return Outcome(total, {name: part.detach() for name, part in parts.items()})
@@ -96,7 +97,7 @@ class Step:
         self._routed(stream, Want.ROUTING_KEY, keep)
         return keys
 
-    def _query_vectors(self, stream: Stream, slots_QS: torch.Tensor) -> list[torch.Tensor]:
+    def _query_vectors(self, batch: Batch) -> list[torch.Tensor]:
         """fp32 [Q, S, E] of every routed layer."""
         c = self._decoder.config
         vectors: list[torch.Tensor] = []
@@ -104,9 +105,9 @@ class Step:
         def keep(_index: int, projected: Projected) -> None:
             assert projected.routing_THD is not None
             vectors_TE = mean_heads(scaled_query(projected.routing_THD, c.msa), c.num_kv_heads)
-            vectors.append(vectors_TE[slots_QS])
+            vectors.append(take_slots(vectors_TE, batch.slots_QS, batch.place_T))
 
-        self._routed(stream, Want.ROUTING_QUERY, keep)
+        self._routed(batch.queries, Want.ROUTING_QUERY, keep)
         return vectors
 
     def _chunk_places(self, stream: Stream) -> torch.Tensor:

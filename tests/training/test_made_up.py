@@ -67,3 +67,23 @@ def test_turns_of_a_conversation_are_dated_in_order() -> None:
     assert all(re.match(r"\w+ \(\d{1,2} \w+ 20\d\d, \d\d:\d\d\): ", text) for text in texts)
     speakers = {text.split(" (")[0] for text in texts}
     assert len(speakers) == 2
+
+
+def test_sessions_hold_their_answers() -> None:
+    found = dialogue.generate_sessions(4, seed=5)
+    assert found.documents == dialogue.generate_sessions(4, seed=5).documents
+    forms = {
+        "\n" in document.text and bool(document.title) for document in found.documents.values()
+    }
+    assert forms == {True, False}
+    scopes = [document.scope for document in found.documents.values()]
+    assert len(set(scopes)) == 4 and all(scopes.count(scope) > 3 for scope in scopes)
+    for document in found.documents.values():
+        lines = document.body.splitlines()
+        assert 10 <= len(lines) < 28 and all(re.match(r"\w+: ", line) for line in lines)
+        assert re.search(r"\d{1,2} \w+ 20\d\d, \d\d:\d\d", document.text)
+    for question in found.questions:
+        (gold,) = question.gold
+        answer = re.sub(r"^(in|every|to|the|a|for) |^\w+'s ", "", question.answers[0]).lower()
+        held = found.documents[gold].text.lower()
+        assert answer in held or "was cancelled" in answer, question

@@ -104,7 +104,8 @@ def test_what_was_prepared_is_read_and_never_stale(
     assert again.documents == first.documents and again.tokens == first.tokens
     assert again.queries == first.queries and again.held_out == first.held_out
     assert (again.pools, again.asked_N, again.report) == (first.pools, first.asked_N, first.report)
-    runs.prepare(tiny_settings(tmp_path, seed="2"))
+    assert runs.prepare(tiny_settings(tmp_path, seed="2")).corpus.queries == first.queries
+    assert runs.prepare(tiny_settings(tmp_path, sets_seed="2")).corpus.queries != first.queries
     with (settings.data / "eval_other.questions.jsonl").open("a") as file:
         file.write('{"question": "In which year was the lamp behind the mill put up?"}\n')
     cleaned = runs.prepare(settings).corpus
