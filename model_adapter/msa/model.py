@@ -28,8 +28,6 @@ from model_adapter.msa.rope import RopeTable, rotate
 if TYPE_CHECKING:  # It steps a Decoder.
     from model_adapter.msa.decode_step import PooledRows
 
-#: Shapes of one function that are compiled, at most.
-MAX_COMPILED = 32
 #: Called with a name ("embed", "attn0", "layer0", .. "final_norm") and a value [T, M].
 Probe = Callable[[str, torch.Tensor], None]
 
@@ -44,6 +42,7 @@ class Want(Enum):
     CONTENT = "content"
     ROUTING_QUERY = "routing query"
     ROUTING_KEY = "routing key"
+    BOTH_ROUTING = "routing query and key"
 
 
 @dataclass(frozen=True)
@@ -123,9 +122,11 @@ class Decoder:
         c, layer = self.config, self.layers[index]
         before, after = layer.router_rows
         decoupled = before > 0
-        first = 0 if decoupled and want is Want.ROUTING_QUERY else before
+        asks = want in (Want.ROUTING_QUERY, Want.BOTH_ROUTING)
+        keys = want in (Want.ROUTING_KEY, Want.BOTH_ROUTING)
+        first = 0 if decoupled and asks else before
         stop = layer.fused.shape[0]
-        if not (decoupled and want is Want.ROUTING_KEY):
+        if not (decoupled and keys):
             stop -= after
         bias = layer.fused_bias
         start, H, K = (before - first) // c.head_dim, c.num_heads, c.num_kv_heads
@@ -140,9 +141,9 @@ class Decoder:
             eps=c.rms_norm_eps,
         )
         routing_THD = routing_TKD = None
-        if want is Want.ROUTING_QUERY:
+        if asks:
             routing_THD = heads_TXD[:, :start] if decoupled else q_THD
-        elif want is Want.ROUTING_KEY:
+        if keys:
             routing_TKD = heads_TXD[:, start + H + 2 * K :] if decoupled else k_TKD
         return Projected(q_THD, k_TKD, v_TKD, routing_THD, routing_TKD)
 
@@ -179,10 +180,9 @@ class Decoder:
 
     def compile(self, backend: str = "inductor") -> None:
         """Compiles what all layers share, on both sides of attention; worth it on a GPU
-        for shapes that do not change, as in training. A step of training has about a dozen
-        of them (streams, routed layers or not, with gradients or without), more than
-        torch keeps by itself: what is above its limit would run uncompiled from then on."""
-        setattr(torch._dynamo.config, "recompile_limit", MAX_COMPILED)  # noqa: B010 - untyped
+        for shapes that do not change, as in training. A step of training has half a dozen
+        of them (routed layers or not, with gradients or without); torch keeps eight of a
+        function, and what is above that would run uncompiled."""
         self._before_attention = torch.compile(before_attention, dynamic=False, backend=backend)
         self._after_attention = torch.compile(after_attention, dynamic=False, backend=backend)
 

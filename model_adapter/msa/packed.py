@@ -10,6 +10,7 @@ Shape suffixes are those of model.py; B sequences, P the longest one's length.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -27,6 +28,24 @@ def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+class Rows(Protocol):
+    """Where sequences lie and what their tokens attend to."""
+
+    @property
+    def position_T(self) -> torch.Tensor:
+        """The position of every token."""
+        ...
+
+    @property
+    def positions_end(self) -> int:
+        """Above all positions."""
+        ...
+
+    def attend(self, q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor) -> torch.Tensor:
+        """Attention output [T, H, D]."""
+        ...
 
 
 class PackedRows:
@@ -107,18 +126,20 @@ def _plain_attention(
 
 def run_layers(
     decoder: Decoder,
-    rows: PackedRows,
+    rows: Rows,
     hidden_TM: torch.Tensor,
     layers: range,
     *,
     want: Want = Want.CONTENT,
     see: See | None = None,
     probe: Probe | None = None,
+    finish: bool = False,
 ) -> torch.Tensor:
     """Hidden states [T, M] behind `layers`; `see` gets what is wanted of routed layers.
 
-    The last of `layers` is not finished when it is the last that `see` has to see: nothing
-    reads what leaves it then. Its hidden states are those that entered it.
+    The last of `layers` is not finished when it is the last that `see` has to see, unless
+    `finish` says so: nothing reads what leaves it then. Its hidden states are those that
+    entered it.
     """
     cos_TD, sin_TD = decoder.rope.at(rows.position_T, rows.positions_end)
     routed = decoder.config.msa.routed_layers if see is not None else ()
@@ -127,7 +148,7 @@ def run_layers(
         projected = decoder.project(index, hidden_TM, cos_TD, sin_TD, wanted)
         if see is not None and index in routed:
             see(index, projected)
-            if index == layers[-1] and probe is None:
+            if index == layers[-1] and probe is None and not finish:
                 break
         attention_THD = rows.attend(projected.q_THD, projected.k_TKD, projected.v_TKD)
         hidden_TM = decoder.finish(index, hidden_TM, attention_THD, probe)

@@ -14,7 +14,6 @@ from model_adapter.checkpoints import load_gguf, read_adapter, write_adapter
 from model_adapter.engine import DocumentText
 from model_adapter.msa.engine import MsaEngine
 from model_adapter.msa.memory import InMemoryView
-from model_adapter.msa.model import MAX_COMPILED
 from model_adapter.training import losses
 from model_adapter.training import run as runs
 from model_adapter.training.answers import REFUSAL, AnswerRows
@@ -207,7 +206,7 @@ def test_steps_compile_once_and_evaluation_never(
         outcome = Step(decoder, run.settings).run(batch, run.settings.losses.main, scale)
         torch.autograd.backward([outcome.total])
         graphs.append(counters["stats"]["unique_graphs"])
-    assert 8 < graphs[0] <= MAX_COMPILED, "torch's own limit is 8 a function"
+    assert 2 < graphs[0] <= 8, "torch's own limit is 8 a function"
     assert graphs == graphs[:1] * 3
     assert runs.evaluate(run, 1).keys() == runs.evaluate(run).keys()
     assert counters["stats"]["unique_graphs"] == graphs[0]
