@@ -62,24 +62,35 @@ class Backlog:
     def __init__(self) -> None:
         self.total = Waiting()
         self._by_tenant: dict[str, Waiting] = {}
+        self._meanwhile: list[tuple[str, int, int]] | None = None
 
     def of(self, tenant_uid: str) -> Waiting:
         """The tenant's part of it."""
         return self._by_tenant.get(tenant_uid, Waiting())
 
+    def counting(self) -> None:
+        """A count begins. Whether it will see what is let in until it ends is not known."""
+        self._meanwhile = []
+
     def counted(self, by_tenant: Mapping[str, tuple[int, int]]) -> None:
-        """A fresh count from the catalog: documents and bytes of text."""
+        """A fresh count from the catalog: documents and bytes of text. What was let in since it
+        began comes on top: rather twice, until the next count, than not at all."""
+        meanwhile, self._meanwhile = self._meanwhile or (), None
         self._by_tenant = {tenant: Waiting(*counts) for tenant, counts in by_tenant.items()}
         self.total = Waiting(
             sum(one.documents for one in self._by_tenant.values()),
             sum(one.text_bytes for one in self._by_tenant.values()),
         )
+        for admitted in meanwhile:
+            self.admit(*admitted)
 
     def admit(self, tenant_uid: str, documents: int, text_bytes: int) -> None:
         """New documents are about to be written."""
         for part in (self.total, self._by_tenant.setdefault(tenant_uid, Waiting())):
             part.documents += documents
             part.text_bytes += text_bytes
+        if self._meanwhile is not None:
+            self._meanwhile.append((tenant_uid, documents, text_bytes))
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,7 @@ class EncodingQueue:
         self._bounds = Bounds(config.backlog_documents, config.backlog_bytes)
         self._states: dict[str, ModelState] = {}
         self._bounding: set[str] = set()
+        self._counting = asyncio.Lock()
         self._pipelines: dict[ServedModel, tuple[Pipeline, asyncio.Task[None]]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         # Every write to a memory wakes all questions that wait for it.
@@ -255,5 +256,8 @@ class EncodingQueue:
         if default is not None:
             counted.add(default.model_id)
         self._bounding = counted
-        for model_id in counted:
-            self._state(model_id).backlog.counted(await self._catalog.pending_by_tenant(model_id))
+        async with self._counting:
+            for model_id in counted:
+                backlog = self._state(model_id).backlog
+                backlog.counting()
+                backlog.counted(await self._catalog.pending_by_tenant(model_id))

@@ -193,6 +193,17 @@ def test_the_bound_counts_what_waits_and_what_was_let_in() -> None:
     bounds.check(_waiting(5, 100), rate, "t", 5, 900)
 
 
+def test_what_is_let_in_while_a_count_runs_is_not_lost() -> None:
+    backlog = _waiting(3, 30)
+    backlog.counting()
+    backlog.admit("t", 2, 20)
+    backlog.counted({"t": (3, 30)})  # read before the two were written
+    assert (backlog.total.documents, backlog.of("t").text_bytes) == (5, 50)
+    backlog.counting()
+    backlog.counted({"t": (5, 50)})
+    assert (backlog.total.documents, backlog.of("t").text_bytes) == (5, 50)
+
+
 def test_one_tenant_cannot_fill_the_queue_for_others() -> None:
     bounds, backlog, rate = Bounds(1000, 10**9), Backlog(), Rate()
     with pytest.raises(ApiError):
