@@ -176,7 +176,7 @@ def compare(
             found = profile(engine, view, at_once, _PROFILED_TOKENS)
             rows[at_once] |= found
             tell(found)
-    for at_once, row in rows.items() if plain is not None else ():
+    for at_once, row in rows.items():
         if plain is None or time.perf_counter() > until:
             break
         asked = prompts(engine, view, at_once)

@@ -17,8 +17,8 @@ from pathlib import Path
 
 _PIECE_BYTES = 16 * 2**20
 _MAP = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (r\S+) \S+ \S+ \d+\s*(.*)")
-#: Mapped by the kernel itself; not readable, or the same everywhere.
 _SHARED = "/dev/shm/"  # noqa: S108 - to look into, not to put anything there
+#: Mapped by the kernel itself; not readable, or the same everywhere.
 _SPECIAL = ("[vvar]", "[vsyscall]", "[vvar_vclock]")
 
 

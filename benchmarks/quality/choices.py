@@ -30,8 +30,8 @@ from benchmarks.quality.evaluate import choose
 from benchmarks.quality.metrics import CUTOFFS
 from benchmarks.quality.rankers import Ranking
 from benchmarks.quality.tally import Tally
-from model_adapter.checkpoints import load_engine_source
-from model_adapter.engines import UnusableModelError, choose_device
+from model_adapter.checkpoints import CheckpointError, load_engine_source
+from model_adapter.engines import choose_device
 from model_adapter.msa.config import LoadedModel
 from model_adapter.msa.engine import MsaEngine
 from storage.paths import DataFolder
@@ -183,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
     """Prints one JSON object, or a line a figure; 2 with a message for what cannot be run."""
     a = _parse(argv)
     try:
-        device = choose_device(a.device)
+        bank, device = _drawn(a), choose_device(a.device)
         model = load_engine_source(a.model, DataFolder(a.data_dir), "auto", a.adapter)
         readings = [
             Reading(int(count), int(tokens), float(share))
@@ -191,8 +191,8 @@ def main(argv: list[str] | None = None) -> int:
             for share in a.declines.split(",")
         ]
         weights = [float(weight) for weight in a.weights.split(",")]
-        found = Choices(model, device, a.cache, a.batch).measure(_drawn(a), weights, readings)
-    except (banks.BankError, UnusableModelError) as error:
+        found = Choices(model, device, a.cache, a.batch).measure(bank, weights, readings)
+    except (banks.BankError, CheckpointError) as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 2
     if a.json:
