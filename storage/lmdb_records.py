@@ -192,14 +192,8 @@ class LmdbRecords:
             cursor = transaction.cursor()
             more = cursor.first()
             while more:
-                first = bytes(cursor.key())
-                memory = MemoryUid(first[:UID_BYTES])
-                if first[UID_BYTES] == Kind.KEYS:
-                    # Keys alone are left when all documents went; a fork has a lineage too.
-                    cursor.set_range(kind_range(memory, Kind.KEYS).last)
-                    first = bytes(cursor.key())
-                here = first.startswith(memory)
-                if here and transaction.get(hidden_key(memory, 0)) is None:
+                memory = MemoryUid(bytes(cursor.key())[:UID_BYTES])
+                if transaction.get(hidden_key(memory, 0)) is None:
                     found.append(memory)
                 more = cursor.set_range(memory_range(memory).last)
             return found

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from memsvc.application import Application
-from memsvc.check import check_data
+from memsvc.check import CheckFinding, Severity, check_data
 from memsvc.config import Config
 from memsvc.reconcile import Report, reconcile
 from storage.catalog import Catalog, DocumentRow, MemoryRow, MemoryState, ModelRow
@@ -18,7 +18,7 @@ from storage.layout import KVLayout
 from storage.store import EncodingId, MemoryUid, StoreDamagedError, StoredDocument
 from tests.support.bad_disk import damage
 from tests.support.blocks import make_block
-from tests.support.keys import open_store
+from tests.support.keys import keys_in, open_store
 from tests.support.served import Folder, serve
 
 LAYOUT = KVLayout((1, 3), 2, 8, 4, "bf16", separate_routing_keys=True)
@@ -117,6 +117,11 @@ def bench(folder: Folder, tmp_path: Path) -> Bench:
     return Bench(folder, tmp_path / "data")
 
 
+async def _findings(bench: Bench) -> list[CheckFinding]:
+    """Of `memsvc check`."""
+    return [finding async for finding in check_data(bench.config)]
+
+
 @pytest.fixture
 def reports(monkeypatch: pytest.MonkeyPatch) -> list[Report]:
     """What reconcile reported at each start."""
@@ -199,6 +204,28 @@ async def test_a_memory_that_the_catalog_lost_is_removed(
         assert await app.stores.read(row.tenant_uid, lambda store: store.memories()) == []
 
 
+@pytest.mark.parametrize("documents", [0, 2])
+@pytest.mark.parametrize("unmade", [False, True])
+async def test_a_fork_that_the_catalog_never_had_is_removed(
+    bench: Bench, reports: list[Report], documents: int, unmade: bool
+) -> None:
+    """unmade: what removed it was cut short behind its key."""
+    fork = MemoryUid(b"\x77" * 16)
+    async with bench.crashed() as crashed:
+        row = await crashed.memory("parent", documents)
+        crashed.store.fork(_uid(row), fork, documents)
+    if unmade:
+        keys_in(bench.config.folder, row.tenant_uid).destroy(fork)
+    (finding,) = await _findings(bench)
+    assert (finding.severity, finding.memory) == (Severity.LEFTOVER, fork.hex())
+    async with bench.restarted() as (app, again):
+        assert reports[0] == Report(orphan_memories=1) and again.clean
+        held = await app.stores.read(row.tenant_uid, lambda store: store.memories())
+        assert fork not in held
+        assert await _texts(app, row) == list(range(1, documents + 1))
+    assert await _findings(bench) == []
+
+
 async def test_a_watermark_over_missing_blocks_is_put_back(
     bench: Bench, reports: list[Report]
 ) -> None:
@@ -270,8 +297,7 @@ async def test_a_damaged_store_stops_its_tenant_and_no_other(
         assert row.uid in app.deletions.owed, "who asks is told what not to look at"
         assert await app.stores.run(other.uid, lambda store: store.memories()) == []
     assert data.read_bytes() == content
-    findings = [finding async for finding in check_data(bench.config)]
-    assert {finding.problem for finding in findings} == {"damaged"}
+    assert {finding.problem for finding in await _findings(bench)} == {"damaged"}
 
 
 async def test_staging_files_are_gone(bench: Bench) -> None:

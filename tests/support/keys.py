@@ -23,8 +23,11 @@ def tenant_keys(folder: Path, tenant: str = TENANT) -> TenantKeys:
     return TenantKeys(key_path(folder, tenant), tenant, ROOT, create=True)
 
 
+def keys_in(folder: DataFolder, tenant: str) -> TenantKeys:
+    """The keys of a tenant of an initialised data folder that no server holds."""
+    return TenantKeys(folder.keys(tenant), tenant, read_root_keys(folder.root_key), create=True)
+
+
 def open_store(folder: DataFolder, tenant: str) -> LmdbStore:
     """The store of a tenant of an initialised data folder that no server holds."""
-    root = read_root_keys(folder.root_key)
-    keys = TenantKeys(folder.keys(tenant), tenant, root, create=True)
-    return LmdbStore(folder.tenant(tenant), keys=keys)
+    return LmdbStore(folder.tenant(tenant), keys=keys_in(folder, tenant))
