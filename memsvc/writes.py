@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from memsvc import errors
 from memsvc.api_error import ApiError
 from memsvc.deletion import Deletions
-from memsvc.limits import Quotas, memories_exceeded
+from memsvc.limits import Limiter, memories_exceeded
 from memsvc.locks import MemoryKey, MemoryLocks
 from memsvc.stores import Stores
 from storage.catalog import (
@@ -98,7 +98,7 @@ class Writes:
 
     notify: told of a memory after each visible change, and whether that was an append.
     deletions: destroy what was deleted.
-    quotas: what a tenant may use.
+    limiter: what a tenant may use, and when it is its turn.
     """
 
     def __init__(
@@ -107,9 +107,9 @@ class Writes:
         stores: Stores,
         notify: Callable[[MemoryRow, bool], None],
         deletions: Deletions,
-        quotas: Callable[[str], Awaitable[Quotas]],
+        limiter: Limiter,
     ) -> None:
-        self._quotas = quotas
+        self._limiter = limiter
         self._catalog = catalog
         self._stores = stores
         self._notify = notify
@@ -344,10 +344,12 @@ class Writes:
         ]
         rows = [DocumentRow(d.number, revision, now_us, text_bytes(d.source)) for d in stored]
         await self._check_quota(memory, rows)
+        await self._limiter.turns.step(memory.tenant_uid)
         await self._stores.run(
             memory.tenant_uid, lambda store: store.put_documents(memory_uid(memory), stored)
         )
         reach(Failpoint.APPEND_STORED)
+        await self._limiter.turns.step(memory.tenant_uid)
         numbers = [row.number for row in rows]
         if self.locks.caller_left():
             await self._deletions.purge_texts(memory, numbers)
@@ -378,7 +380,7 @@ class Writes:
         return memory
 
     async def _check_quota(self, memory: MemoryRow, rows: Sequence[DocumentRow]) -> None:
-        (await self._quotas(memory.tenant_uid)).check_memory(
+        (await self._limiter.quotas(memory.tenant_uid)).check_memory(
             memory.document_count + len(rows),
             memory.text_bytes + sum(row.text_bytes for row in rows),
         )

@@ -103,9 +103,11 @@ class LmdbRecords:
         view = self._view(memory, Kind.DOCUMENT, None, first, last)
         return self._scan_memory(memory, view, partial(read_document_json, zstd=Zstd()))
 
-    def document_numbers(self, memory: MemoryUid) -> list[int]:
+    def document_numbers(
+        self, memory: MemoryUid, first: int = 0, last: int | None = None
+    ) -> list[int]:
         """See TenantStore."""
-        return self._numbers(self._view(memory, Kind.DOCUMENT, None, 0, None))
+        return self._numbers(self._view(memory, Kind.DOCUMENT, None, first, last))
 
     def block_numbers(
         self, memory: MemoryUid, encoding: EncodingId, first: int = 0, last: int | None = None

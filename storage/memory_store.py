@@ -94,9 +94,11 @@ class MemoryStore:
         """See BlockReader."""
         return ((d.number, encode_document(d)) for d in self.iter_documents(memory, first, last))
 
-    def document_numbers(self, memory: MemoryUid) -> list[int]:
+    def document_numbers(
+        self, memory: MemoryUid, first: int = 0, last: int | None = None
+    ) -> list[int]:
         """See TenantStore."""
-        return sorted(self._memory(memory).documents)
+        return _between(self._memory(memory).documents, first, last)
 
     def block_numbers(
         self, memory: MemoryUid, encoding: EncodingId, first: int = 0, last: int | None = None

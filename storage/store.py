@@ -287,8 +287,10 @@ class TenantStore(BlockReader, Protocol):
     def encodings(self, memory: MemoryUid) -> list[EncodingId]:
         """Every encoding of a memory that has a block."""
 
-    def document_numbers(self, memory: MemoryUid) -> list[int]:
-        """Numbers of the stored documents, ascending; reads no values."""
+    def document_numbers(
+        self, memory: MemoryUid, first: int = 0, last: int | None = None
+    ) -> list[int]:
+        """Numbers of the stored documents in the range, ascending; reads no values."""
 
     def check(self) -> Iterator[Finding]:
         """Verifies every record; yields nothing when all are sound."""

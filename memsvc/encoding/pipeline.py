@@ -26,6 +26,7 @@ from memsvc.encoding.share import Share
 from memsvc.encoding.texts import (
     CORRUPT,
     Target,
+    Texts,
     drop_encodings,
     read_texts,
     write_live_blocks,
@@ -50,8 +51,10 @@ log = logging.getLogger(__name__)
 MAX_ALIVE = 4
 MAX_ENCODING = 2
 #: Blocks of one LMDB transaction: from 16 up the disk's rate is nearly reached.
-_WRITE_BLOCKS = 32
+_WRITE_BLOCKS = 16
 _WRITE_BYTES = 16 * MIB
+#: Texts read in one go.
+_READ_DOCUMENTS = 16
 #: Without any news the catalog is looked at this often.
 _IDLE_S = 5.0
 _BACKOFF_FIRST_S, _BACKOFF_LAST_S = 0.2, 5.0
@@ -75,6 +78,7 @@ class Pipeline:
         stores: Stores,
         progress: Progress,
         spend_tokens: Callable[[str, int], None],
+        step: Callable[[str], Awaitable[None]],
     ) -> None:
         self._served = served
         self._model = served.row
@@ -86,6 +90,7 @@ class Pipeline:
         self._share = Share(config.reencode_share)
         self._agenda = Agenda(served, state, self._share, catalog, workers)
         self._spend_tokens = spend_tokens
+        self._step = step
         self._news = asyncio.Event()
         self._encoding = asyncio.Semaphore(MAX_ENCODING)
         self._batches: dict[asyncio.Task[bool], Batch] = {}
@@ -209,9 +214,7 @@ class Pipeline:
         if not numbers:
             job.cursor = window
             return None
-        texts = await self._stores.read(
-            job.tenant_uid, read_texts, self._target(job), numbers, self._batch_bytes(job)
-        )
+        texts = await self._texts(job, numbers)
         quarantined = dict.fromkeys(texts.corrupt, CORRUPT)
         quarantined.update(await self._lost(job, texts.missing))
         if job.dropped:
@@ -232,6 +235,16 @@ class Pipeline:
             quarantined=quarantined,
             alone=not self._batches,
         )
+
+    async def _texts(self, job: Job, numbers: Sequence[int]) -> Texts:
+        """A few at a time: while a thread works, the calls of others wait for the interpreter."""
+        texts, target = Texts(self._batch_bytes(job)), self._target(job)
+        for first in range(0, len(numbers), _READ_DOCUMENTS):
+            part = numbers[first : first + _READ_DOCUMENTS]
+            await self._step(job.tenant_uid)
+            if not await self._stores.read(job.tenant_uid, read_texts, target, part, texts):
+                break
+        return texts
 
     def _batch_bytes(self, job: Job) -> int:
         wanted = self._share.batch_bytes if job.behind else self._state.batch_bytes
@@ -308,6 +321,7 @@ class Pipeline:
                 await asyncio.gather(writing, return_exceptions=True)
 
     async def _write(self, batch: Batch, target: Target, blocks: Sequence[KVBlock]) -> None:
+        await self._step(batch.job.tenant_uid)
         stored, written = await self._stores.run(
             batch.job.tenant_uid, write_live_blocks, target, blocks
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 
 from memsvc import errors
@@ -52,14 +52,18 @@ class EncodingQueue:
         workers: Workers,
         *,
         spend_tokens: Callable[[str, int], None],
+        step: Callable[[str], Awaitable[None]],
     ) -> None:
-        """spend_tokens: told of a tenant and how many tokens were encoded for it."""
+        """spend_tokens: told of a tenant and how many tokens were encoded for it. step: awaited
+        before blocks of a tenant are written.
+        """
         self._config = config
         self._catalog = catalog
         self._stores = stores
         self._progress = progress
         self._workers = workers
         self._spend_tokens = spend_tokens
+        self._step = step
         self._bounds = Bounds(config.backlog_documents, config.backlog_bytes)
         self._states: dict[str, ModelState] = {}
         self._bounding: set[str] = set()
@@ -221,6 +225,7 @@ class EncodingQueue:
             stores=self._stores,
             progress=self._progress,
             spend_tokens=self._spend_tokens,
+            step=self._step,
         )
         self._pipelines[served] = (pipeline, asyncio.create_task(pipeline.run()))
 

@@ -46,25 +46,34 @@ class Target:
 
 @dataclass
 class Texts:
-    """Documents read for one batch.
+    """Documents read for one batch, of at most max_bytes; the first is always taken.
 
     up_to: every wanted number at or below it is accounted for here. done: tokens
     of documents that already have a sound block. missing: numbers without a
     record. corrupt: numbers whose record is damaged.
     """
 
-    up_to: int
+    max_bytes: int
+    up_to: int = 0
     documents: list[DocumentText] = field(default_factory=list)
     text_bytes: int = 0
     done: dict[int, int] = field(default_factory=dict)
     missing: list[int] = field(default_factory=list)
     corrupt: list[int] = field(default_factory=list)
 
+    def take(self, number: int, text: str) -> bool:
+        """False: there is no room for it."""
+        size = len(text.encode())
+        if self.documents and self.text_bytes + size > self.max_bytes:
+            return False
+        self.documents.append(DocumentText(number, text))
+        self.text_bytes += size
+        return True
 
-def read_texts(store: BlockReader, target: Target, numbers: Sequence[int], max_bytes: int) -> Texts:
-    """Renders documents by ascending number until the next would pass max_bytes."""
-    texts = Texts(up_to=0)
-    texts.done = _done(store, target, numbers)
+
+def read_texts(store: BlockReader, target: Target, numbers: Sequence[int], texts: Texts) -> bool:
+    """Renders documents by ascending number; False when there is no room for the next."""
+    texts.done.update(_done(store, target, numbers))
     for number in numbers:
         if number not in texts.done:
             try:
@@ -74,13 +83,10 @@ def read_texts(store: BlockReader, target: Target, numbers: Sequence[int], max_b
             except CorruptRecordError:
                 texts.corrupt.append(number)
             else:
-                size = len(text.encode())
-                if texts.documents and texts.text_bytes + size > max_bytes:
-                    break
-                texts.documents.append(DocumentText(number, text))
-                texts.text_bytes += size
+                if not texts.take(number, text):
+                    return False
         texts.up_to = number
-    return texts
+    return True
 
 
 def _done(store: BlockReader, target: Target, numbers: Sequence[int]) -> dict[int, int]:
@@ -111,7 +117,9 @@ def write_live_blocks(
     A deletion removes a document's text and blocks in this same thread: either
     it ran before, and the text is gone, or it runs later, and takes the block along.
     """
-    live = [block for block in blocks if has_text(store, target.memory, block.number)]
+    numbers = [block.number for block in blocks]
+    there = set(store.document_numbers(target.memory, min(numbers), max(numbers)))
+    live = [block for block in blocks if block.number in there]
     if not live:
         return 0, []
     return store.put_blocks(target.memory, target.encoding, target.layout, live), live
@@ -124,12 +132,6 @@ def drop_encodings(store: TenantStore, memory: MemoryUid, keep: frozenset[Encodi
             store.delete_encoding(memory, encoding)
 
 
-def has_text(store: BlockReader, memory: MemoryUid, number: int) -> bool:
+def has_text(store: TenantStore, memory: MemoryUid, number: int) -> bool:
     """Whether the document is there, be it damaged."""
-    try:
-        store.get_document(memory, number)
-    except RecordNotFoundError:
-        return False
-    except CorruptRecordError:
-        return True
-    return True
+    return bool(store.document_numbers(memory, number, number))

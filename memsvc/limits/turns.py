@@ -2,9 +2,9 @@
 
 A call that was let in is not worked on at once. It takes a place first, and there are
 few: what runs at the same time in one process only delays each other. While a lighter one is
-about, a tenant that comes near its share has its calls worked on one by one, and one that
-does more than its share waits, with its own calls and in no one else's way; a tenant that is
-alone is held back by nothing but the places.
+about, a tenant that comes near its share has its calls worked on one by one, goes on with them
+between the lighter one's, and one that does more than its share waits, with its own calls and
+in no one else's way; a tenant that is alone is held back by nothing but the places.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import asyncio
 import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from itertools import islice
 
@@ -31,6 +31,9 @@ _LIGHTER = 2
 _NEAR = 0.5
 #: ... and the next does not wait longer than this for the one before it, which may take long.
 _APART_S = 0.05
+#: ... nor for a lighter one's, of the first so many seconds: what it does next would take
+#: processors, interpreter and disk from that call.
+_ASIDE_S = 0.025
 #: Weight of the newest call in what a tenant's next one is expected to take.
 _NEWEST = 0.2
 _FIRST_GUESS_S = 0.005
@@ -43,7 +46,7 @@ class _Tenant:
     def __init__(self, now: float) -> None:
         self.waiting: deque[asyncio.Future[float]] = deque()
         self.inside = 0
-        self.began = now
+        self.began = self.left = now
         self.turn = 0
         self.seen = now
         self.expected_s = _FIRST_GUESS_S
@@ -81,6 +84,7 @@ class Turns:
         # The one seen longest ago first.
         self._tenants: OrderedDict[str, _Tenant] = OrderedDict()
         self._in_line: dict[str, _Tenant] = {}
+        self._aside: list[asyncio.Future[None]] = []
         self._turn = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -110,6 +114,20 @@ class Turns:
         tenant.work(seconds, self._clock())
         expected_s = await self._place(uid, tenant)
         self._leave(uid, tenant, -expected_s)
+
+    async def step(self, uid: str) -> None:
+        """Awaited between two steps of a call that is worked on, or of what came of it: a tenant
+        that comes near its share lets lighter ones' calls end first.
+        """
+        deadline = self._clock() + _ASIDE_S
+        while (tenant := self._tenants.get(uid)) is not None:
+            now = self._clock()
+            wait_s = min(deadline - now, self._in_the_way_s(tenant, now))
+            if wait_s <= 0:
+                return
+            ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._aside.append(ended)
+            await asyncio.wait([ended], timeout=wait_s)
 
     def _seen(self, uid: str) -> _Tenant:
         now = self._clock()
@@ -147,7 +165,10 @@ class Turns:
         now = self._clock()
         tenant.work(unexpected_s, now)
         tenant.inside -= 1
-        tenant.seen = now
+        tenant.seen = tenant.left = now
+        for ended in self._aside:
+            ended.set_result(None)
+        self._aside.clear()
         self._pool.give(uid)
         self._advance()
 
@@ -180,7 +201,11 @@ class Turns:
         for uid, tenant in self._in_line.items():
             if not self._pool.has_room(uid):
                 continue
-            wait_s = self._wait_s(tenant, now) or self._apart_s(tenant, now)
+            wait_s = (
+                self._wait_s(tenant, now)
+                or self._apart_s(tenant, now)
+                or self._aside_s(tenant, now)
+            )
             if wait_s:
                 waits_s.append(wait_s)
             else:
@@ -195,7 +220,7 @@ class Turns:
     def _wait_s(self, tenant: _Tenant, now: float) -> float:
         """Seconds for which the tenant is held back."""
         use = tenant.use(now)
-        if not self._share or use <= self._share or not self._outweighs(tenant, use, now):
+        if not self._share or use <= self._share or not self._outweighs(tenant, now):
             return 0.0
         return max(_MEMORY_S * math.log(use / self._share), 0.001)
 
@@ -205,11 +230,30 @@ class Turns:
         if not tenant.inside or not self._share or left_s <= 0:
             return 0.0
         use = tenant.use(now)
-        if use <= _NEAR * self._share or not self._outweighs(tenant, use, now):
+        if use <= _NEAR * self._share or not self._outweighs(tenant, now):
             return 0.0
         return max(left_s, 0.001)
 
-    def _outweighs(self, tenant: _Tenant, use: float, now: float) -> bool:
+    def _aside_s(self, tenant: _Tenant, now: float) -> float:
+        """Seconds for which the tenant's next call waits for lighter ones' calls."""
+        own_s = max(tenant.began, tenant.left) + _ASIDE_S - now
+        return max(0.0, min(own_s, self._in_the_way_s(tenant, now)))
+
+    def _in_the_way_s(self, tenant: _Tenant, now: float) -> float:
+        """Seconds for which the tenant, which comes near its share, is in the way of calls of
+        lighter ones that are worked on. One that takes long is not in a hurry.
+        """
+        if not self._share or tenant.use(now) <= _NEAR * self._share:
+            return 0.0
+        began = [one.began for one in self._lighter(tenant, now) if one.inside]
+        return max(0.0, max(began) + _ASIDE_S - now) if began else 0.0
+
+    def _outweighs(self, tenant: _Tenant, now: float) -> bool:
         """Whether a lighter tenant is about."""
-        others = (one for one in self._tenants.values() if one is not tenant)
-        return any(one.about(now) and one.use(now) * _LIGHTER < use for one in others)
+        return any(lighter.about(now) for lighter in self._lighter(tenant, now))
+
+    def _lighter(self, tenant: _Tenant, now: float) -> Iterator[_Tenant]:
+        use = tenant.use(now)
+        for other in self._tenants.values():
+            if other is not tenant and other.use(now) * _LIGHTER < use:
+                yield other

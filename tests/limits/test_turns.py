@@ -156,6 +156,58 @@ async def test_near_its_share_a_flood_has_one_call_worked_on_beside_a_lighter_te
     await work.over()
 
 
+async def test_a_flood_goes_on_between_the_calls_of_a_lighter_tenant() -> None:
+    work = Work(share=0.5)
+    await near_its_share(work)
+    work.call("b")
+    await settle()
+    work.call("a")
+    step = asyncio.create_task(work.turns.step("a"))
+    await settle()
+    assert (work.inside("a"), step.done()) == (0, False)
+    await work.end("b", seconds=0.001)
+    assert (work.inside("a"), step.done()) == (1, True)
+    await work.over()
+
+
+async def test_a_flood_waits_for_a_lighter_tenants_call_no_longer_than_for_its_own() -> None:
+    work = Work(share=0.5)
+    await near_its_share(work)
+    work.call("b")
+    await settle()
+    work.call("a")
+    step = asyncio.create_task(work.turns.step("a"))
+    await settle()
+    assert (work.inside("a"), step.done()) == (0, False)
+    work.clock.now += 0.026
+    await until(lambda: step.done() and work.inside("a") == 1)
+    assert work.inside("b") == 1
+    await work.over()
+
+
+async def test_nobody_else_waits_between_two_steps() -> None:
+    work = Work(share=0.5)
+    await near_its_share(work)
+    await asyncio.wait_for(work.turns.step("a"), 1)  # No call of a lighter one is worked on.
+    work.call("a")
+    await settle()
+    for tenant in ("b", "never seen"):
+        await asyncio.wait_for(work.turns.step(tenant), 1)
+    await work.over()
+
+
+async def near_its_share(work: Work) -> None:
+    """Tenant a has done more than half of its share, b next to nothing; nothing is under way."""
+    work.call("b")
+    await settle()
+    await work.end("b", seconds=0.001)
+    for _ in range(4):
+        work.call("a")
+        await settle()
+        await work.end("a", seconds=0.02)
+    assert 0.25 < work.turns._tenants["a"].use(work.clock.now) < 0.5
+
+
 async def test_its_share_is_what_a_flood_gets() -> None:
     work = Work(share=0.5)
     for _ in range(1000):

@@ -61,6 +61,8 @@ class StoreContract:
             make_document(n, f"text {n}") for n in sorted(numbers)
         ]
         assert store.document_numbers(A) == sorted(numbers)
+        assert store.document_numbers(A, 2, 256) == [2, 255, 256]
+        assert store.document_numbers(A, 301) == [70_000]
         assert store.get_document(A, 256) == make_document(256, "text 256")
         assert [d.number for d in store.iter_documents(A, 2, 256)] == [2, 255, 256]
         assert [d.number for d in store.iter_documents(A, 3)] == [255, 256, 300, 70_000]
