@@ -24,7 +24,7 @@ class EncodeShare:
     """
 
     batch_s: float = 1.5
-    busy_batch_s: float = 0.05
+    busy_batch_s: float = 0.025
     busy_share: float = 0.2
     asked_s: float = 5.0
     smallest_batch_bytes: int = 256

@@ -29,11 +29,9 @@ _LIGHTER = 2
 #: From this part of its share on a tenant's calls are worked on one by one: several at once delay
 #: a lighter one's by as much, however little they are over a second.
 _NEAR = 0.5
-#: ... and the next does not wait longer than this for the one before it, which may take long.
+#: ... and the next does not wait longer than this for the one before it, which may take long, nor
+#: for a lighter one's: what it does next would take processors, interpreter and disk from that.
 _APART_S = 0.05
-#: ... nor for a lighter one's, of the first so many seconds: what it does next would take
-#: processors, interpreter and disk from that call.
-_ASIDE_S = 0.025
 #: Weight of the newest call in what a tenant's next one is expected to take.
 _NEWEST = 0.2
 _FIRST_GUESS_S = 0.005
@@ -119,7 +117,7 @@ class Turns:
         """Awaited between two steps of a call that is worked on, or of what came of it: a tenant
         that comes near its share lets lighter ones' calls end first.
         """
-        deadline = self._clock() + _ASIDE_S
+        deadline = self._clock() + _APART_S
         while (tenant := self._tenants.get(uid)) is not None:
             now = self._clock()
             wait_s = min(deadline - now, self._in_the_way_s(tenant, now))
@@ -236,7 +234,7 @@ class Turns:
 
     def _aside_s(self, tenant: _Tenant, now: float) -> float:
         """Seconds for which the tenant's next call waits for lighter ones' calls."""
-        own_s = max(tenant.began, tenant.left) + _ASIDE_S - now
+        own_s = max(tenant.began, tenant.left) + _APART_S - now
         return max(0.0, min(own_s, self._in_the_way_s(tenant, now)))
 
     def _in_the_way_s(self, tenant: _Tenant, now: float) -> float:
@@ -246,7 +244,7 @@ class Turns:
         if not self._share or tenant.use(now) <= _NEAR * self._share:
             return 0.0
         began = [one.began for one in self._lighter(tenant, now) if one.inside]
-        return max(0.0, max(began) + _ASIDE_S - now) if began else 0.0
+        return max(0.0, max(began) + _APART_S - now) if began else 0.0
 
     def _outweighs(self, tenant: _Tenant, now: float) -> bool:
         """Whether a lighter tenant is about."""

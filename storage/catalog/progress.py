@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from sqlalchemy import Row, Select, and_, case, delete, func, select, update
@@ -42,8 +43,11 @@ def scaled(value: int, part: int, whole: int) -> int:
     return value * part // whole if whole > 0 else 0
 
 
+@cache
 def encoding_query() -> Select[Any]:
-    """Selects encodings with their memory, and the revision that waits first."""
+    """Selects encodings with their memory, and the revision that waits first. Made once: that
+    takes longer than asking.
+    """
     encoding = encodings.c
     first_waiting = first_shown(
         documents.c.revision_added, encodings, encoding.memory_uid, encoding.encoded_number
