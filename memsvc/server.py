@@ -10,6 +10,7 @@ import asyncio
 import gc
 import logging
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 
@@ -75,6 +76,9 @@ _CANCEL_S = 2.0
 #: When garbage is collected. All of it is looked through a tenth as often as by default: that takes
 #: 10 to 15 ms of a busy server, in which everybody waits, and most garbage is found before.
 _GARBAGE = (700, 5, 200)
+#: How long a thread may keep the interpreter while others want it: each wait of a call is that long,
+#: and each hand-over costs one that is half done its place (docs/performance, overload).
+_SWITCH_S = 0.002
 
 
 class ServerStartError(Exception):
@@ -369,6 +373,7 @@ async def run(config: Config, on_serving: Callable[[str], None]) -> None:
         gc.collect()
         gc.freeze()
         gc.set_threshold(*_GARBAGE)
+        sys.setswitchinterval(_SWITCH_S)
         serving.append(server)
         on_serving(server.address)
         await stop.wait()

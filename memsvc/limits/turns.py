@@ -23,15 +23,17 @@ from memsvc.limits.pool import FairPool
 _ABOUT_S = 1.0
 #: What was done so long ago counts for a third of what is done now.
 _MEMORY_S = 0.25
-#: A tenant is lighter than one that uses so many times as much. Under a flood everything takes
+#: A tenant is lighter than one that wants so many times as much. Under a flood everything takes
 #: longer: who only seems to use as much must not be held back with the one that floods.
 _LIGHTER = 2
-#: From this part of its share on a tenant's calls are worked on one by one: several at once delay
-#: a lighter one's by as much, however little they are over a second.
+#: A tenant that wants this part of its share has its calls worked on one by one: several at once
+#: delay a lighter one's by as much, however little they are over a second.
 _NEAR = 0.5
-#: ... and the next does not wait longer than this for the one before it, which may take long, nor
-#: for a lighter one's: what it does next would take processors, interpreter and disk from that.
+#: ... and the next does not wait longer than this for the one before it, which may take long.
 _APART_S = 0.05
+#: ... nor for a lighter one's, of the first so many seconds: what it does next would take
+#: processors, interpreter and disk from that call.
+_ASIDE_S = 0.025
 #: Weight of the newest call in what a tenant's next one is expected to take.
 _NEWEST = 0.2
 _FIRST_GUESS_S = 0.005
@@ -59,6 +61,10 @@ class _Tenant:
     def use(self, now: float) -> float:
         """Seconds of work in a second, of late."""
         return self._recent_s(now) / _MEMORY_S
+
+    def demand(self, now: float) -> float:
+        """As `use`, with what stands in line: who is held back is no lighter for that."""
+        return self.use(now) + len(self.waiting) * self.expected_s / _MEMORY_S
 
     def about(self, now: float) -> bool:
         """Whether it has anything going on, or had just now."""
@@ -117,7 +123,7 @@ class Turns:
         """Awaited between two steps of a call that is worked on, or of what came of it: a tenant
         that comes near its share lets lighter ones' calls end first.
         """
-        deadline = self._clock() + _APART_S
+        deadline = self._clock() + _ASIDE_S
         while (tenant := self._tenants.get(uid)) is not None:
             now = self._clock()
             wait_s = min(deadline - now, self._in_the_way_s(tenant, now))
@@ -227,31 +233,30 @@ class Turns:
         left_s = tenant.began + _APART_S - now
         if not tenant.inside or not self._share or left_s <= 0:
             return 0.0
-        use = tenant.use(now)
-        if use <= _NEAR * self._share or not self._outweighs(tenant, now):
+        if tenant.demand(now) <= _NEAR * self._share or not self._outweighs(tenant, now):
             return 0.0
         return max(left_s, 0.001)
 
     def _aside_s(self, tenant: _Tenant, now: float) -> float:
         """Seconds for which the tenant's next call waits for lighter ones' calls."""
-        own_s = max(tenant.began, tenant.left) + _APART_S - now
+        own_s = max(tenant.began, tenant.left) + _ASIDE_S - now
         return max(0.0, min(own_s, self._in_the_way_s(tenant, now)))
 
     def _in_the_way_s(self, tenant: _Tenant, now: float) -> float:
         """Seconds for which the tenant, which comes near its share, is in the way of calls of
         lighter ones that are worked on. One that takes long is not in a hurry.
         """
-        if not self._share or tenant.use(now) <= _NEAR * self._share:
+        if not self._share or tenant.demand(now) <= _NEAR * self._share:
             return 0.0
         began = [one.began for one in self._lighter(tenant, now) if one.inside]
-        return max(0.0, max(began) + _APART_S - now) if began else 0.0
+        return max(0.0, max(began) + _ASIDE_S - now) if began else 0.0
 
     def _outweighs(self, tenant: _Tenant, now: float) -> bool:
         """Whether a lighter tenant is about."""
         return any(lighter.about(now) for lighter in self._lighter(tenant, now))
 
     def _lighter(self, tenant: _Tenant, now: float) -> Iterator[_Tenant]:
-        use = tenant.use(now)
+        demand = tenant.demand(now)
         for other in self._tenants.values():
-            if other is not tenant and other.use(now) * _LIGHTER < use:
+            if other is not tenant and other.demand(now) * _LIGHTER < demand:
                 yield other

@@ -179,7 +179,7 @@ async def test_a_flood_waits_for_a_lighter_tenants_call_no_longer_than_for_its_o
     step = asyncio.create_task(work.turns.step("a"))
     await settle()
     assert (work.inside("a"), step.done()) == (0, False)
-    work.clock.now += 0.051
+    work.clock.now += 0.026
     await until(lambda: step.done() and work.inside("a") == 1)
     assert work.inside("b") == 1
     await work.over()
