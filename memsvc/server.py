@@ -76,8 +76,8 @@ _CANCEL_S = 2.0
 #: When garbage is collected. All of it is looked through a tenth as often as by default: that takes
 #: 10 to 15 ms of a busy server, in which everybody waits, and most garbage is found before.
 _GARBAGE = (700, 5, 200)
-#: How long a thread may keep the interpreter while others want it: each wait of a call is that long,
-#: and each hand-over costs one that is half done its place (docs/performance, overload).
+#: How long a thread may keep the interpreter while others want it: a call waits so long for it
+#: several times, and every hand-over costs who is half done (docs/performance, overload).
 _SWITCH_S = 0.002
 
 
