@@ -15,6 +15,7 @@ from storage.crypto.key_slots import HEAD_BYTES, SLOT_BYTES
 from storage.crypto.root_keys import new_root_key, parse_root_keys, read_root_keys, write_root_keys
 from storage.store import (
     KeyMissingError,
+    MemoryUid,
     StorageError,
     StorageFullError,
     StoreNotFoundError,
@@ -24,7 +25,8 @@ from tests.support.blocks import memory_uid
 
 TENANT = "0a" * 16
 ROOT = LocalRootKeys([bytes(range(32))])
-A, B, C = memory_uid(1), memory_uid(2), memory_uid(3)
+#: Of bytes that padding cannot happen to make together with the first of a checksum.
+A, B, C = (MemoryUid(bytes([number]) * 16) for number in (1, 2, 3))
 
 
 @pytest.fixture
