@@ -245,15 +245,7 @@ async def _build(config: Config, stack: AsyncExitStack, place: Place | None = No
     data = place.data if place is not None else config.folder
     workers = Workers(config, catalog, towards_workers, data)
     limiter = Limiter(config, catalog.quotas)
-    encoding = EncodingQueue(
-        config,
-        catalog,
-        stores,
-        progress,
-        workers,
-        spend_tokens=limiter.spend_tokens,
-        step=limiter.turns.step,
-    )
+    encoding = EncodingQueue(config, catalog, stores, progress, workers, limiter=limiter)
 
     def notify(memory: MemoryRow, appended: bool) -> None:
         progress.publish(memory.uid, appended=appended)

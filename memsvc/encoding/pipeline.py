@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 
 from memsvc.api_error import ApiError
@@ -31,6 +31,7 @@ from memsvc.encoding.texts import (
     read_texts,
     write_live_blocks,
 )
+from memsvc.limits import Limiter
 from memsvc.progress import Progress
 from memsvc.stores import Stores
 from memsvc.v1.errors_pb2 import ErrorReason
@@ -77,8 +78,7 @@ class Pipeline:
         catalog: Catalog,
         stores: Stores,
         progress: Progress,
-        spend_tokens: Callable[[str, int], None],
-        step: Callable[[str], Awaitable[None]],
+        limiter: Limiter,
     ) -> None:
         self._served = served
         self._model = served.row
@@ -89,8 +89,7 @@ class Pipeline:
         self._progress = progress
         self._share = Share(config.reencode_share)
         self._agenda = Agenda(served, state, self._share, catalog, workers)
-        self._spend_tokens = spend_tokens
-        self._step = step
+        self._limiter = limiter
         self._news = asyncio.Event()
         self._encoding = asyncio.Semaphore(MAX_ENCODING)
         self._batches: dict[asyncio.Task[bool], Batch] = {}
@@ -241,7 +240,7 @@ class Pipeline:
         texts, target = Texts(self._batch_bytes(job)), self._target(job)
         for first in range(0, len(numbers), _READ_DOCUMENTS):
             part = numbers[first : first + _READ_DOCUMENTS]
-            await self._step(job.tenant_uid)
+            await self._limiter.turns.step(job.tenant_uid)
             if not await self._stores.read(job.tenant_uid, read_texts, target, part, texts):
                 break
         return texts
@@ -321,7 +320,7 @@ class Pipeline:
                 await asyncio.gather(writing, return_exceptions=True)
 
     async def _write(self, batch: Batch, target: Target, blocks: Sequence[KVBlock]) -> None:
-        await self._step(batch.job.tenant_uid)
+        await self._limiter.turns.step(batch.job.tenant_uid)
         stored, written = await self._stores.run(
             batch.job.tenant_uid, write_live_blocks, target, blocks
         )
@@ -347,7 +346,7 @@ class Pipeline:
         )
         reach(Failpoint.ENCODE_COMMITTED)
         if batch.tokens:
-            self._spend_tokens(batch.job.tenant_uid, batch.tokens)
+            self._limiter.spend_tokens(batch.job.tenant_uid, batch.tokens)
         self._backoff_s = 0.0
         if not batch.job.behind:
             # Pauses are no measure of the worker.

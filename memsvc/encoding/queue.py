@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 
 from memsvc import errors
@@ -16,6 +16,7 @@ from memsvc.encoding.looks import Looks
 from memsvc.encoding.pipeline import Pipeline
 from memsvc.encoding.pressure import Bounds
 from memsvc.encoding.texts import Target
+from memsvc.limits import Limiter
 from memsvc.progress import Progress, TooManySubscribersError
 from memsvc.stores import Stores
 from memsvc.workers import ServedModel, Workers
@@ -51,19 +52,15 @@ class EncodingQueue:
         progress: Progress,
         workers: Workers,
         *,
-        spend_tokens: Callable[[str, int], None],
-        step: Callable[[str], Awaitable[None]],
+        limiter: Limiter,
     ) -> None:
-        """spend_tokens: told of a tenant and how many tokens were encoded for it. step: awaited
-        before blocks of a tenant are written.
-        """
+        """limiter: told what was encoded for whom, and asked when it is whose turn."""
         self._config = config
         self._catalog = catalog
         self._stores = stores
         self._progress = progress
         self._workers = workers
-        self._spend_tokens = spend_tokens
-        self._step = step
+        self._limiter = limiter
         self._bounds = Bounds(config.backlog_documents, config.backlog_bytes)
         self._states: dict[str, ModelState] = {}
         self._bounding: set[str] = set()
@@ -224,8 +221,7 @@ class EncodingQueue:
             catalog=self._catalog,
             stores=self._stores,
             progress=self._progress,
-            spend_tokens=self._spend_tokens,
-            step=self._step,
+            limiter=self._limiter,
         )
         self._pipelines[served] = (pipeline, asyncio.create_task(pipeline.run()))
 

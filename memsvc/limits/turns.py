@@ -231,9 +231,9 @@ class Turns:
     def _apart_s(self, tenant: _Tenant, now: float) -> float:
         """Seconds for which the tenant's next call waits for the end of the one before it."""
         left_s = tenant.began + _APART_S - now
-        if not tenant.inside or not self._share or left_s <= 0:
+        if not tenant.inside or left_s <= 0:
             return 0.0
-        if tenant.demand(now) <= _NEAR * self._share or not self._outweighs(tenant, now):
+        if not self._near(tenant, now) or not self._outweighs(tenant, now):
             return 0.0
         return max(left_s, 0.001)
 
@@ -246,10 +246,14 @@ class Turns:
         """Seconds for which the tenant, which comes near its share, is in the way of calls of
         lighter ones that are worked on. One that takes long is not in a hurry.
         """
-        if not self._share or tenant.demand(now) <= _NEAR * self._share:
+        if not self._near(tenant, now):
             return 0.0
         began = [one.began for one in self._lighter(tenant, now) if one.inside]
         return max(0.0, max(began) + _ASIDE_S - now) if began else 0.0
+
+    def _near(self, tenant: _Tenant, now: float) -> bool:
+        """Whether the tenant comes near its share."""
+        return bool(self._share) and tenant.demand(now) > _NEAR * self._share
 
     def _outweighs(self, tenant: _Tenant, now: float) -> bool:
         """Whether a lighter tenant is about."""

@@ -158,13 +158,7 @@ async def test_near_its_share_a_flood_has_one_call_worked_on_beside_a_lighter_te
 
 async def test_a_flood_goes_on_between_the_calls_of_a_lighter_tenant() -> None:
     work = Work(share=0.5)
-    await near_its_share(work)
-    work.call("b")
-    await settle()
-    work.call("a")
-    step = asyncio.create_task(work.turns.step("a"))
-    await settle()
-    assert (work.inside("a"), step.done()) == (0, False)
+    step = await beside_a_lighter_ones_call(work)
     await work.end("b", seconds=0.001)
     assert (work.inside("a"), step.done()) == (1, True)
     await work.over()
@@ -172,13 +166,7 @@ async def test_a_flood_goes_on_between_the_calls_of_a_lighter_tenant() -> None:
 
 async def test_a_flood_waits_for_a_lighter_tenants_call_no_longer_than_for_its_own() -> None:
     work = Work(share=0.5)
-    await near_its_share(work)
-    work.call("b")
-    await settle()
-    work.call("a")
-    step = asyncio.create_task(work.turns.step("a"))
-    await settle()
-    assert (work.inside("a"), step.done()) == (0, False)
+    step = await beside_a_lighter_ones_call(work)
     work.clock.now += 0.026
     await until(lambda: step.done() and work.inside("a") == 1)
     assert work.inside("b") == 1
@@ -194,6 +182,18 @@ async def test_nobody_else_waits_between_two_steps() -> None:
     for tenant in ("b", "never seen"):
         await asyncio.wait_for(work.turns.step(tenant), 1)
     await work.over()
+
+
+async def beside_a_lighter_ones_call(work: Work) -> asyncio.Task[None]:
+    """A call of b is worked on; the next call of a and its next step, returned, wait for it."""
+    await near_its_share(work)
+    work.call("b")
+    await settle()
+    work.call("a")
+    step = asyncio.create_task(work.turns.step("a"))
+    await settle()
+    assert (work.inside("a"), step.done()) == (0, False)
+    return step
 
 
 async def near_its_share(work: Work) -> None:
