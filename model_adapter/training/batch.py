@@ -39,6 +39,7 @@ class Batch:
 
     slots_QS: places of voting tokens in the query stream, votes_QS: which of them are real;
     place_T: where in slots_QS (q * S + s) each token of that stream votes, Q * S if it does not.
+    teacher_QD: MiniLM's cosines; words_QD: BM25, from 0 to 1.
     """
 
     documents: Stream
@@ -50,6 +51,7 @@ class Batch:
     positive_QD: torch.Tensor
     ignored_QD: torch.Tensor
     teacher_QD: torch.Tensor | None
+    words_QD: torch.Tensor | None
     at_A: torch.Tensor
     targets_A: torch.Tensor
 
@@ -115,6 +117,7 @@ class Batcher:
             positive_QD=positive_QD,
             ignored_QD=ignored_QD,
             teacher_QD=self._teacher(drawn),
+            words_QD=self._words(drawn),
             at_A=torch.tensor(at, dtype=torch.long),
             targets_A=torch.tensor(targets, dtype=torch.long),
         )
@@ -179,6 +182,11 @@ class Batcher:
         return torch.from_numpy(
             corpus.query_vectors[drawn.queries].astype(np.float32) @ documents.T
         )
+
+    def _words(self, drawn: Drawn) -> torch.Tensor | None:
+        if self._corpus.words is None:
+            return None
+        return torch.from_numpy(self._corpus.words.scores(drawn.queries, drawn.documents))
 
 
 def _targets(rows: Sequence[AnswerRow]) -> tuple[list[int], list[int]]:

@@ -5,7 +5,6 @@ A document has a place in `documents`, a query one in `queries`; all else is arr
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from model_adapter.training.hygiene import Evaluation, clean
 from model_adapter.training.pseudo import PseudoQuestions
 from model_adapter.training.settings import Settings, SourceSettings
 from model_adapter.training.teacher import Embeddings, Teacher, nearest
+from model_adapter.training.words import WordScores
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ class Corpus:
     neighbours_NX: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), np.int64))
     document_vectors: Embeddings | None = None
     query_vectors: Embeddings | None = None
+    words: WordScores | None = None
     report: tuple[TrainingSource, ...] = ()
 
 
@@ -79,6 +80,7 @@ def build(
     )
     _index(corpus)
     _embed(corpus, settings, device)
+    _weigh_words(corpus, settings)
     corpus.report = _report(corpus)
     return corpus
 
@@ -228,17 +230,14 @@ def _embed(corpus: Corpus, settings: Settings, device: torch.device) -> None:
     if not settings.teacher:
         corpus.neighbours_NX = np.full((len(corpus.documents), 0), -1, dtype=np.int64)
         return
-    texts = [document.text for document in corpus.documents]
-    asked = [query.text for query in corpus.queries]
+    texts, asked = _texts(corpus)
     shaping = [str(settings.max_document), str(settings.neighbours), *texts, *asked]
-    digest = hashlib.sha256("\0".join(shaping).encode())
-    digest.update(corpus.scope_N.tobytes())
-    path = prepared.folder_of(settings) / f"teacher-{digest.hexdigest()[:32]}.safetensors"
+    path = prepared.named(settings, "teacher", shaping, corpus.scope_N.tobytes())
     if not path.is_file():
         teacher = Teacher(device, settings.max_document)
         vectors = teacher.embed(texts + asked, _log_progress)
         documents = vectors[: len(texts)]
-        near = nearest(documents, settings.neighbours, corpus.scope_N)
+        near = nearest(documents, settings.neighbours, corpus.scope_N, device)
         arrays: prepared.Arrays = {
             "documents": documents,
             "queries": vectors[len(texts) :],
@@ -248,6 +247,22 @@ def _embed(corpus: Corpus, settings: Settings, device: torch.device) -> None:
     held = load_file(path)
     corpus.document_vectors, corpus.query_vectors = held["documents"], held["queries"]
     corpus.neighbours_NX = held["near"]
+
+
+def _weigh_words(corpus: Corpus, settings: Settings) -> None:
+    """BM25 of all questions and documents, kept as the teacher's vectors are."""
+    if not settings.words:
+        return
+    texts, asked = _texts(corpus)
+    path = prepared.named(settings, "words", [*texts, *asked])
+    if not path.is_file():
+        prepared.write_arrays(path, WordScores.build(texts, asked).pack())
+    corpus.words = WordScores.unpack(load_file(path))
+
+
+def _texts(corpus: Corpus) -> tuple[list[str], list[str]]:
+    documents = [document.text for document in corpus.documents]
+    return documents, [query.text for query in corpus.queries]
 
 
 def _log_progress(done: int, total: int) -> None:

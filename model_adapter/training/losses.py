@@ -19,21 +19,20 @@ TEACHER_TEMPERATURE = 0.05
 
 @dataclass(frozen=True)
 class Relevance:
-    """positive_QD: gold. ignored_QD: neither gold nor a negative. teacher_QD: cosines or None."""
+    """positive_QD: gold. ignored_QD: neither gold nor a negative."""
 
     positive_QD: torch.Tensor
     ignored_QD: torch.Tensor
-    teacher_QD: torch.Tensor | None
 
 
 def without_false_negatives(
     positive_QD: torch.Tensor, ignored_QD: torch.Tensor, teacher_QD: torch.Tensor | None
 ) -> Relevance:
-    """Also ignores what the teacher holds for an answer as good as the gold document."""
+    """Also ignores what the teacher's cosines hold for an answer as good as the gold document."""
     if teacher_QD is not None:
         gold_Q = teacher_QD.masked_fill(~positive_QD, 2.0).amin(dim=1, keepdim=True)
         ignored_QD = ignored_QD | (teacher_QD > gold_Q + FALSE_NEGATIVE_MARGIN)
-    return Relevance(positive_QD, ignored_QD & ~positive_QD, teacher_QD)
+    return Relevance(positive_QD, ignored_QD & ~positive_QD)
 
 
 def document_scores(
@@ -68,10 +67,18 @@ def contrastive(logits_QD: torch.Tensor, relevance: Relevance) -> torch.Tensor:
     return per_query.mean()
 
 
-def distillation(logits_QD: torch.Tensor, relevance: Relevance) -> torch.Tensor:
-    """KL from the teacher's softmax over the batch to ours, mean over queries."""
-    assert relevance.teacher_QD is not None
-    target_QD = functional.log_softmax(relevance.teacher_QD / TEACHER_TEMPERATURE, dim=1)
+def taught(
+    cosines_QD: torch.Tensor | None, words_QD: torch.Tensor | None, share: float
+) -> torch.Tensor | None:
+    """What the teachers say together: cosines, and words with their share; None without any."""
+    if cosines_QD is None or words_QD is None:
+        return words_QD if cosines_QD is None else cosines_QD
+    return torch.lerp(cosines_QD, words_QD, share)
+
+
+def distillation(logits_QD: torch.Tensor, taught_QD: torch.Tensor) -> torch.Tensor:
+    """KL from the teachers' softmax over the batch to ours, mean over queries."""
+    target_QD = functional.log_softmax(taught_QD / TEACHER_TEMPERATURE, dim=1)
     ours_QD = functional.log_softmax(logits_QD, dim=1)
     return functional.kl_div(ours_QD, target_QD, reduction="batchmean", log_target=True)
 

@@ -89,6 +89,13 @@ def folder_of(settings: Settings) -> Path:
     return settings.cache / "training"
 
 
+def named(settings: Settings, kind: str, texts: Sequence[str], more: bytes = b"") -> Path:
+    """Where what was made of these texts lies."""
+    digest = hashlib.sha256("\0".join(texts).encode())
+    digest.update(more)
+    return folder_of(settings) / f"{kind}-{digest.hexdigest()[:32]}.safetensors"
+
+
 def write_arrays(path: Path, arrays: Arrays) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)

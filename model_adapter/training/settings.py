@@ -78,7 +78,8 @@ class Settings:
     evaluated:
     held-out questions per set that a run asks as it goes. batch_processes: that make batches
     ahead, 0 for two threads.
-    delta_layers: lowest layer with a delta; those below run without gradients.
+    first_delta_layer: lowest layer with a delta; those below run without gradients.
+    words: BM25's share in what the teacher says, 1 without MiniLM (teacher false); 0 for none.
     """
 
     data: Path
@@ -121,6 +122,7 @@ class Settings:
     session_weight: float = 0.03
     max_session: int = 640
     teacher: bool = True
+    words: float = 0.0
     held_out: int = 200
     held_out_bank: int = 600
     checkpoint_every: int = 100
@@ -157,14 +159,16 @@ class Settings:
         ):
             if getattr(self, key) < 0:
                 raise SettingsError(f"{key} is negative")
+        if not 0 <= self.words <= 1:
+            raise SettingsError("words is not between 0 and 1")
         if not any(s.weight > 0 or s.pseudo_weight > 0 for s in self.sources):
             raise SettingsError("no source has a weight")
 
     @property
     def losses(self) -> Recipe:
-        """The named recipe; without a teacher, its loss is left out."""
+        """The named recipe; without any teacher, their loss is left out."""
         recipe = RECIPES[self.recipe]
-        if self.teacher:
+        if self.teacher or self.words:
             return recipe
         return replace(
             recipe,

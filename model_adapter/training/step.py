@@ -62,8 +62,9 @@ class Step:
             parts["layers"] = torch.stack(each).mean()
         if weights.combined:
             parts["combined"] = losses.contrastive(combined_QD * scale, relevance)
-        if weights.teacher and relevance.teacher_QD is not None:
-            parts["teacher"] = losses.distillation(combined_QD * scale, relevance)
+        taught_QD = losses.taught(batch.teacher_QD, batch.words_QD, self._settings.words)
+        if weights.teacher and taught_QD is not None:
+            parts["teacher"] = losses.distillation(combined_QD * scale, taught_QD)
         if logits_AV is not None:
             parts["answer"] = losses.answers(logits_AV, batch.targets_A)
         total = torch.stack([getattr(weights, name) * part for name, part in parts.items()]).sum()

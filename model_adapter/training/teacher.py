@@ -19,7 +19,7 @@ from model_adapter.training.errors import SettingsError
 
 #: Word pieces that are read of a text, as its makers set it.
 MAX_TOKENS = 256
-_BATCH_TOKENS = 8192
+_BATCH_TOKENS = 32768
 
 Embeddings = npt.NDArray[np.float16]
 Report = Callable[[int, int], None]
@@ -76,21 +76,21 @@ class Teacher:
 
 
 def nearest(
-    embeddings: Embeddings, count: int, groups: npt.NDArray[np.int64]
+    embeddings: Embeddings, count: int, groups: npt.NDArray[np.int64], device: torch.device
 ) -> npt.NDArray[np.int64]:
     """The `count` nearest others of each row within its group [N, count]; -1 where there are
-    fewer. Exact, block by block."""
+    fewer. Exact but for the device's rounding, block by block."""
     found = np.full((len(embeddings), count), -1, dtype=np.int64)
     for group in np.unique(groups):
         members = np.flatnonzero(groups == group)
         take = min(count, len(members) - 1)
         if take < 1:
             continue
-        vectors = torch.from_numpy(embeddings[members]).float()
+        vectors = torch.from_numpy(embeddings[members]).to(device).float()
         for first in range(0, len(members), 1024):
             block = vectors[first : first + 1024] @ vectors.T
-            rows = torch.arange(block.shape[0])
+            rows = torch.arange(block.shape[0], device=device)
             block[rows, first + rows] = -2.0
-            best = block.topk(take, dim=1).indices.numpy()
+            best = block.topk(take, dim=1).indices.cpu().numpy()
             found[members[first : first + 1024], :take] = members[best]
     return found

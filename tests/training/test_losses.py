@@ -41,7 +41,7 @@ def test_contrastive_is_the_published_formula(seed: int, queries: int, documents
             if positive[q, d]
         ]
         expected += sum(terms) / len(terms) / queries
-    found = losses.contrastive(logits, Relevance(positive, ignored, None))
+    found = losses.contrastive(logits, Relevance(positive, ignored))
     assert float(found) == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
@@ -49,7 +49,7 @@ def test_gradients_are_finite_where_all_else_is_ignored() -> None:
     logits = torch.zeros(2, 3, requires_grad=True)
     positive = torch.tensor([[True, False, False], [True, True, True]])
     ignored = torch.tensor([[False, True, True], [False, False, False]])
-    loss = losses.contrastive(logits, Relevance(positive, ignored, None))
+    loss = losses.contrastive(logits, Relevance(positive, ignored))
     assert loss.item() == pytest.approx(0.0, abs=1e-6)
     (gradient,) = torch.autograd.grad(loss, logits)
     assert torch.isfinite(gradient).all()
@@ -82,12 +82,21 @@ def test_scores_are_maxima_over_tokens_and_chunks(seed: int, mean_tokens: bool) 
 
 
 def test_distillation_is_zero_at_the_teacher_and_positive_elsewhere() -> None:
-    logits, positive, ignored = _random(3, 4, 5)
+    logits, _, _ = _random(3, 4, 5)
     teacher = torch.rand(4, 5, generator=torch.Generator().manual_seed(1))
-    relevance = Relevance(positive, ignored, teacher)
-    at_it = losses.distillation(teacher / losses.TEACHER_TEMPERATURE + 3.0, relevance)
+    at_it = losses.distillation(teacher / losses.TEACHER_TEMPERATURE + 3.0, teacher)
     assert float(at_it) == pytest.approx(0.0, abs=1e-5)
-    assert float(losses.distillation(logits, relevance)) > 0.1
+    assert float(losses.distillation(logits, teacher)) > 0.1
+
+
+def test_teachers_are_blended_by_the_words_share() -> None:
+    cosines, words = torch.tensor([[0.8, 0.2]]), torch.tensor([[0.0, 0.6]])
+    both = losses.taught(cosines, words, 0.25)
+    assert both is not None
+    torch.testing.assert_close(both, torch.tensor([[0.6, 0.3]]))
+    assert losses.taught(cosines, None, 0.25) is cosines
+    assert losses.taught(None, words, 0.25) is words
+    assert losses.taught(None, None, 0.25) is None
 
 
 def test_answers_are_cross_entropy() -> None:

@@ -183,6 +183,7 @@ def test_the_command_trains_exports_and_refuses(
         ("sources", "[1]", "not a table"),
         ("sources", '[{name = "x"}]', "licence is missing"),
         ("teacher", "1", "not bool"),
+        ("words", "1.5", "not between 0 and 1"),
     ],
 )
 def test_settings_that_are_refused(tmp_path: Path, key: str, value: str, match: str) -> None:

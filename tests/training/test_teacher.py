@@ -34,7 +34,7 @@ def test_nearest_stay_in_their_group() -> None:
     generator = np.random.default_rng(4)
     vectors = generator.normal(size=(60, 8)).astype(np.float16)
     groups = np.array([0] * 40 + [1] * 18 + [2] * 2)
-    found = nearest(vectors, 5, groups)
+    found = nearest(vectors, 5, groups, torch.device("cpu"))
     wide = vectors.astype(np.float32)
     for n in range(60):
         members = [m for m in range(60) if groups[m] == groups[n] and m != n]
