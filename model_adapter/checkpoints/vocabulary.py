@@ -29,10 +29,12 @@ _RETRIEVAL_ENDS = ("<issue_closed>", "<|reserved_special_token_1|>")
 TRAINED_LEXICAL_WEIGHT = 0.4
 UNTRAINED_LEXICAL_WEIGHT = 0.6
 #: Probability from which an adapter, which was trained to decline, does (docs/default-model.md).
-TRAINED_UNKNOWN_SHARE = 0.3
-#: Tokens of documents behind which an adapter of that size is shown no further one: more text is
-#: more to mistake for the answer (docs/default-model.md).
-TRAINED_ENOUGH_TOKENS = 128
+TRAINED_UNKNOWN_SHARE = 0.1
+#: Documents that are shown, with an adapter and without, and the tokens of them behind which an
+#: adapter of that size is shown no further one: what helped most (docs/default-model.md).
+TRAINED_DOCUMENTS = 8
+UNTRAINED_DOCUMENTS = 3
+TRAINED_ENOUGH_TOKENS = 512
 
 
 def parse_tokenizer(content: bytes, name: str) -> Tokenizer:
@@ -100,7 +102,7 @@ def base_template(tokenizer: Tokenizer, *, trained: bool) -> Template:
         return_documents="",
         system="You answer questions about the given text. Answer with a few words of it.",
         documents_after="\nQuestion: ",
-        documents=3,
+        documents=TRAINED_DOCUMENTS if trained else UNTRAINED_DOCUMENTS,
         enough_tokens=TRAINED_ENOUGH_TOKENS if trained else 0,
         unknown="I don't know.",
         unknown_share=TRAINED_UNKNOWN_SHARE if trained else 0.0,
