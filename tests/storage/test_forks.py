@@ -162,6 +162,16 @@ def test_a_fork_without_a_record_of_its_own_is_known(store: LmdbStore) -> None:
     assert {parse_key(key).memory for key, _ in store.iter_raw()} == {PARENT}
 
 
+def test_a_memory_whose_documents_all_went_is_known_by_its_keys(store: LmdbStore) -> None:
+    fill(store, PARENT, 1, 3)
+    store.delete_documents(PARENT, [1, 2, 3])
+    assert {parse_key(key).kind for key, _ in store.iter_raw()} == {Kind.KEYS}
+    assert store.memories() == [PARENT]
+    assert list(store.check()) == []
+    store.delete_memory(PARENT)
+    assert store.memories() == []
+
+
 def test_damage_of_a_lineage_record_is_found(tmp_path: Path) -> None:
     store = LmdbStore(tmp_path / "tenant")
     fill(store, PARENT, 1, 2)
