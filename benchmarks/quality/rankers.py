@@ -11,7 +11,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from model_adapter.blending import DEPTH, blend
 from model_adapter.engine import Engine, MemoryView
 from model_adapter.lexical import LexicalIndex
+from model_adapter.training.words import index_of, words_of
 
 #: Texts that MiniLM embeds together.
 GROUP = 128
@@ -89,28 +89,12 @@ class Bm25(Ranker):
         """Raises MissingPackageError."""
         require("bm25s", "bm25")
         require("Stemmer", "bm25")
-        import bm25s  # noqa: PLC0415  # optional
-        import Stemmer  # noqa: PLC0415  # optional
-
-        self._tokenize = bm25s.tokenize
-        self._stemmer = Stemmer.Stemmer("english")
         self._numbers = np.array(sorted(texts), dtype=np.int64)
-        self._index = bm25s.BM25()
-        corpus = self._tokens([texts[number] for number in sorted(texts)])
-        self._index.index(corpus, show_progress=False)
-
-    def _tokens(self, texts: Sequence[str]) -> Any:
-        return self._tokenize(
-            list(texts),
-            stopwords="en",
-            stemmer=self._stemmer,
-            return_ids=False,
-            show_progress=False,
-        )
+        self._index = index_of([texts[number] for number in sorted(texts)])
 
     def rank(self, question: str, limit: int) -> Ranking:
         """Documents that share a word with the question; ties go to the lower number."""
-        (words,) = self._tokens([question])
+        (words,) = words_of([question])
         if not words:
             return []
         scores = np.asarray(self._index.get_scores(words), dtype=np.float32)

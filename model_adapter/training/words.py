@@ -1,8 +1,8 @@
 """The second teacher: how much of a question's words a document has, by BM25.
 
-BM25 by the package bm25s, extra `training`, as the benchmarks have it (Lucene's form, English
-stems). A score is divided by the most that the question's words could reach, so that it
-lies between 0 and 1 as a cosine does and the two can be blended.
+BM25 by the package bm25s, extras `training` and `quality`: Lucene's form, English stems, the
+same for the benchmarks. A score is divided by the most that the question's words could reach,
+so that it lies between 0 and 1 as a cosine does and the two can be blended.
 """
 
 from __future__ import annotations
@@ -19,6 +19,31 @@ from model_adapter.training.prepared import Arrays
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+
+
+def words_of(texts: Sequence[str]) -> list[list[str]]:
+    """The stems of each text's words, without English stop words. Raises ImportError."""
+    # ruff: noqa: PLC0415  # an optional extra: imported only where it is used
+    import bm25s
+    import Stemmer
+
+    found: list[list[str]] = bm25s.tokenize(
+        list(texts),
+        stopwords="en",
+        stemmer=Stemmer.Stemmer("english"),
+        return_ids=False,
+        show_progress=False,
+    )
+    return found
+
+
+def index_of(texts: Sequence[str]) -> Any:
+    """BM25 of the package over texts in their order. Raises ImportError."""
+    import bm25s
+
+    index = bm25s.BM25()
+    index.index(words_of(texts), show_progress=False)
+    return index
 
 
 @dataclass(frozen=True)
@@ -54,22 +79,16 @@ class WordScores:
     @classmethod
     def build(cls, documents: Sequence[str], questions: Sequence[str]) -> Self:
         """Of all texts. Raises SettingsError without the packages."""
-        # ruff: noqa: PLC0415  # an optional extra: imported only where it is used
         try:
-            import bm25s
-            import Stemmer
+            index = index_of(documents)
         except ImportError as error:
             raise SettingsError(
                 f"the words' teacher needs the extra `training` ({error}); or set words = 0"
             ) from error
-        options: dict[str, Any] = {"stopwords": "en", "stemmer": Stemmer.Stemmer("english")}
-        options |= {"return_ids": False, "show_progress": False}
-        index: Any = bm25s.BM25()
-        index.index(bm25s.tokenize(list(documents), **options), show_progress=False)
         vocabulary: dict[str, int] = index.vocab_dict
         asked = [
             [vocabulary[word] for word in words if word in vocabulary]
-            for words in bm25s.tokenize(list(questions), **options)
+            for words in words_of(questions)
         ]
         bounds = np.asarray(index.scores["indptr"], dtype=np.int64)
         frequency = bounds[1:] - bounds[:-1]
@@ -120,9 +139,9 @@ class WordScores:
         weights_DW = np.zeros((len(documents), len(vocabulary)), dtype=np.float32)
         at, holder = self.document_words.take(documents)
         held = self.document_words.values[at]
-        place = np.searchsorted(vocabulary, held).clip(max=max(len(vocabulary) - 1, 0))
-        known = vocabulary[place] == held if len(vocabulary) else np.zeros(len(held), dtype=bool)
-        weights_DW[holder[known], place[known]] = self.weights[at[known]]
+        known = np.isin(held, vocabulary)
+        place = np.searchsorted(vocabulary, held[known])
+        weights_DW[holder[known], place] = self.weights[at[known]]
         most_Q = counts_QW @ self.most[vocabulary]
         found: Floats = (counts_QW @ weights_DW.T) / np.maximum(most_Q, 1e-6)[:, None]
         return found
